@@ -1,0 +1,67 @@
+"""Checks at the door. Every message names the value, what was expected, and what to try. Floor 0."""
+
+import difflib
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The command line prints it as one line, without a traceback."""
+
+
+def one_of(kind: str, name: str, choices: Iterable[str]) -> str:
+    """Returns `name` if it is among `choices`; the error suggests the nearest one."""
+    choices = list(choices)
+    if name in choices:
+        return name
+    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(f"unknown {kind} {name!r}: {hint}choose from {', '.join(choices)}")
+
+
+def positive(**values: float) -> None:
+    """Raises unless every value is a finite number above zero: `positive(num_steps=num_steps)`."""
+    for name, value in values.items():
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(f"{name}={value}: expected a number above 0")
+
+
+def non_negative(**values: float) -> None:
+    """Raises unless every value is a finite number, zero or above."""
+    for name, value in values.items():
+        if not (np.isfinite(value) and value >= 0):
+            raise InputError(f"{name}={value}: expected a number that is 0 or above")
+
+
+def in_range(low: float, high: float, **values: float) -> None:
+    """Raises unless every value lies in the half-open interval [low, high)."""
+    for name, value in values.items():
+        if not low <= value < high:
+            raise InputError(f"{name}={value}: expected a number in [{low:g}, {high:g})")
+
+
+def all_finite(what: str, tree) -> None:
+    """Raises if any array of `tree` holds a NaN or an infinity, naming the first such leaf."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        bad = int(np.size(leaf) - np.sum(np.isfinite(np.asarray(leaf))))
+        if bad:
+            name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+            raise InputError(f"{what}: {name} holds {bad} values that are NaN or infinite; expected finite numbers only")
+
+
+def same_structure(what: str, tree, like) -> None:
+    """Raises unless `tree` has the structure and the shapes of `like`, naming the first difference."""
+    named = dict(jax.tree_util.tree_leaves_with_path(tree))
+    expected = dict(jax.tree_util.tree_leaves_with_path(like))
+    for path in expected.keys() | named.keys():
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if path not in named:
+            raise InputError(f"{what}: {name} is missing; expected shape {np.shape(expected[path])}")
+        if path not in expected:
+            raise InputError(f"{what}: {name} is not part of the network; remove it")
+        if np.shape(named[path]) != np.shape(expected[path]):
+            raise InputError(
+                f"{what}: {name} has shape {np.shape(named[path])}; expected {np.shape(expected[path])}"
+            )
