@@ -1,0 +1,19 @@
+"""How much of the private images an attack recovered."""
+
+from gi_jax.metrics.assignment import match, mse_matrix
+from gi_jax.metrics.image import mse, psnr, ssim
+from gi_jax.metrics.perceptual import lpips, lpips_matrix
+from gi_jax.metrics.score import reference_scores, score, summarize
+
+__all__ = [
+    "lpips",
+    "lpips_matrix",
+    "match",
+    "mse",
+    "mse_matrix",
+    "psnr",
+    "reference_scores",
+    "score",
+    "ssim",
+    "summarize",
+]
