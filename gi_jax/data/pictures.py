@@ -1,0 +1,72 @@
+"""Picture files to square uint8 arrays."""
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from gi_jax.checks import InputError
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """The file name suffixes that Pillow can read, lower case, with their dot."""
+    extensions = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in extensions.items() if kind in Image.OPEN)
+
+
+def is_picture(name: str) -> bool:
+    """Whether the suffix of the file name is one that Pillow can read."""
+    base = name.rsplit("/", 1)[-1]
+    return "." in base and "." + base.rsplit(".", 1)[-1].lower() in picture_suffixes()
+
+
+def decode(data: bytes, where: str, size: int) -> np.ndarray:
+    """Decodes one picture file to RGB, cuts its center square and resizes it with antialiasing.
+
+    A picture that has `size` x `size` pixels already keeps its pixels as they are.
+
+    Args:
+        data: the content of the file.
+        where: the name of the file, for the error message.
+        size: height and width of the result.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        InputError: the file is damaged, or no picture of 8 bits a channel.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            deep = picture.mode.startswith(("I", "F"))
+            square = _square(ImageOps.exif_transpose(picture).convert("RGB"), size)
+    except Exception as error:  # the decoders behind Pillow raise errors of many kinds on damaged files
+        raise InputError(
+            f"{where} cannot be read as a picture ({type(error).__name__}); "
+            "expected a complete picture file: replace or remove it"
+        ) from error
+    if deep:
+        raise InputError(f"{where} has more than 8 bits a channel; expected 8 bits: convert it first")
+    return square
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Center-cut and antialiased resize of pictures in memory.
+
+    Args:
+        images: uint8 [n, h, w, 3].
+        size: height and width of the result.
+
+    Returns:
+        uint8 [n, size, size, 3].
+    """
+    return np.stack([_square(Image.fromarray(image), size) for image in images])
+
+
+def _square(picture: Image.Image, size: int) -> np.ndarray:
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))

@@ -1,0 +1,387 @@
+"""Loaders, against tiny copies in the real file layouts: pixels, order and every refusal."""
+
+import pickle
+import shutil
+import socket
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gi_jax.checks import InputError
+from gi_jax.data import cifar10
+from gi_jax.data.cifar10_batches import BINARY_FILES, PYTHON_FILES
+from gi_jax.data.dataset import rank_in_class
+from gi_jax.data.datasets import DATASETS, Dataset, load
+from gi_jax.data.synthetic import smooth_images
+from gi_jax.data.victims import batches, choose, first_per_class
+
+PER_BATCH = 12
+RNG = np.random.default_rng(0)
+TRAIN = RNG.integers(0, 256, (5 * PER_BATCH, 32, 32, 3), dtype=np.uint8)
+TEST = RNG.integers(0, 256, (PER_BATCH, 32, 32, 3), dtype=np.uint8)
+TRAIN_LABELS = RNG.permutation(np.arange(5 * PER_BATCH) % 10)
+TEST_LABELS = np.arange(PER_BATCH) % 10
+
+
+def refused(*parts: str):
+    """Expects an InputError of one line that holds all of `parts` in this order."""
+    return pytest.raises(InputError, match="^[^\n]*" + "[^\n]*".join(parts) + "[^\n]*$")
+
+
+def per_file(names_of_splits):
+    """Yields file name, planar pixels [n, 3072] and labels of each batch file."""
+    for split, images, labels in (("train", TRAIN, TRAIN_LABELS), ("test", TEST, TEST_LABELS)):
+        for i, name in enumerate(names_of_splits[split]):
+            part = slice(i * PER_BATCH, (i + 1) * PER_BATCH)
+            yield name, images[part].transpose(0, 3, 1, 2).reshape(PER_BATCH, -1), labels[part]
+
+
+def write_python(folder):
+    """Batches pickled as python 2 and an old numpy did: old module names, integer dtype flags."""
+    folder.mkdir(parents=True)
+    for name, pixels, labels in per_file(PYTHON_FILES):
+        data = pickle.dumps({b"data": pixels, b"labels": labels.tolist()}, protocol=2)
+        assert b"\x89\x88\x87" in data
+        data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+        (folder / name).write_bytes(data.replace(b"\x89\x88\x87", b"K\x00K\x01\x87", 1))
+    return folder
+
+
+def write_binary(folder):
+    folder.mkdir(parents=True)
+    for name, pixels, labels in per_file(BINARY_FILES):
+        (folder / name).write_bytes(np.column_stack([labels.astype(np.uint8), pixels]).tobytes())
+    (folder / "batches.meta.txt").write_text("\n".join(cifar10.CLASS_NAMES) + "\n\n")
+    return folder
+
+
+def write_class_folders(folder, suffix="png"):
+    for split, images, labels in (("train", TRAIN, TRAIN_LABELS), ("test", TEST, TEST_LABELS)):
+        for image, label, rank in zip(images, labels, rank_in_class(labels), strict=True):
+            file = folder / split / cifar10.CLASS_NAMES[label] / f"{rank:04d}.{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+    return folder
+
+
+def pack(archive, folder, arcname=None):
+    """A tar archive whose members are in reverse order: readers must not rely on the order."""
+    with tarfile.open(
+        archive, "w:" + archive.suffix.strip(".").replace("tar", "").replace("tgz", "gz")
+    ) as tar:
+        for file in sorted(folder.rglob("*"), reverse=True):
+            if file.is_file():
+                name = file.relative_to(folder).as_posix()
+                tar.add(file, f"{arcname}/{name}" if arcname else name)
+    return archive
+
+
+def write_picture(file, value=0, size=(32, 32), mode="RGB"):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode != "RGB" else (value,) * 3).save(file)
+
+
+def assert_original(dataset, split="train"):
+    images, labels = (TRAIN, TRAIN_LABELS) if split == "train" else (TEST, TEST_LABELS)
+    np.testing.assert_array_equal(dataset.images, images)
+    np.testing.assert_array_equal(dataset.labels, labels)
+    assert dataset.labels.dtype == np.int32
+    assert dataset.class_names == cifar10.CLASS_NAMES and dataset.note == ""
+
+
+def assert_round_robin(dataset):
+    order = np.lexsort((TRAIN_LABELS, rank_in_class(TRAIN_LABELS)))
+    np.testing.assert_array_equal(dataset.images, TRAIN[order])
+    np.testing.assert_array_equal(dataset.labels, TRAIN_LABELS[order])
+
+
+# photos
+
+
+def test_photos_hold_ten_balanced_classes_and_their_own_constants():
+    photos = load("photos")
+    assert photos.num_classes == 10 and len(photos) == 116 and len(load("photos", "test")) == 32
+    assert photos.images.shape[1:] == (32, 32, 3) and photos.images.dtype == np.uint8
+    np.testing.assert_array_equal(photos.labels[:20], np.tile(np.arange(10), 2))
+    assert sorted(set(load("photos", "test").labels)) == list(range(10))
+    pixels = photos.as_float()
+    assert pixels.dtype == np.float32 and pixels.min() >= 0 and pixels.max() <= 1
+    exact = photos.images / 255
+    np.testing.assert_allclose(photos.mean, exact.mean((0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(photos.std, exact.std((0, 1, 2)), atol=1e-4)
+
+
+def test_per_class_and_image_size():
+    photos = load("photos", per_class=2, image_size=16)
+    assert photos.images.shape == (20, 16, 16, 3)
+    np.testing.assert_array_equal(photos.labels, np.tile(np.arange(10), 2))
+
+
+# cifar10
+
+
+@pytest.mark.parametrize("write", [write_python, write_binary])
+def test_batches_keep_the_original_order(tmp_path, write):
+    folder = write(tmp_path / "data" / "cifar-10-batches")
+    for place in (folder, folder.parent):
+        assert_original(load("cifar10", data_dir=place))
+    assert_original(load("cifar10", "test", folder), "test")
+    archive = pack(tmp_path / "cifar.tar.gz", folder, "cifar-10-batches")
+    assert_original(load("cifar10", data_dir=archive))
+    assert_original(load("cifar10", data_dir=str(tmp_path)))
+    first = load("cifar10", data_dir=archive, per_class=2)
+    np.testing.assert_array_equal(first.images, TRAIN[rank_in_class(TRAIN_LABELS) < 2])
+
+
+@pytest.mark.parametrize("archive", ["a.tar", "a.tgz", "a.tar.xz"])
+def test_class_folders_are_read_round_robin(tmp_path, archive):
+    folder = write_class_folders(tmp_path / "data" / "cifar10")
+    assert_round_robin(load("cifar10", data_dir=folder))
+    assert_round_robin(load("cifar10", data_dir=folder.parent))
+    (tmp_path / "packed").mkdir()
+    path = pack(tmp_path / "packed" / archive, folder, "cifar10")
+    assert_round_robin(load("cifar10", data_dir=path))
+    assert_round_robin(load("cifar10", data_dir=path.parent))
+    some = load("cifar10", data_dir=path, per_class=2)
+    np.testing.assert_array_equal(some.images, load("cifar10", data_dir=folder).images[:20])
+
+
+def test_class_folders_of_jpeg_are_called_lossy(tmp_path):
+    assert "lossy" in load("cifar10", data_dir=write_class_folders(tmp_path, "jpg"), per_class=1).note
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A copy that tensorflow-datasets prepared from a tiny archive, without a network."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    from tensorflow_datasets.core.download import checksums
+
+    from gi_jax.data.cifar10_tfds import Cifar10
+
+    root = tmp_path_factory.mktemp("tfds")
+    archive = pack(root / "cifar-10-binary.tar.gz", write_binary(root / "unpacked"), "cifar-10-batches-bin")
+    url, checksum = next(iter(Cifar10.url_infos)), checksums.compute_url_info(archive).checksum
+    info = checksums.UrlInfo(archive.stat().st_size, checksum, archive.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cifar10, "url_infos", {url: info})
+        builder = Cifar10(data_dir=root / "data", file_format="array_record")
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=root))
+    return root / "data"
+
+
+def test_prepared_copy_is_put_back_in_the_original_order(prepared, monkeypatch):
+    for place in (prepared, prepared / "cifar10", prepared / "cifar10" / "3.0.2"):
+        assert_original(load("cifar10", data_dir=place))
+    assert_original(load("cifar10", "test", prepared), "test")
+    first = load("cifar10", data_dir=prepared, per_class=1)
+    np.testing.assert_array_equal(first.images, TRAIN[rank_in_class(TRAIN_LABELS) < 1])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    assert_original(load("cifar10"))
+
+
+def test_damaged_prepared_copy_is_refused(prepared, tmp_path):
+    copy = shutil.copytree(prepared / "cifar10" / "3.0.2", tmp_path / "copy")
+    (copy / "features.json").write_text("{}")
+    with refused("cannot be read as a prepared CIFAR-10", "--data photos"):
+        load("cifar10", data_dir=copy)
+
+
+def test_offline_machine_is_told_what_to_try(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", offline)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with refused("cannot be reached", "--data-dir", "--data photos"):
+        load("cifar10")
+
+
+def test_damaged_batches_are_refused(tmp_path):
+    python, binary = write_python(tmp_path / "python"), write_binary(tmp_path / "binary")
+    (python / "test_batch").write_bytes(pickle.dumps(print))
+    with refused("test_batch cannot be read", "UnpicklingError"):
+        load("cifar10", "test", python)
+    (python / "test_batch").write_bytes((python / "data_batch_1").read_bytes()[:100])
+    with refused("test_batch cannot be read", "download"):
+        load("cifar10", "test", python)
+    (binary / "test_batch.bin").write_bytes(b"\0" * 3072)
+    with refused("test_batch.bin has 3072 bytes", "multiple of 3073"):
+        load("cifar10", "test", binary)
+    (binary / "test_batch.bin").write_bytes(b"\x0b" * 3073)
+    with refused("test_batch.bin: expected 1 labels in 0 to 9"):
+        load("cifar10", "test", binary)
+    (binary / "data_batch_3.bin").unlink()
+    with refused("data_batch_3.bin missing beside the other batches"):
+        load("cifar10", "train", binary)
+
+
+# folder
+
+
+def test_folder_reads_any_format_in_round_robin_order(tmp_path):
+    write_picture(tmp_path / "dog" / "b.bmp", 20)
+    write_picture(tmp_path / "dog" / "a.png", 10)
+    write_picture(tmp_path / "ant" / "z.gif", 30, mode="L")
+    (tmp_path / "ant" / "readme.txt").write_text("no picture")
+    data = load(f"folder:{tmp_path}")
+    assert data.class_names == ("ant", "dog") and data.labels.tolist() == [0, 1, 1]
+    assert data.images[:, 5, 5, 0].tolist() == [30, 10, 20]
+    assert load(f"folder:{pack(tmp_path / 'a.tar', tmp_path / 'dog', 'dog')}").class_names == ("dog",)
+
+
+def test_folder_cuts_the_center_square_and_resizes(tmp_path):
+    wide = np.zeros((40, 120, 3), np.uint8)
+    wide[:, 40:80] = 200
+    (tmp_path / "c").mkdir()
+    Image.fromarray(wide).save(tmp_path / "c" / "wide.png")
+    for size in (20, 40, 60):
+        images = load(f"folder:{tmp_path}", image_size=size).images
+        assert images.shape == (1, size, size, 3) and (images == 200).all()
+
+
+def test_folder_labels_agree_between_splits(tmp_path):
+    write_picture(tmp_path / "train" / "a" / "1.png")
+    write_picture(tmp_path / "train" / "b" / "1.png")
+    write_picture(tmp_path / "test" / "b" / "1.png")
+    assert load(f"folder:{tmp_path}", "test").labels.tolist() == [1]
+    assert load(f"folder:{tmp_path}").labels.tolist() == [0, 1]
+
+
+def test_damaged_pictures_are_refused(tmp_path):
+    file = tmp_path / "a" / "1.png"
+    write_picture(file)
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"no picture at all"):
+        file.write_bytes(damaged)
+        with refused("a/1.png cannot be read as a picture", "replace or remove"):
+            load(f"folder:{tmp_path}")
+    Image.fromarray(np.full((32, 32), 1000, np.uint16)).save(file)
+    with refused("a/1.png has more than 8 bits a channel"):
+        load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.xz"])
+def test_damaged_archives_are_refused(tmp_path, suffix):
+    archive = pack(tmp_path / f"a{suffix}", write_class_folders(tmp_path / "data"))
+    whole = archive.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[: len(whole) // 1024 * 512], b"", b"no archive" * 100):
+        archive.write_bytes(damaged)
+        for name, data_dir in ((f"folder:{archive}", None), ("cifar10", archive)):
+            with refused(f"a{suffix} is not a complete tar archive", "again"):
+                load(name, data_dir=data_dir)
+
+
+def test_archive_with_a_broken_member_header_is_refused(tmp_path):
+    archive = pack(tmp_path / "a.tar", write_class_folders(tmp_path / "data"))
+    with tarfile.open(archive) as tar:
+        header = tar.getmembers()[5].offset
+    data = bytearray(archive.read_bytes())
+    data[header : header + 8] = b"garbage!"
+    archive.write_bytes(data)
+    with refused("a.tar is not a complete tar archive", "after 5 files"):
+        load(f"folder:{archive}")
+
+
+# refusals at the door
+
+
+def test_unknown_names_and_splits_are_refused():
+    assert list(DATASETS) == ["photos", "cifar10", "folder:PATH"]
+    with refused("unknown data set 'cifar'", "did you mean 'cifar10'"):
+        load("cifar")
+    with refused("unknown split 'trian'", "did you mean 'train'"):
+        load("photos", "trian")
+    with refused("names no folder", "folder:PATH"):
+        load("folder")
+    with refused("per_class=0"):
+        load("photos", per_class=0)
+    with refused("image_size=-1"):
+        load("photos", image_size=-1)
+    with refused("data_dir=here", "photos takes none"):
+        load("photos", data_dir="here")
+
+
+def test_missing_and_empty_places_are_refused(tmp_path):
+    for name, data_dir in (("cifar10", tmp_path / "nowhere"), (f"folder:{tmp_path / 'nowhere'}", None)):
+        with refused("nowhere: no such file or directory"):
+            load(name, data_dir=data_dir)
+    for name, data_dir in (("cifar10", tmp_path), (f"folder:{tmp_path}", None)):
+        with refused("is empty"):
+            load(name, data_dir=data_dir)
+    write_picture(tmp_path / "loose.png")
+    with refused("holds no class folders", "<class>"):
+        load(f"folder:{tmp_path}")
+    with refused("holds no train pictures of CIFAR-10", "data_batch_1", "airplane"):
+        load("cifar10", data_dir=tmp_path)
+
+
+def test_missing_splits_are_refused(tmp_path, prepared):
+    write_picture(tmp_path / "flat" / "a" / "1.png")
+    write_picture(tmp_path / "split" / "train" / "a" / "1.png")
+    for name in ("flat", "split"):
+        with refused("split 'test' is missing", "choose split 'train'"):
+            load(f"folder:{tmp_path / name}", "test")
+    shutil.rmtree(write_class_folders(tmp_path / "cifar") / "test")
+    with refused("holds no test pictures of CIFAR-10"):
+        load("cifar10", "test", tmp_path / "cifar")
+    copy = shutil.copytree(prepared / "cifar10" / "3.0.2", tmp_path / "prepared")
+    info = (copy / "dataset_info.json").read_text()
+    (copy / "dataset_info.json").write_text(info.replace('"name": "test"', '"name": "other"'))
+    with refused("split 'test' is missing", "choose from train, other"):
+        load("cifar10", "test", copy)
+
+
+# victims
+
+
+@pytest.fixture
+def numbered():
+    """Nine pictures of three classes in a scan order of no pattern; each pixel tells its index."""
+    images = np.broadcast_to(np.arange(9, dtype=np.uint8)[:, None, None, None], (9, 2, 2, 3))
+    labels = np.array([2, 2, 0, 1, 0, 2, 1, 1, 0], np.int32)
+    return Dataset("numbered", images, labels, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)
+
+
+def indices(dataset):
+    return dataset.images[:, 0, 0, 0].tolist()
+
+
+def test_first_per_class_keeps_the_scan_order(numbered):
+    assert indices(first_per_class(numbered, 1)) == [0, 2, 3]
+    assert indices(first_per_class(numbered, 2)) == [0, 1, 2, 3, 4, 6]
+    with refused("first=4", "3 pictures of class 'a'", "--first"):
+        first_per_class(numbered, 4)
+
+
+def test_choose_is_seeded_and_draws_nothing_twice(numbered):
+    drawn = indices(choose(numbered, 6, seed=3))
+    assert len(set(drawn)) == 6 and drawn == indices(choose(numbered, 6, seed=3))
+    assert drawn != indices(choose(numbered, 6, seed=4))
+    with refused("count=10", "9 pictures"):
+        choose(numbered, 10, seed=0)
+    with refused("seed=-1"):
+        choose(numbered, 1, seed=-1)
+
+
+def test_batches_are_consecutive_and_whole(numbered):
+    assert [indices(batch) for batch in batches(numbered, 4, 2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    with refused("needs 12 pictures, there are 9", "--first", "--batch-size"):
+        batches(numbered, 4, 3)
+
+
+# synthetic
+
+
+def test_smooth_images_are_seeded_smooth_and_jittable():
+    draw = jax.jit(smooth_images, static_argnums=(1, 2, 3, 4))
+    images = np.asarray(draw(jax.random.key(0), 3, 24, 16, 3))
+    assert images.shape == (3, 24, 16, 3) and images.dtype == np.float32
+    assert images.min() >= 0 and images.max() <= 1 and images.std() > 0.1
+    assert np.abs(np.diff(images, axis=1)).mean() < 0.2 * images.std()
+    np.testing.assert_allclose(images, smooth_images(jax.random.key(0), 3, 24, 16), atol=1e-6)
+    assert not np.allclose(images, draw(jax.random.key(1), 3, 24, 16, 3))
+    with refused("height=0"):
+        smooth_images(jax.random.key(0), 1, 0, 8)
