@@ -1,0 +1,32 @@
+"""Attacks: pairs of pure functions (init, step), and the loop that runs many of them side by side."""
+
+from gi_jax.attacks.base import Attack, AttackInfo, AttackState
+from gi_jax.attacks.gradient_descent import GradientDescent, adam, signed_adam
+from gi_jax.attacks.loop import (
+    Progress,
+    Reconstruction,
+    advance,
+    lane_keys,
+    reconstruct,
+    reconstructions,
+    start,
+)
+from gi_jax.attacks.presets import ATTACKS, create
+
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "AttackInfo",
+    "AttackState",
+    "GradientDescent",
+    "Progress",
+    "Reconstruction",
+    "adam",
+    "advance",
+    "create",
+    "lane_keys",
+    "reconstruct",
+    "reconstructions",
+    "signed_adam",
+    "start",
+]

@@ -1,0 +1,122 @@
+"""Objective and optax optimizer, put together into an attack."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gi_jax.attacks import initial, schedules
+from gi_jax.attacks.base import AttackInfo, AttackState
+from gi_jax.objectives import Candidate, Objective
+from gi_jax.threat import AttackProblem
+from gi_jax.types import Key
+
+
+def _static(**options):
+    return field(metadata={"static": True}, **options)
+
+
+@lru_cache
+def signed_adam() -> optax.GradientTransformation:
+    """Adam on the sign of the gradient at learning rate 1; label logits keep their gradient (Geiping et al. 2020)."""
+    only_images = Candidate(images=True, label_logits=False)
+    return optax.chain(optax.masked(optax.scale_by_sign(), only_images), optax.adam(1.0))
+
+
+@lru_cache
+def adam() -> optax.GradientTransformation:
+    """Adam at learning rate 1."""
+    return optax.adam(1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class GradientDescent:
+    """Minimizes an objective from a random start, inside the box of valid pictures.
+
+    Attributes:
+      objective: its weights are leaves.
+      learning_rate, num_steps: leaves. Each update of the optimizer is multiplied by learning_rate * schedule.
+      optimizer: any optax transformation that makes descending updates at learning rate 1 (`optax.adam(1.0)`,
+        `optax.lbfgs()`); static, compared by identity, so build it once.
+      schedule: from the fraction done to a factor; static.
+      initialize: (key, problem) to images in the network's units; static.
+      boxed: keep the candidate among pictures in [0, 1] after each step; static.
+      optimize_labels: optimize label logits too, starting from N(0, 1) (Zhu et al. 2019); static.
+    """
+
+    objective: Objective
+    learning_rate: jax.Array | float = 0.1
+    num_steps: jax.Array | int = 1000
+    optimizer: optax.GradientTransformation = _static(default_factory=signed_adam)
+    schedule: Callable[[jax.Array], jax.Array] = _static(default=schedules.step_decay)
+    initialize: Callable[[Key, AttackProblem], jax.Array] = _static(default=initial.normal)
+    boxed: bool = _static(default=True)
+    optimize_labels: bool = _static(default=False)
+
+    def init(self, key: Key, problem: AttackProblem) -> AttackState:
+        key_images, key_labels = jax.random.split(key)
+        images = self._project(problem, self.initialize(key_images, problem))
+        logits = None
+        if self.optimize_labels:
+            num_classes = jax.eval_shape(lambda: self._logits(problem, images)).shape[-1]
+            logits = jax.random.normal(key_labels, (problem.image_shape[0], num_classes))
+        candidate = Candidate(images, logits)
+        info = AttackInfo(jnp.inf, dict.fromkeys(self.objective.parts, jnp.inf))
+        return AttackState(
+            step=jnp.int32(0),
+            candidate=candidate,
+            optimizer=self.optimizer.init(candidate),
+            best=candidate,
+            best_loss=jnp.float32(jnp.inf),
+            alive=jnp.bool(True),
+            info=jax.tree.map(jnp.float32, info),
+        )
+
+    def step(self, problem: AttackProblem, state: AttackState) -> AttackState:
+        """Evaluates the candidate, remembers it if it is the best, and moves on unless it was the last."""
+
+        def objective(candidate):
+            return self.objective(problem, candidate)
+
+        (loss, parts), gradient = jax.value_and_grad(objective, has_aux=True)(state.candidate)
+        better = jnp.isfinite(loss) & (loss < state.best_loss) & state.alive
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((loss, gradient))]))
+        alive = state.alive & finite
+        moving = alive & (state.step < self.num_steps)
+
+        optimizer = optax.with_extra_args_support(self.optimizer)
+        updates, optimizer_state = optimizer.update(
+            gradient,
+            state.optimizer,
+            state.candidate,
+            value=loss,
+            grad=gradient,
+            value_fn=lambda candidate: objective(candidate)[0],
+        )
+        rate = self.learning_rate * self.schedule(state.step / self.num_steps)
+        updates = jax.tree.map(lambda update: rate * update, updates)
+        moved = optax.apply_updates(state.candidate, updates)
+        moved = moved._replace(images=self._project(problem, moved.images))
+        return AttackState(
+            step=state.step + moving,
+            candidate=_select(moving, moved, state.candidate),
+            optimizer=_select(moving, optimizer_state, state.optimizer),
+            best=_select(better, state.candidate, state.best),
+            best_loss=jnp.where(better, loss, state.best_loss),
+            alive=alive,
+            info=AttackInfo(loss, parts),
+        )
+
+    def _project(self, problem, images):
+        return problem.space.clip(images) if self.boxed else images
+
+    def _logits(self, problem, images):
+        return problem.network(problem.params, problem.statistics or {}, images, problem.normalize)[0]
+
+
+def _select(condition, yes, no):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

@@ -1,0 +1,219 @@
+"""The loop, written once: lanes side by side in one compiled program, chunks of steps on the host.
+
+A lane is one guess at one victim's batch. Lanes are victims x sweep points x restarts, three nested `vmap`s: the model
+is shared by all, the observed gradient by all lanes of a victim. A program depends on the model, the shapes and the form
+of the objective; steps, rates, weights and seeds are numbers that go in.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gi_jax import checks
+from gi_jax.attacks.base import Attack, AttackState
+from gi_jax.threat import AttackProblem, check_problem, stack, victim_axes
+from gi_jax.types import Images, Key
+
+
+def sweep_axes(attack: Attack):
+    """The `in_axes` of an attack: 0 for leaves [w] that are swept, None for scalars.
+
+    Raises:
+      InputError: if swept leaves differ in length, or a leaf has more than one axis.
+    """
+    lengths = {jnp.shape(leaf) for leaf in jax.tree.leaves(attack)} - {()}
+    if len(lengths) > 1 or any(len(shape) > 1 for shape in lengths):
+        raise checks.InputError(f"swept numbers of shapes {sorted(lengths)}: expected scalars, or vectors of one length")
+    return jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, attack)
+
+
+def num_sweep_points(attack: Attack) -> int:
+    """Length of the vectors among an attack's leaves; 1 if there are none."""
+    return max((jnp.shape(leaf)[0] for leaf in jax.tree.leaves(attack) if jnp.ndim(leaf)), default=1)
+
+
+def _over_lanes(function, attack: Attack, problems: AttackProblem, lane_axes: int | None):
+    """`function(attack, problem, lane)` for one lane, mapped over [victims, points, restarts]."""
+    points = sweep_axes(attack)
+    swept = any(axis == 0 for axis in jax.tree.leaves(points))
+    function = jax.vmap(function, in_axes=(None, None, 0))
+    if swept:
+        function = jax.vmap(function, in_axes=(points, None, lane_axes))
+    else:
+        function = jax.vmap(function, in_axes=(None, None, lane_axes), axis_size=1)
+    return jax.vmap(function, in_axes=(None, victim_axes(problems), 0))
+
+
+@jax.jit
+def _init(attack: Attack, problems: AttackProblem, keys: jax.Array) -> AttackState:
+    start = lambda attack, problem, key: attack.init(key, problem)  # noqa: E731
+    return _over_lanes(start, attack, problems, None)(attack, problems, keys)
+
+
+@partial(jax.jit, donate_argnums=2)
+def _advance(attack: Attack, problems: AttackProblem, states: AttackState, count: jax.Array) -> AttackState:
+    step = _over_lanes(lambda attack, problem, state: attack.step(problem, state), attack, problems, 0)
+    return jax.lax.fori_loop(0, count, lambda _, states: step(attack, problems, states), states)
+
+
+class Progress(NamedTuple):
+    """One row of the history: what the lanes of a launch look like between two chunks.
+
+    Attributes:
+      step: how many steps are done.
+      loss, best_loss: [victims, points, restarts].
+      parts: name to [victims, points, restarts], unweighted.
+      alive: [victims, points, restarts]; False where a lane was frozen by a value that is not finite.
+    """
+
+    step: int
+    loss: jax.Array
+    best_loss: jax.Array
+    parts: dict[str, jax.Array]
+    alive: jax.Array
+
+
+def lane_keys(key: Key, victims: list[int], num_restarts: int) -> jax.Array:
+    """A key a lane, [victims, restarts], from the victims' own numbers: no lane depends on its neighbors."""
+    of_restart = jax.vmap(lambda key, number: jax.random.fold_in(key, number), in_axes=(None, 0))
+    of_victim = jax.vmap(lambda key, victim: of_restart(jax.random.fold_in(key, victim), jnp.arange(num_restarts)), (None, 0))
+    return of_victim(key, jnp.array(victims))
+
+
+def start(attack: Attack, problems: AttackProblem, keys: jax.Array) -> AttackState:
+    """States of all lanes before the first step; keys [victims, restarts]."""
+    return _init(_as_arrays(attack), problems, keys)
+
+
+def advance(
+    attack: Attack,
+    problems: AttackProblem,
+    states: AttackState,
+    *,
+    chunk: int = 100,
+    target_loss: float | None = None,
+) -> Iterator[tuple[AttackState, Progress]]:
+    """Runs the lanes to their end, yielding after each chunk of steps.
+
+    After the last step one more evaluation takes place, so that the best candidate may be the last one.
+
+    Args:
+      attack: see `Attack`.
+      problems: a stack, with a leading victim axis.
+      states: from `start`, or saved between two chunks. Donated: use those that are yielded.
+      chunk: steps between two looks; any number, no recompilation.
+      target_loss: stop early once the best loss of every living lane is at or below it.
+
+    Yields:
+      (states, Progress).
+    """
+    checks.positive(chunk=chunk)
+    attack = _as_arrays(attack)
+    num_steps = int(jnp.max(attack.num_steps))
+    evaluations = num_steps + 1  # the last one only looks
+    done = int(jnp.max(states.step))
+    while done < evaluations:
+        count = min(chunk, evaluations - done)
+        states = _advance(attack, problems, states, jnp.int32(count))
+        done += count
+        loss, best_loss, alive, parts = jax.device_get(
+            (states.info.loss, states.best_loss, states.alive, states.info.parts)
+        )
+        yield states, Progress(min(done, num_steps), loss, best_loss, parts, alive)
+        reached = target_loss is not None and bool(((best_loss <= target_loss) | ~alive).all())
+        if reached or not alive.any():
+            return
+
+
+class Reconstruction(NamedTuple):
+    """What an attack returns for one victim, best restart by the attacker's own loss first.
+
+    Attributes:
+      images: pictures [n, h, w, c] in [0, 1].
+      labels: class probabilities [n, num_classes] that go with them, or None if the problem knows none.
+      loss: the attacker's objective at `images`; infinite if no evaluation was finite.
+      restart: which restart it was.
+      losses: best loss of each restart, [restarts].
+      alive: [restarts]; False where a lane was frozen by a value that is not finite.
+    """
+
+    images: Images
+    labels: jax.Array | None
+    loss: float
+    restart: int
+    losses: jax.Array
+    alive: jax.Array
+
+
+def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[Reconstruction]]:
+    """The best restart of every victim and sweep point, [victims][points], chosen by the attacker's own loss."""
+    images = jax.device_get(problems.space.denormalize(states.best.images))
+    losses, alive = jax.device_get((states.best_loss, states.alive))
+    logits = states.best.label_logits
+    probabilities = None if logits is None else jax.device_get(jax.nn.softmax(logits))
+
+    def best(victim, point):
+        restart = int(losses[victim, point].argmin())
+        if probabilities is not None:
+            labels = probabilities[victim, point, restart]
+        else:
+            labels = None if problems.labels is None else jax.device_get(problems.labels[victim])
+        return Reconstruction(
+            images=images[victim, point, restart],
+            labels=labels,
+            loss=float(losses[victim, point, restart]),
+            restart=restart,
+            losses=losses[victim, point],
+            alive=alive[victim, point],
+        )
+
+    victims, points = losses.shape[:2]
+    return [[best(victim, point) for point in range(points)] for victim in range(victims)]
+
+
+def reconstruct(
+    attack: Attack,
+    problem: AttackProblem,
+    key: Key,
+    *,
+    num_restarts: int = 1,
+    chunk: int = 100,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Reconstruction:
+    """Attacks one problem: the whole of gi_jax in one call.
+
+    Args:
+      attack: a preset of `gi_jax.attacks.presets`, or your own; no swept numbers.
+      problem: what the adversary holds, from `gi_jax.threat.observe` or built from a real update.
+      key: `jax.random.key(seed)`.
+      num_restarts: independent starts, side by side; the best by the attacker's loss is returned.
+      chunk: steps between two calls of `on_progress`.
+      on_progress: gets a `Progress` after each chunk.
+
+    Returns:
+      The `Reconstruction`.
+
+    Raises:
+      InputError: for an update that does not fit the network, holds NaN, or a sweep.
+    """
+    checks.positive(num_restarts=num_restarts)
+    if num_sweep_points(attack) > 1:
+        raise checks.InputError("reconstruct attacks with one setting; use start and advance for a sweep")
+    check_problem(problem)
+    problems = stack([problem])
+    states = start(attack, problems, lane_keys(key, [0], num_restarts))
+    for states, progress in advance(attack, problems, states, chunk=chunk):  # noqa: B007
+        if on_progress is not None:
+            on_progress(progress)
+    return reconstructions(problems, states)[0][0]
+
+
+def _as_arrays(attack: Attack) -> Attack:
+    # Python numbers and arrays would be different programs.
+    checks.positive(num_steps=int(jnp.min(jnp.asarray(attack.num_steps))))
+    attack = jax.tree.map(jnp.float32, attack)
+    return dataclasses.replace(attack, num_steps=jnp.int32(attack.num_steps))

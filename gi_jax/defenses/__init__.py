@@ -1,0 +1,15 @@
+"""Defenses: pure transformations of what a client sends, which chain."""
+
+from gi_jax.defenses.gradients import add_gaussian_noise, add_laplacian_noise, prune_by_magnitude
+from gi_jax.defenses.registry import DEFENSES, Defense, chain, identity, parse
+
+__all__ = [
+    "DEFENSES",
+    "Defense",
+    "add_gaussian_noise",
+    "add_laplacian_noise",
+    "chain",
+    "identity",
+    "parse",
+    "prune_by_magnitude",
+]

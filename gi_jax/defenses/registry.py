@@ -1,0 +1,114 @@
+"""Defenses by name, as they are written on the command line, and their composition."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import optax
+
+from gi_jax import checks
+from gi_jax.defenses.gradients import add_gaussian_noise, add_laplacian_noise, prune_by_magnitude
+from gi_jax.types import Key
+
+
+class Entry(NamedTuple):
+    """A row of the table of defenses: `make(key, **parameters)` gives the optax transformation."""
+
+    make: Callable[..., optax.GradientTransformation]
+    parameters: dict[str, str]
+    about: str
+    paper: str
+
+
+DEFENSES = {
+    "prune": Entry(
+        lambda key, p: prune_by_magnitude(p),
+        {"p": "fraction set to zero in each tensor, in [0, 1)"},
+        "keeps the largest entries of each tensor",
+        "Zhu et al. 2019, arXiv 1906.08935",
+    ),
+    "gaussian": Entry(
+        lambda key, sigma: add_gaussian_noise(sigma, key),
+        {"sigma": "standard deviation, 0 or above"},
+        "adds normal noise to every entry",
+        "Zhu et al. 2019; Wei et al. 2020, arXiv 2004.10397",
+    ),
+    "laplacian": Entry(
+        lambda key, scale: add_laplacian_noise(scale, key),
+        {"scale": "mean absolute value, 0 or above"},
+        "adds Laplacian noise to every entry",
+        "Zhu et al. 2019",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A chain of named gradient defenses, in the order in which they are applied. No stage is no defense.
+
+    Called with the client's key it is the optax transformation. Equal stages are equal defenses.
+
+    Attributes:
+      stages: ((name, ((parameter, value), ...)), ...).
+    """
+
+    stages: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = ()
+
+    def __post_init__(self):
+        for name, parameters in self.stages:
+            entry = DEFENSES[checks.one_of("defense", name, DEFENSES)]
+            given = dict(parameters)
+            for parameter in given:
+                checks.one_of(f"parameter of defense {name!r}", parameter, entry.parameters)
+            for parameter in entry.parameters.keys() - given.keys():
+                raise checks.InputError(
+                    f"defense {name!r} needs {parameter} ({entry.parameters[parameter]}): try {name}:{parameter}=..."
+                )
+            entry.make(jax.random.key(0), **given)  # refuses values out of range here, at the door
+
+    def __call__(self, key: Key) -> optax.GradientTransformation:
+        stages = [
+            DEFENSES[name].make(jax.random.fold_in(key, number), **dict(values))
+            for number, (name, values) in enumerate(self.stages)
+        ]
+        return optax.chain(optax.identity(), *stages)
+
+    def __str__(self) -> str:
+        written = (f"{name}:{','.join(f'{k}={v:g}' for k, v in values)}" for name, values in self.stages)
+        return " + ".join(written) or "none"
+
+
+def chain(*defenses: Defense) -> Defense:
+    """The first, then the second, and so on."""
+    return Defense(tuple(stage for defense in defenses for stage in defense.stages))
+
+
+identity = Defense()
+"""No defense."""
+
+
+def parse(text: str) -> Defense:
+    """A defense from `name:parameter=value,...`; several joined by `+`; `none` for none.
+
+    Raises:
+      InputError: for an unknown name or parameter, or a value that is not a number or out of range.
+    """
+    if text.strip() == "none":
+        return identity
+    return chain(*(Defense((_parse_stage(stage.strip()),)) for stage in text.split("+")))
+
+
+def _parse_stage(text: str):
+    name, _, rest = text.partition(":")
+    parameters = []
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise checks.InputError(f"defense {text!r}: expected name:parameter=number, such as prune:p=0.9")
+        parameters.append((key.strip(), number))
+    return name, tuple(parameters)

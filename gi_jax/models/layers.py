@@ -1,0 +1,109 @@
+"""The layers that the networks are made of: PyTorch's initialization, and normalization as a pure function.
+
+Layers are named so that the sorted order of names (the order of a JAX pytree) is the order of the network:
+`block0` is the stem, `head` the last linear layer.
+"""
+
+import enum
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gi_jax.models.conv import convolve
+
+torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of PyTorch's convolutions and linear layers."""
+
+
+class Normalize(enum.StrEnum):
+    """What a normalization layer subtracts and divides by."""
+
+    BATCH = "batch"
+    """The mean and (biased) variance of the batch itself; derivatives flow through them."""
+    GIVEN = "given"
+    """Numbers that are handed in (running averages, say); constants to the derivative."""
+    STRAIGHT_THROUGH = "straight-through"
+    """Handed-in numbers in value, the batch's own mean and variance in the derivative."""
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization over all axes but the last, with the choice of statistics spelled out.
+
+    Reads `batch_stats` (mean, var; not in `BATCH` mode) and writes `statistics`: mean, biased var and count of this layer's input. Running
+    averages are a pure function of the two (`gi_jax.threat.batch_norm.running_average`), so nothing is updated here.
+    """
+
+    normalize: Normalize
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        given = {}
+        if self.is_initializing() or self.normalize != Normalize.BATCH:
+            given["mean"] = self.variable("batch_stats", "mean", jnp.zeros, (features,)).value
+            given["var"] = self.variable("batch_stats", "var", jnp.ones, (features,)).value
+        axes = tuple(range(x.ndim - 1))
+        own_mean = jnp.mean(x, axes)
+        own_var = jnp.mean(jnp.square(x - own_mean.reshape((1,) * len(axes) + (-1,))), axes)
+        self.put_variable("statistics", "mean", own_mean)
+        self.put_variable("statistics", "var", own_var)
+        self.put_variable("statistics", "count", jnp.float32(x.size / features))
+        match self.normalize:
+            case Normalize.BATCH:
+                mean, var = own_mean, own_var
+            case Normalize.GIVEN:
+                mean, var = given["mean"], given["var"]
+            case Normalize.STRAIGHT_THROUGH:
+                mean = own_mean + jax.lax.stop_gradient(given["mean"] - own_mean)
+                var = own_var + jax.lax.stop_gradient(given["var"] - own_var)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        shift = bias - mean * factor
+        broadcast = (1,) * len(axes) + (-1,)
+        return x * factor.reshape(broadcast) + shift.reshape(broadcast)
+
+
+class Conv(nn.Module):
+    """Square convolution with explicit zero padding on both sides, as PyTorch counts it; no bias by default."""
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int | None = None
+    use_bias: bool = False
+    lowering: str = "auto"
+    kernel_init: Callable = torch_kernel
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size = self.kernel_size
+        kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
+        padding = size // 2 if self.padding is None else self.padding
+        y = convolve(x, kernel, stride=self.stride, padding=padding, lowering=self.lowering)
+        if self.use_bias:
+            bias = self.param("bias", torch_bias(size * size * x.shape[-1]), (self.features,))
+            y = y + bias.reshape(1, 1, 1, -1)
+        return y
+
+
+def torch_bias(fan_in: int) -> Callable:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for biases."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Linear(nn.Module):
+    """Linear layer with bias, [n, d] to [n, features]."""
+
+    features: int
+    kernel_init: Callable = torch_kernel
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", torch_bias(x.shape[-1]), (self.features,))
+        return x @ kernel + bias.reshape(1, -1)

@@ -1,0 +1,112 @@
+"""Networks as pure functions, by name or from the user.
+
+A network is a hashable callable `(params, batch_stats, images, normalize) -> (logits, statistics)`. `images` are in the
+network's own units (normalized), float32 [n, h, w, c]; `statistics` holds mean, biased variance and count of the input
+of every normalization layer, in the nesting of `batch_stats`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gi_jax import checks
+from gi_jax.models.layers import Normalize
+from gi_jax.models.resnet import BasicBlock, ResNet18
+from gi_jax.models.small import MLP, ConvNet, LeNet
+from gi_jax.types import BatchStats, Images, Key, Params
+
+
+class Network(Protocol):
+    """What every part above this folder knows of a network."""
+
+    def __call__(
+        self, params: Params, batch_stats: BatchStats, images: Images, normalize: Normalize
+    ) -> tuple[jax.Array, BatchStats]: ...
+
+
+@dataclass(frozen=True)
+class FlaxNetwork:
+    """A linen module as a `Network`. Two of equal modules are equal, so they share their compiled programs."""
+
+    module: nn.Module
+
+    def __call__(self, params, batch_stats, images, normalize):
+        module = self.module
+        if hasattr(module, "normalize"):
+            module = module.clone(normalize=normalize)
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, written = module.apply(variables, images, mutable=["statistics"])
+        return logits, written.get("statistics", {})
+
+    def init(self, key: Key, image_shape: tuple[int, int, int]) -> tuple[Params, BatchStats]:
+        """Fresh weights and statistics (mean 0, variance 1) for pictures of `image_shape` = (h, w, c)."""
+        variables = jax.jit(self.module.init)(key, jnp.zeros((1, *image_shape)))
+        return variables["params"], variables.get("batch_stats", {})
+
+
+@dataclass(frozen=True)
+class FunctionNetwork:
+    """A user's pure function `(params, batch_stats, images) -> logits` as a `Network`.
+
+    The function decides by itself how it normalizes, so client and adversary run it the same way and `normalize` must
+    be `Normalize.GIVEN`. Build it once: equality is that of the function object.
+    """
+
+    function: Callable[[Params, BatchStats, Images], jax.Array]
+
+    def __call__(self, params, batch_stats, images, normalize):
+        if normalize != Normalize.GIVEN:
+            raise checks.InputError(
+                f"normalize={str(normalize)!r}: a plain function normalizes in its own way; expected 'given' "
+                "(client_bn running)"
+            )
+        return self.function(params, batch_stats, images), {}
+
+
+class Entry(NamedTuple):
+    """A row of the table of networks."""
+
+    module: Callable[..., nn.Module]
+    about: str
+    paper: str
+
+
+MODELS = {
+    "convnet": Entry(ConvNet, "3 convolutions with BatchNorm, linear head; quick on a CPU", "-"),
+    "resnet18": Entry(
+        ResNet18,
+        "pre-activation ResNet-18 as in the evaluated experiments: 17 BatchNorm layers",
+        "He et al. 2016b; Huang et al. 2021",
+    ),
+    "resnet18_basic": Entry(
+        partial(ResNet18, block=BasicBlock), "textbook post-activation ResNet-18", "He et al. 2016a"
+    ),
+    "lenet": Entry(LeNet, "3 sigmoid convolutions, no BatchNorm; the network of DLG", "Zhu et al. 2019"),
+    "mlp": Entry(MLP, "2 ReLU layers on the flat picture, no BatchNorm", "-"),
+}
+
+
+def create(name: str, num_classes: int, **options) -> FlaxNetwork:
+    """The network called `name`.
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: width of the output, 2 or more.
+      **options: fields of the module, such as `lowering="lax"`.
+
+    Raises:
+      InputError: for an unknown name, with the nearest one.
+    """
+    checks.one_of("model", name, MODELS)
+    checks.in_range(2, float("inf"), num_classes=num_classes)
+    return FlaxNetwork(MODELS[name].module(num_classes=num_classes, **options))
+
+
+def count_parameters(params: Params) -> int:
+    """How many numbers `params` holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,17 @@
+"""Objectives: scalars of (problem, candidate)."""
+
+from gi_jax.objectives.candidate import Candidate
+from gi_jax.objectives.combine import Objective
+from gi_jax.objectives.matching import DISTANCES, GradientMatching
+from gi_jax.objectives.priors import BatchNormPrior, SquaredNorm, TotalVariation, total_variation
+
+__all__ = [
+    "DISTANCES",
+    "BatchNormPrior",
+    "Candidate",
+    "GradientMatching",
+    "Objective",
+    "SquaredNorm",
+    "TotalVariation",
+    "total_variation",
+]

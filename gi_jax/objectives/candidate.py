@@ -1,0 +1,26 @@
+"""What an attack optimizes."""
+
+from typing import NamedTuple
+
+import jax
+
+from gi_jax.threat import AttackProblem, Batch
+from gi_jax.types import Images
+
+
+class Candidate(NamedTuple):
+    """A guess of the private batch.
+
+    Attributes:
+      images: float32 [n, h, w, c] in the network's units (normalized).
+      label_logits: [n, num_classes] where labels are optimized jointly, else None.
+    """
+
+    images: Images
+    label_logits: jax.Array | None = None
+
+    def batch(self, problem: AttackProblem) -> Batch:
+        """The batch that the client would have had: the candidate's own labels, or those that the problem knows."""
+        if self.label_logits is not None:
+            return Batch(self.images, jax.nn.softmax(self.label_logits))
+        return Batch(self.images, problem.labels)

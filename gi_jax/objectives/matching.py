@@ -1,0 +1,96 @@
+"""Distances between the imagined gradient and the observed one: scalars of two pytrees of one structure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from gi_jax import checks
+from gi_jax.threat import AttackProblem, Update
+from gi_jax.types import Gradients
+
+
+def _total(terms) -> jax.Array:
+    return sum(jax.tree.leaves(terms))
+
+
+def _cosine(dot, square_a, square_b) -> jax.Array:
+    # A gradient of norm zero has no direction: distance 1 and derivative 0, never NaN.
+    squares = square_a * square_b
+    safe = jnp.where(squares > 0, squares, 1.0)
+    return jnp.where(squares > 0, 1.0 - dot * jax.lax.rsqrt(safe), 1.0)
+
+
+def squared_distance(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:
+    """sum_l w_l ||g_l - g*_l||^2 (Zhu et al. 2019)."""
+    return _total(
+        jax.tree.map(lambda a, b, w: w * jnp.sum(jnp.square(a - b)), imagined, observed, layer_weights)
+    )
+
+
+def absolute_distance(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:
+    """sum_l w_l ||g_l - g*_l||_1: the likelihood under Laplacian noise, up to a constant."""
+    return _total(jax.tree.map(lambda a, b, w: w * jnp.sum(jnp.abs(a - b)), imagined, observed, layer_weights))
+
+
+def cosine_distance(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:
+    """1 - <g, g*> / (||g|| ||g*||) over all tensors as one vector (Geiping et al. 2020, Eq. 4).
+
+    Layer weights weigh the inner product: sum_l w_l <g_l, g*_l>.
+    """
+    # Inner products as such, not as sums of products: lanes that share `observed` then never copy it.
+    dot = _total(jax.tree.map(lambda a, b, w: w * jnp.vdot(a, b), imagined, observed, layer_weights))
+    square_a = _total(jax.tree.map(lambda a, w: w * jnp.vdot(a, a), imagined, layer_weights))
+    square_b = _total(jax.tree.map(lambda b, w: w * jnp.vdot(b, b), observed, layer_weights))
+    return _cosine(dot, square_a, square_b)
+
+
+def cosine_distance_per_layer(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:
+    """sum_l w_l (1 - cos(g_l, g*_l)) / sum_l w_l, one cosine a tensor."""
+    terms = jax.tree.map(
+        lambda a, b, w: w * _cosine(jnp.vdot(a, b), jnp.vdot(a, a), jnp.vdot(b, b)),
+        imagined,
+        observed,
+        layer_weights,
+    )
+    return _total(terms) / _total(layer_weights)
+
+
+DISTANCES: dict[str, Callable[[Gradients, Gradients, Gradients], jax.Array]] = {
+    "cosine": cosine_distance,
+    "cosine-per-layer": cosine_distance_per_layer,
+    "squared": squared_distance,
+    "absolute": absolute_distance,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class GradientMatching:
+    """L_grad: how far the imagined gradient is from the observed one.
+
+    Attributes:
+      distance: a key of `DISTANCES`; static.
+      masked: compare only where the observed gradient is not zero, against pruned gradients; static.
+      weight: of this term.
+      layer_weights: a scalar a tensor, in the structure of the parameters; None for all ones.
+    """
+
+    distance: str = field(default="cosine", metadata={"static": True})
+    masked: bool = field(default=False, metadata={"static": True})
+    weight: jax.Array | float = 1.0
+    layer_weights: Gradients | None = None
+
+    def __post_init__(self):
+        checks.one_of("distance", self.distance, DISTANCES)
+
+    def __call__(self, problem: AttackProblem, candidate, update: Update) -> jax.Array:
+        del candidate  # the update is what it imagines
+        imagined, observed = update.gradients, problem.observed
+        if self.masked:
+            imagined = jax.tree.map(lambda a, b: jnp.where(b != 0, a, 0.0), imagined, observed)
+        weights = self.layer_weights
+        if weights is None:
+            weights = jax.tree.map(lambda _: 1.0, observed)
+        return DISTANCES[self.distance](imagined, observed, weights)

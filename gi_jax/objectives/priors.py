@@ -1,0 +1,101 @@
+"""What pictures look like, before any gradient is seen: scalars of a candidate. All in the network's units."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from gi_jax import checks
+from gi_jax.objectives.candidate import Candidate
+from gi_jax.threat import AttackProblem, Update
+from gi_jax.threat.batch_norm import map_layers
+from gi_jax.types import BatchStats, Images
+
+
+def _norm(vector: jax.Array) -> jax.Array:
+    # The Euclidean norm, with derivative 0 instead of NaN at 0.
+    square = jnp.sum(jnp.square(vector))
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def total_variation(images: Images, *, isotropic: bool = False) -> jax.Array:
+    """Mean absolute difference of neighbors, across plus down; isotropic: mean length of the two together.
+
+    Args:
+      images: [n, h, w, c].
+      isotropic: sqrt(across^2 + down^2) a pixel instead of |across| + |down|.
+
+    Returns:
+      A scalar: means over images, positions and channels (Rudin et al. 1992; scale of Geiping et al. 2020).
+    """
+    down = images[:, 1:] - images[:, :-1]
+    across = images[:, :, 1:] - images[:, :, :-1]
+    if not isotropic:
+        return jnp.mean(jnp.abs(down)) + jnp.mean(jnp.abs(across))
+    square = jnp.square(down[:, :, :-1]) + jnp.square(across[:, :-1])
+    return jnp.mean(jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class TotalVariation:
+    """R_TV, see `total_variation`. `magnitude` takes it of |x|, for sign-flipped (InstaHide) images; both static."""
+
+    isotropic: bool = field(default=False, metadata={"static": True})
+    magnitude: bool = field(default=False, metadata={"static": True})
+    weight: jax.Array | float = 0.1
+
+    def __call__(self, problem: AttackProblem, candidate: Candidate, update: Update) -> jax.Array:
+        del problem, update
+        images = jnp.abs(candidate.images) if self.magnitude else candidate.images
+        return total_variation(images, isotropic=self.isotropic)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class SquaredNorm:
+    """Mean of x^2 over all entries: the l2 prior."""
+
+    weight: jax.Array | float = 1e-6
+
+    def __call__(self, problem: AttackProblem, candidate: Candidate, update: Update) -> jax.Array:
+        del problem, update
+        return jnp.mean(jnp.square(candidate.images))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class BatchNormPrior:
+    """R_BN = sum_l ||mean(x_l) - mu_l|| + sum_l ||var(x_l) - sigma_l^2||, Eq. 3 of Huang et al. (2021).
+
+    The target (mu, sigma^2) is what the problem holds: the exact statistics of the batch under an exact threat model,
+    running averages otherwise. Variances of the candidate are biased.
+
+    Attributes:
+      squared: squares of the norms instead of the norms (not the paper's); static.
+      weight: of this term.
+      first_layer: weight of the first layer relative to the others (10 in code derived from DeepInversion).
+    """
+
+    squared: bool = field(default=False, metadata={"static": True})
+    weight: jax.Array | float = 1e-3
+    first_layer: jax.Array | float = 1.0
+
+    def __call__(self, problem: AttackProblem, candidate: Candidate, update: Update) -> jax.Array:
+        del candidate
+        if problem.statistics is None:
+            raise checks.InputError("BatchNorm prior: the threat model shares no statistics; expected some, or weight none")
+        terms = layer_distances(update.statistics, problem.statistics, squared=self.squared)
+        if not terms:
+            raise checks.InputError("BatchNorm prior: this network reports no BatchNorm statistics; leave the prior out")
+        return self.first_layer * terms[0] + sum(terms[1:])
+
+
+def layer_distances(statistics: BatchStats, target: BatchStats, *, squared: bool = False) -> list[jax.Array]:
+    """One scalar a layer, in the order of the network: distance of the means plus distance of the variances."""
+    size = (lambda v: jnp.sum(jnp.square(v))) if squared else _norm
+
+    def distance(own, wanted):
+        return size(own["mean"] - wanted["mean"]) + size(own["var"] - wanted["var"])
+
+    return jax.tree.leaves(map_layers(distance, statistics, target))

@@ -1,0 +1,201 @@
+"""What the adversary holds (`AttackProblem`) and what it wants (`Victim`); `observe` makes one from the other.
+
+`AttackProblem` has no field for the truth, so an attack cannot peek.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gi_jax import checks
+from gi_jax.models import Network, Normalize
+from gi_jax.threat.batch_norm import BatchNormThreat, shared_statistics
+from gi_jax.threat.client import Batch, Update, client_update
+from gi_jax.types import BatchStats, Gradients, Images, Key, Labels, Params
+
+
+def _static(**options):
+    return field(metadata={"static": True}, **options)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ImageSpace:
+    """Units of the pictures: the network sees (picture - mean) / std, for pictures in [0, 1].
+
+    Attributes:
+      mean, std: [c], in the units of the pictures.
+    """
+
+    mean: jax.Array
+    std: jax.Array
+
+    def normalize(self, pictures: Images) -> Images:
+        """From [0, 1] to the network's units."""
+        return (pictures - _channels(self.mean, pictures)) / _channels(self.std, pictures)
+
+    def denormalize(self, images: Images) -> Images:
+        """From the network's units to pictures, clipped to [0, 1]."""
+        return jnp.clip(images * _channels(self.std, images) + _channels(self.mean, images), 0.0, 1.0)
+
+    def clip(self, images: Images) -> Images:
+        """Projects on the box that pictures in [0, 1] fill in the network's units."""
+        mean, std = _channels(self.mean, images), _channels(self.std, images)
+        return jnp.clip(images, -mean / std, (1 - mean) / std)
+
+
+def _channels(vector: jax.Array, images: Images) -> jax.Array:
+    return vector.reshape((1,) * (images.ndim - 1) + (-1,))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """The client's secret: its batch, and the model that it was given.
+
+    Attributes:
+      network: static.
+      params, batch_stats: the model before the step.
+      images: pictures, float32 [n, h, w, c] in [0, 1].
+      labels: class probabilities [n, num_classes].
+      space: the units that the network expects.
+    """
+
+    network: Network = _static()
+    params: Params
+    batch_stats: BatchStats
+    images: Images
+    labels: Labels
+    space: ImageSpace
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class AttackProblem:
+    """What the adversary holds. There is no field for the truth.
+
+    Array fields may carry leading axes for lanes; static fields choose the program.
+
+    Attributes:
+      network: the architecture; static.
+      normalize: how the adversary runs the normalization layers; static.
+      image_shape: (n, h, w, c) of the private batch; static.
+      params: the weights that the client's step started from.
+      statistics: normalization statistics as far as shared, mean and var a layer; None if nothing was.
+      observed: the gradient as it was sent, after the client's defense.
+      labels: class probabilities [n, num_classes] if known, else None.
+      space: units and range of the pictures.
+    """
+
+    network: Network = _static()
+    normalize: Normalize = _static()
+    image_shape: tuple[int, int, int, int] = _static()
+    params: Params
+    statistics: BatchStats | None
+    observed: Gradients
+    labels: Labels | None
+    space: ImageSpace
+
+    def imagine(self, batch: Batch) -> Update:
+        """The update that the client would have sent for `batch`: the same function that the client ran."""
+        given = {} if self.statistics is None else self.statistics
+        return client_update(self.network, self.normalize, self.params, given, batch)
+
+
+GradientDefense = Callable[[Key], optax.GradientTransformation]
+"""From the client's randomness to the optax transformation that its gradient passes through before it is sent."""
+
+
+def observe(
+    victim: Victim, threat: BatchNormThreat, defense: GradientDefense, key: Key, *, labels_known: bool = True
+) -> AttackProblem:
+    """Runs the client's step, passes its gradient through the defense, and keeps what the threat model grants.
+
+    Args:
+      victim: the secret.
+      threat: how the client normalizes and what it shares. Running averages are those from before the batch unless
+        the threat model says otherwise in its name.
+      defense: makes the gradient transformation; `gi_jax.defenses.identity` for none.
+      key: the client's randomness, unknown to the adversary.
+      labels_known: whether the adversary is told the labels (an oracle unless they can be inferred).
+
+    Returns:
+      The problem. Pure; `jax.jit` and `jax.vmap` go through.
+    """
+    batch = Batch(victim.space.normalize(victim.images), victim.labels)
+    update = client_update(victim.network, threat.client, victim.params, victim.batch_stats, batch)
+    transformation = defense(key)
+    sent, _ = transformation.update(update.gradients, transformation.init(update.gradients), victim.params)
+    return AttackProblem(
+        network=victim.network,
+        normalize=threat.adversary,
+        image_shape=victim.images.shape,
+        params=victim.params,
+        statistics=shared_statistics(threat.shared, victim.batch_stats, update.statistics),
+        observed=sent,
+        labels=victim.labels if labels_known else None,
+        space=victim.space,
+    )
+
+
+def check_problem(problem: AttackProblem) -> None:
+    """Refuses a problem that no attack can use: NaN, an update that does not fit the network, labels that do not.
+
+    Raises:
+      InputError: naming the tensor, what it holds and what was expected.
+    """
+    checks.same_structure("observed gradient", problem.observed, problem.params)
+    checks.all_finite("observed gradient", problem.observed)
+    checks.all_finite("params", problem.params)
+    if problem.statistics is not None:
+        checks.all_finite("statistics", problem.statistics)
+    if problem.labels is not None:
+        n = problem.image_shape[0]
+        if problem.labels.ndim != 2 or problem.labels.shape[0] != n:
+            raise checks.InputError(
+                f"labels have shape {problem.labels.shape}; expected class probabilities [{n}, num_classes]"
+            )
+
+
+def victim_axes(problem: AttackProblem) -> AttackProblem:
+    """The `in_axes` of a stack of problems: what belongs to one victim has axis 0, what all victims have in common none."""
+    shared = dict(params=None, space=None)
+    return dataclasses.replace(problem, **shared, statistics=0, observed=0, labels=0)
+
+
+def stack(problems: list[AttackProblem]) -> AttackProblem:
+    """Problems of several victims as one with a leading victim axis. Model and units are shared, not copied.
+
+    Raises:
+      InputError: if they differ in network, normalization or shape (different programs).
+    """
+    first = problems[0]
+    for other in problems[1:]:
+        same = (other.network, other.normalize, other.image_shape) == (
+            first.network,
+            first.normalize,
+            first.image_shape,
+        )
+        if not same or (other.labels is None) != (first.labels is None):
+            raise checks.InputError("problems of one launch must share network, normalization, shape and label knowledge")
+    join = lambda name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(getattr(p, name) for p in problems))  # noqa: E731
+    return dataclasses.replace(
+        first, statistics=join("statistics"), observed=join("observed"), labels=join("labels")
+    )
+
+
+def one_hot(labels, num_classes: int) -> Labels:
+    """Class numbers [n] as class probabilities [n, num_classes].
+
+    Raises:
+      InputError: for a number outside the classes.
+    """
+    labels = jnp.asarray(labels)
+    outside = [int(label) for label in labels.reshape(-1) if not 0 <= int(label) < num_classes]
+    if outside:
+        raise checks.InputError(f"label {outside[0]}: expected class numbers from 0 to {num_classes - 1}")
+    return jax.nn.one_hot(labels, num_classes)
