@@ -3,9 +3,10 @@
 from gi_jax.metrics.assignment import match, mse_matrix
 from gi_jax.metrics.image import mse, psnr, ssim
 from gi_jax.metrics.perceptual import lpips, lpips_matrix
-from gi_jax.metrics.score import reference_scores, score, summarize
+from gi_jax.metrics.score import BEST, reference_scores, score, summarize
 
 __all__ = [
+    "BEST",
     "lpips",
     "lpips_matrix",
     "match",

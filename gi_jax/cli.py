@@ -1,0 +1,331 @@
+"""The command line. JAX and everything slow is imported where it is needed: `--help` and `--version` are quick."""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from gi_jax.checks import InputError
+
+ATTACK_EXAMPLES = """\
+examples:
+  gi-jax attack
+      six embedded photographs, no defense against three (the quickstart; two minutes on two cores)
+  gi-jax attack --defense prune:p=0.9 --defense gaussian:sigma=1e-3 --out pruned
+      one run: the client prunes, then adds noise
+  gi-jax attack --compare none --compare prune:p=0.9 --compare prune:p=0.99
+      one run each, side by side in one picture
+  gi-jax attack --data folder:my_pictures --model resnet18 --client-bn batch --bn infer --steps 3000
+      your own pictures, a client in training mode, statistics inferred
+  gi-jax attack --data cifar10 --data-dir cifar-10-batches-py --model resnet18 --steps 1000
+      CIFAR-10 from a local copy
+
+OUT gets result.json, reconstructions.png, reconstructions.npz and history.jsonl.
+After Ctrl-C it holds what was done so far; the same command with --resume goes on.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0 done, 2 bad input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except InputError as error:
+        print(f"gi-jax: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"gi-jax: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gi-jax: interrupted before there was anything to keep", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gi-jax",
+        description="Gradient inversion attacks and defenses in federated learning: how much does a training set-up leak?",
+    )
+    parser.add_argument("--version", action="version", version=f"gi-jax {importlib.metadata.version('gi_jax')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _attack_parser(commands)
+    listing = commands.add_parser(
+        "list",
+        help="what there is: attacks, defenses, models, data",
+        description="Lists what there is, each with one line and its paper.",
+        epilog="examples:\n  gi-jax list\n  gi-jax list models --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    listing.add_argument("kind", nargs="?", help="attacks, defenses, models or data; all of them if left out")
+    listing.add_argument("--json", action="store_true", help="as JSON, for programs")
+    listing.set_defaults(command=_list)
+    return parser
+
+
+def _attack_parser(commands) -> None:
+    parser = commands.add_parser(
+        "attack",
+        help="attack pictures and score what was recovered",
+        description="Takes pictures as a client's private data, computes the update that the client would send, "
+        "attacks it, and scores the reconstruction. Without arguments: the quickstart.",
+        epilog=ATTACK_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("private data").add_argument
+    add("--data", default="photos", metavar="D", help="photos (embedded), cifar10 or folder:PATH (default: photos)")
+    add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
+    add("--split", default="train", metavar="train|test", help="default: train")
+    add("--image-size", type=int, metavar="S", help="resize to S x S (default: the data set's own; folders 32)")
+    add("--first", type=int, default=1, metavar="N", help="victims are the first N of each class (default: 1)")
+    add("--victim-seed", type=int, metavar="K", help="draw the victims at random instead")
+    add("--batch-size", type=int, default=1, metavar="B", help="pictures in a private batch (default: 1)")
+    add("--num-batches", type=int, metavar="N", help="private batches (default: as many as there are, at most 6)")
+
+    add = parser.add_argument_group("client").add_argument
+    add("--model", default="convnet", metavar="M", help="see gi-jax list models (default: convnet)")
+    add("--model-seed", type=int, default=0, metavar="K", help="seed of the network's weights (default: 0)")
+    add(
+        "--client-bn",
+        default="running",
+        metavar="batch|running",
+        help="statistics that the client's BatchNorm uses (default: running; the paper: batch)",
+    )
+    add(
+        "--defense",
+        action="append",
+        metavar="NAME:P=V",
+        help="the client's defense, such as prune:p=0.9; repeated: one after the other; see gi-jax list defenses",
+    )
+    add(
+        "--compare",
+        action="append",
+        metavar="DEFENSE",
+        help="a run for each: none, a defense, or several joined by +; repeat it",
+    )
+
+    add = parser.add_argument_group("adversary").add_argument
+    add(
+        "--bn",
+        metavar="exact|proxy|infer",
+        help="with --client-bn batch: knows the batch's statistics, takes running ones for them, or infers them "
+        "(default: exact); -paper and -reference after the name: the two published readings",
+    )
+    add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
+    add("--tv", type=float, metavar="A", help="weight of total variation (default: 0.001; client-bn batch: 0.05)")
+    add(
+        "--bn-prior",
+        type=float,
+        metavar="A",
+        help="weight of the BatchNorm statistics prior (default: 0.001 where --bn calls for it, else 0)",
+    )
+    add("--lr", type=float, default=0.1, metavar="L", help="learning rate (default: 0.1)")
+    add("--steps", type=int, default=400, metavar="S", help="steps of the attack (default: 400)")
+    add("--restarts", type=int, default=1, metavar="R", help="starts; the best by the attacker's loss wins (default: 1)")
+    add("--seed", type=int, default=0, metavar="K", help="of starts and noise (default: 0)")
+
+    add = parser.add_argument_group("running").add_argument
+    add("--out", type=Path, default=Path("gi-jax-attack"), metavar="DIR", help="default: gi-jax-attack")
+    add("--resume", action="store_true", help="go on where an interrupted attack in DIR stopped")
+    add("--overwrite", action="store_true", help="replace results of other settings in DIR")
+    add("--lanes", type=int, metavar="N", help="batches x restarts side by side (default: fills the device)")
+    parser.set_defaults(command=_attack)
+
+
+def _attack(options) -> int:
+    from gi_jax.experiments.spec import DEMONSTRATION, AttackSpec, Execution
+
+    if options.defense and options.compare:
+        raise InputError("--defense and --compare: take --compare with the stages joined by +, such as 'prune:p=0.9 + ...'")
+    compared = tuple(options.compare or ()) or ((" + ".join(options.defense),) if options.defense else DEMONSTRATION)
+    same = {field.name for field in dataclasses.fields(AttackSpec)} & vars(options).keys()
+    settings = {name: getattr(options, name) for name in same}
+    spec = AttackSpec(**settings, learning_rate=options.lr, defenses=compared)
+    execution = Execution(data_dir=options.data_dir, lanes=options.lanes)
+
+    finished = _finished(options.out, spec, resume=options.resume, overwrite=options.overwrite)
+    if finished is not None:
+        return _show(options.out, finished)
+
+    _use_compilation_cache()
+    from gi_jax.experiments.attack import run_attack
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    # A termination request keeps what is there, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _progress_bar() as on_report:
+        outcome = run_attack(spec, options.out, execution, resume=options.resume, on_report=on_report)
+    _write(options.out, spec, outcome)
+    status = _show(options.out, outcome.result)
+    if not outcome.result["complete"]:
+        print("gi-jax: interrupted; go on with the same command and --resume", file=sys.stderr)
+        return 130
+    return status
+
+
+def _finished(out: Path, spec, *, resume: bool, overwrite: bool) -> dict | None:
+    """The result that lies in `out`, if it is complete, of this specification, and `--resume` asks for it."""
+    path = out / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        fingerprint = result["fingerprint"]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a result of gi-jax ({error}): choose another --out") from error
+    if fingerprint != spec.fingerprint and not overwrite:
+        raise InputError(f"{path} holds results of other settings: choose another --out, or add --overwrite")
+    return result if resume and fingerprint == spec.fingerprint and result["complete"] else None
+
+
+def _write(out: Path, spec, outcome) -> None:
+    import numpy as np
+
+    from gi_jax.experiments.checkpoint import write_atomically
+    from gi_jax.reports import picture
+
+    result = {"fingerprint": spec.fingerprint, **outcome.result}
+    rows = "".join(json.dumps(row) + "\n" for row in outcome.history)
+    write_atomically(out / "history.jsonl", rows)
+    first = outcome.reconstructions[0]
+    np.savez_compressed(
+        out / "reconstructions.npz",
+        originals=outcome.originals[: len(first)],
+        reconstructions=first,
+        labels=outcome.labels[: len(first)],
+        **{f"run{number}": images for number, images in enumerate(outcome.reconstructions)},
+    )
+    picture.draw(
+        out / "reconstructions.png",
+        outcome.originals,
+        outcome.reconstructions,
+        outcome.result["runs"],
+        outcome.class_names,
+    )
+    write_atomically(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def _show(out: Path, result: dict) -> int:
+    from rich.console import Console
+
+    from gi_jax.reports.terminal import print_runs
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    for sentence in result["runs"][0]["threat_model"]:
+        console.print(f"- {sentence}", highlight=False)
+    print_runs(console, result["runs"])
+    console.print(f"picture: {out / 'reconstructions.png'}   figures: {out / 'result.json'}", highlight=False)
+    return 0
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the second start does not compile."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gi_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class _progress_bar:
+    """A bar with loss, rate and time left on a terminal; silent elsewhere."""
+
+    def __enter__(self):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}% loss {task.fields[loss]:.4f} {task.fields[rate]:.0f} image-it/s"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("compiling", total=None, loss=float("nan"), rate=0.0)
+        return self.report
+
+    def report(self, report) -> None:
+        task = self.bar.tasks[0]
+        self.bar.update(
+            self.task,
+            description=report.defense,
+            total=report.total,
+            completed=report.done,
+            loss=report.loss,
+            rate=task.speed or 0.0,
+        )
+
+    def __exit__(self, *exception) -> None:
+        self.bar.stop()
+
+
+def _list(options) -> int:
+    from gi_jax.checks import one_of
+
+    kinds = {"attacks": _attacks, "defenses": _defenses, "models": _models, "data": _data}
+    chosen = list(kinds) if options.kind is None else [one_of("list", options.kind, kinds)]
+    listing = {kind: kinds[kind]() for kind in chosen}
+    if options.json:
+        print(json.dumps(listing if options.kind is None else listing[options.kind], indent=1))
+        return 0
+    from rich.console import Console
+
+    from gi_jax.reports.terminal import print_table
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    for kind, rows in listing.items():
+        print_table(console, kind, rows)
+    return 0
+
+
+def _attacks() -> list[dict]:
+    from gi_jax.attacks import ATTACKS
+
+    return [{"name": name, "about": entry.about, "paper": entry.paper} for name, entry in ATTACKS.items()]
+
+
+def _defenses() -> list[dict]:
+    from gi_jax.defenses import DEFENSES
+
+    return [
+        {
+            "name": name,
+            "parameters": "; ".join(f"{key}: {about}" for key, about in entry.parameters.items()),
+            "about": entry.about,
+            "paper": entry.paper,
+        }
+        for name, entry in DEFENSES.items()
+    ]
+
+
+def _models() -> list[dict]:
+    import jax
+
+    from gi_jax.models import MODELS, count_parameters, create
+
+    rows = []
+    for name, entry in MODELS.items():
+        params, _ = jax.eval_shape(lambda key, name=name: create(name, 10).init(key, (32, 32, 3)), jax.random.key(0))
+        rows.append(
+            {"name": name, "parameters": count_parameters(params), "about": entry.about, "paper": entry.paper}
+        )
+    return rows
+
+
+def _data() -> list[dict]:
+    from gi_jax.data import DATASETS
+
+    return [{"name": name, "about": about, "source": source} for name, (about, source) in DATASETS.items()]

@@ -1,0 +1,138 @@
+"""What an attack run studies, as a frozen value. How it is run (device, lanes, folders) is `Execution`."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+from gi_jax import checks, defenses
+from gi_jax.attacks import ATTACKS
+from gi_jax.models import MODELS
+from gi_jax.threat import RUNNING, THREATS, BatchNormThreat
+
+CLIENT_BN = ("running", "batch")
+
+_PRIOR_WEIGHT = {"running": 0.0, "proxy": 0.0, "proxy-reference": 0.0, "exact-paper": 0.0}
+"""Threat models whose adversary already normalizes with what it has; all others take the paper's 0.001."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSpec:
+    """Everything that decides the numbers of a run.
+
+    Attributes:
+      data: `photos`, `cifar10` or `folder:PATH`.
+      split: `train` or `test`.
+      image_size: height and width the pictures are resized to; None keeps the data set's own.
+      first: victims are the first that many pictures of each class, in scan order.
+      victim_seed: draw the victims at random with this seed instead.
+      model: a key of `MODELS`; weights at initialization, drawn from `model_seed`.
+      batch_size, num_batches: private batches; None takes as many as there are, six at most.
+      client_bn: how the client normalizes: `running` or `batch` statistics.
+      bn: the adversary's setting with a client in batch mode, a key of `THREATS`; None for running.
+      attack: a key of `ATTACKS`; None takes the one that fits the prior.
+      tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
+      steps, restarts: of the attack.
+      defenses: one run each, in this order; each `name:parameter=value`, stages joined by ` + `.
+      seed: of starts and of the client's noise.
+    """
+
+    data: str = "photos"
+    split: str = "train"
+    image_size: int | None = None
+    first: int = 1
+    victim_seed: int | None = None
+    model: str = "convnet"
+    model_seed: int = 0
+    batch_size: int = 1
+    num_batches: int | None = None
+    client_bn: str = "running"
+    bn: str | None = None
+    attack: str | None = None
+    tv: float | None = None
+    bn_prior: float | None = None
+    learning_rate: float = 0.1
+    steps: int = 400
+    restarts: int = 1
+    defenses: tuple[str, ...] = ("none",)
+    seed: int = 0
+
+    def __post_init__(self):
+        checks.one_of("model", self.model, MODELS)
+        checks.one_of("client_bn", self.client_bn, CLIENT_BN)
+        if self.client_bn == "running" and self.bn is not None:
+            raise checks.InputError(
+                f"bn={self.bn!r} with client_bn='running': the adversary has the client's statistics anyway; "
+                "leave bn out, or take client_bn batch"
+            )
+        if self.bn is not None:
+            checks.one_of("bn", self.bn, THREATS)
+        if self.attack is not None:
+            checks.one_of("attack", self.attack, ATTACKS)
+        checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
+        checks.positive(learning_rate=self.learning_rate)
+        if self.num_batches is not None:
+            checks.positive(num_batches=self.num_batches)
+        checks.non_negative(**{k: v for k, v in (("tv", self.tv), ("bn_prior", self.bn_prior)) if v is not None})
+        if not self.defenses:
+            raise checks.InputError("defenses is empty: expected at least one, 'none' for no defense")
+        written = [str(defenses.parse(text)) for text in self.defenses]
+        if self.attack == "inverting_gradients" and self.bn_prior:
+            raise checks.InputError(
+                f"attack='inverting_gradients' with bn_prior={self.bn_prior:g}: it has no statistics prior; "
+                "take gradient_inversion_evaluation, or bn_prior 0"
+            )
+        # The undefended run comes first; the rest keep their order.
+        object.__setattr__(self, "defenses", tuple(sorted(written, key=lambda text: text != "none")))
+
+    @property
+    def threat(self) -> BatchNormThreat:
+        """The BatchNorm threat model; `exact` unless chosen, for a client in batch mode."""
+        return RUNNING if self.client_bn == "running" else THREATS[self.bn or "exact"]
+
+    @property
+    def prior_weight(self) -> float:
+        """Weight of the statistics prior: the given one, or the paper's where the threat model calls for it."""
+        if self.bn_prior is not None:
+            return self.bn_prior
+        name = "running" if self.client_bn == "running" else (self.bn or "exact")
+        return _PRIOR_WEIGHT.get(name, 1e-3)
+
+    @property
+    def tv_weight(self) -> float:
+        """Weight of total variation: the given one, or 0.001 (running statistics) and 0.05 (batch statistics)."""
+        if self.tv is not None:
+            return self.tv
+        return 1e-3 if self.client_bn == "running" else 0.05
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that are equal for equal specifications."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+DEMONSTRATION = ("none", "prune:p=0.99", "gaussian:sigma=0.03", "laplacian:scale=0.03")
+"""What the attack without arguments compares."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a specification is run; changes no number.
+
+    Attributes:
+      data_dir: where a copy of the data set lies.
+      lanes: private batches x restarts attacked side by side in one launch; None fills the device.
+      chunk: steps between two looks at the attack.
+      save_seconds: time between two saves of an unfinished attack.
+    """
+
+    data_dir: str | None = None
+    lanes: int | None = None
+    chunk: int = 50
+    save_seconds: float = 20.0
+
+    def __post_init__(self):
+        checks.positive(chunk=self.chunk, save_seconds=self.save_seconds)
+        if self.lanes is not None:
+            checks.positive(lanes=self.lanes)
