@@ -48,7 +48,9 @@ def all_finite(what: str, tree) -> None:
         bad = int(np.size(leaf) - np.sum(np.isfinite(np.asarray(leaf))))
         if bad:
             name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
-            raise InputError(f"{what}: {name} holds {bad} values that are NaN or infinite; expected finite numbers only")
+            raise InputError(
+                f"{what}: {name} holds {bad} values that are NaN or infinite; expected finite numbers only"
+            )
 
 
 def same_structure(what: str, tree, like) -> None:
@@ -62,6 +64,4 @@ def same_structure(what: str, tree, like) -> None:
         if path not in expected:
             raise InputError(f"{what}: {name} is not part of the network; remove it")
         if np.shape(named[path]) != np.shape(expected[path]):
-            raise InputError(
-                f"{what}: {name} has shape {np.shape(named[path])}; expected {np.shape(expected[path])}"
-            )
+            raise InputError(f"{what}: {name} has shape {np.shape(named[path])}; expected {np.shape(expected[path])}")

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="gi-jax",
-        description="Gradient inversion attacks and defenses in federated learning: how much does a training set-up leak?",
+        description="Gradient inversion in federated learning: how much does a training set-up leak?",
     )
     parser.add_argument("--version", action="version", version=f"gi-jax {importlib.metadata.version('gi_jax')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
@@ -83,14 +83,29 @@ def _attack_parser(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("private data").add_argument
-    add("--data", default="photos", metavar="D", help="photos (embedded), cifar10 or folder:PATH (default: photos)")
+    add(
+        "--data",
+        default="photos",
+        metavar="D",
+        help="photos (embedded), cifar10 or folder:PATH (default: photos)",
+    )
     add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
     add("--split", default="train", metavar="train|test", help="default: train")
-    add("--image-size", type=int, metavar="S", help="resize to S x S (default: the data set's own; folders 32)")
+    add(
+        "--image-size",
+        type=int,
+        metavar="S",
+        help="resize to S x S (default: the data set's own; folders 32)",
+    )
     add("--first", type=int, default=1, metavar="N", help="victims are the first N of each class (default: 1)")
     add("--victim-seed", type=int, metavar="K", help="draw the victims at random instead")
     add("--batch-size", type=int, default=1, metavar="B", help="pictures in a private batch (default: 1)")
-    add("--num-batches", type=int, metavar="N", help="private batches (default: as many as there are, at most 6)")
+    add(
+        "--num-batches",
+        type=int,
+        metavar="N",
+        help="private batches (default: as many as there are, at most 6)",
+    )
 
     add = parser.add_argument_group("client").add_argument
     add("--model", default="convnet", metavar="M", help="see gi-jax list models (default: convnet)")
@@ -122,7 +137,12 @@ def _attack_parser(commands) -> None:
         "(default: exact); -paper and -reference after the name: the two published readings",
     )
     add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
-    add("--tv", type=float, metavar="A", help="weight of total variation (default: 0.001; client-bn batch: 0.05)")
+    add(
+        "--tv",
+        type=float,
+        metavar="A",
+        help="weight of total variation (default: 0.001; client-bn batch: 0.05)",
+    )
     add(
         "--bn-prior",
         type=float,
@@ -131,7 +151,13 @@ def _attack_parser(commands) -> None:
     )
     add("--lr", type=float, default=0.1, metavar="L", help="learning rate (default: 0.1)")
     add("--steps", type=int, default=400, metavar="S", help="steps of the attack (default: 400)")
-    add("--restarts", type=int, default=1, metavar="R", help="starts; the best by the attacker's loss wins (default: 1)")
+    add(
+        "--restarts",
+        type=int,
+        default=1,
+        metavar="R",
+        help="starts; the best by the attacker's loss wins (default: 1)",
+    )
     add("--seed", type=int, default=0, metavar="K", help="of starts and noise (default: 0)")
 
     add = parser.add_argument_group("running").add_argument
@@ -146,7 +172,9 @@ def _attack(options) -> int:
     from gi_jax.experiments.spec import DEMONSTRATION, AttackSpec, Execution
 
     if options.defense and options.compare:
-        raise InputError("--defense and --compare: take --compare with the stages joined by +, such as 'prune:p=0.9 + ...'")
+        raise InputError(
+            "--defense and --compare: take --compare with the stages joined by +, such as 'prune:p=0.9 + ...'"
+        )
     compared = tuple(options.compare or ()) or ((" + ".join(options.defense),) if options.defense else DEMONSTRATION)
     same = {field.name for field in dataclasses.fields(AttackSpec)} & vars(options).keys()
     settings = {name: getattr(options, name) for name in same}
@@ -319,9 +347,7 @@ def _models() -> list[dict]:
     rows = []
     for name, entry in MODELS.items():
         params, _ = jax.eval_shape(lambda key, name=name: create(name, 10).init(key, (32, 32, 3)), jax.random.key(0))
-        rows.append(
-            {"name": name, "parameters": count_parameters(params), "about": entry.about, "paper": entry.paper}
-        )
+        rows.append({"name": name, "parameters": count_parameters(params), "about": entry.about, "paper": entry.paper})
     return rows
 
 

@@ -42,9 +42,7 @@ PHOTOS = (
     Photo("astronaut", "skimage", "data/astronaut.png", (70, 0, 390, 320), (0, 0, 512, 512)),
     Photo("coffee", "skimage", "data/coffee.png", (80, 0, 480, 400), (60, 0, 540, 400)),
     Photo("rocket", "skimage", "data/rocket.jpg", (177, 130, 467, 420), (110, 47, 530, 427)),
-    Photo(
-        "officer", "matplotlib", "mpl-data/sample_data/grace_hopper.jpg", (90, 0, 430, 340), (0, 0, 512, 600)
-    ),
+    Photo("officer", "matplotlib", "mpl-data/sample_data/grace_hopper.jpg", (90, 0, 430, 340), (0, 0, 512, 600)),
     Photo("cameraman", "skimage", "data/camera.png", (60, 20, 380, 340), (0, 0, 512, 512)),
     Photo("bricks", "skimage", "data/brick.png", (192, 320, 384, 512), (0, 0, 512, 512)),
     Photo("clock", "skimage", "data/clock_motion.png", (106, 48, 306, 248), (86, 28, 326, 268)),

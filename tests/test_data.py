@@ -69,9 +69,7 @@ def write_class_folders(folder, suffix="png"):
 
 def pack(archive, folder, arcname=None):
     """A tar archive whose members are in reverse order: readers must not rely on the order."""
-    with tarfile.open(
-        archive, "w:" + archive.suffix.strip(".").replace("tar", "").replace("tgz", "gz")
-    ) as tar:
+    with tarfile.open(archive, "w:" + archive.suffix.strip(".").replace("tar", "").replace("tgz", "gz")) as tar:
         for file in sorted(folder.rglob("*"), reverse=True):
             if file.is_file():
                 name = file.relative_to(folder).as_posix()

@@ -170,9 +170,7 @@ def test_summarize():
     ]
     table = summarize(rows)
     assert table["psnr"] == {"mean": 20, "best": 30, "std": 10, "count": 2, "failed": 1}
-    assert table["lpips_vgg"] == pytest.approx(
-        {"mean": 0.3, "best": 0.2, "std": 0.1, "count": 2, "failed": 1}
-    )
+    assert table["lpips_vgg"] == pytest.approx({"mean": 0.3, "best": 0.2, "std": 0.1, "count": 2, "failed": 1})
     assert summarize(rows[2:])["psnr"] == {"mean": None, "best": None, "std": None, "count": 0, "failed": 1}
 
 
@@ -189,9 +187,7 @@ def test_reference_scoring_counts_one_leaked_original_twice():
 
 def test_reference_scoring_of_one_image_by_hand():
     original, reconstruction = (images[:1] for images in pictures())
-    target, recovered = (
-        (images - np.float32(MEAN)) / np.float32(STD) for images in (original, reconstruction)
-    )
+    target, recovered = ((images - np.float32(MEAN)) / np.float32(STD) for images in (original, reconstruction))
     decibels = 10 * np.log10((target.max() - target.min()) ** 2 / np.mean((target - recovered) ** 2))
     (row,) = reference_scores(original, reconstruction, MEAN, STD)
     assert row["psnr"] == pytest.approx(decibels, rel=1e-5)

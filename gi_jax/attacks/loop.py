@@ -1,8 +1,8 @@
 """The loop, written once: lanes side by side in one compiled program, chunks of steps on the host.
 
 A lane is one guess at one victim's batch. Lanes are victims x sweep points x restarts, three nested `vmap`s: the model
-is shared by all, the observed gradient by all lanes of a victim. A program depends on the model, the shapes and the form
-of the objective; steps, rates, weights and seeds are numbers that go in.
+is shared by all, the observed gradient by all lanes of a victim. A program depends on the model, the shapes and the
+form of the objective; steps, rates, weights and seeds are numbers that go in.
 """
 
 import dataclasses
@@ -27,7 +27,9 @@ def sweep_axes(attack: Attack):
     """
     lengths = {jnp.shape(leaf) for leaf in jax.tree.leaves(attack)} - {()}
     if len(lengths) > 1 or any(len(shape) > 1 for shape in lengths):
-        raise checks.InputError(f"swept numbers of shapes {sorted(lengths)}: expected scalars, or vectors of one length")
+        raise checks.InputError(
+            f"swept numbers of shapes {sorted(lengths)}: expected scalars, or vectors of one length"
+        )
     return jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, attack)
 
 
@@ -80,7 +82,9 @@ class Progress(NamedTuple):
 def lane_keys(key: Key, victims: list[int], num_restarts: int) -> jax.Array:
     """A key a lane, [victims, restarts], from the victims' own numbers: no lane depends on its neighbors."""
     of_restart = jax.vmap(lambda key, number: jax.random.fold_in(key, number), in_axes=(None, 0))
-    of_victim = jax.vmap(lambda key, victim: of_restart(jax.random.fold_in(key, victim), jnp.arange(num_restarts)), (None, 0))
+    of_victim = jax.vmap(
+        lambda key, victim: of_restart(jax.random.fold_in(key, victim), jnp.arange(num_restarts)), (None, 0)
+    )
     return of_victim(key, jnp.array(victims))
 
 
@@ -211,7 +215,8 @@ def reconstruct(
     check_problem(problem)
     problems = stack([problem])
     states = start(attack, problems, lane_keys(key, [0], num_restarts))
-    for states, progress in advance(attack, problems, states, chunk=chunk):  # noqa: B007
+    for latest, progress in advance(attack, problems, states, chunk=chunk):
+        states = latest
         if on_progress is not None:
             on_progress(progress)
     return reconstructions(problems, states)[0][0]

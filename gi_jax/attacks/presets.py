@@ -37,7 +37,9 @@ class Entry(NamedTuple):
 
 ATTACKS = {
     "inverting_gradients": Entry(
-        inverting_gradients, "cosine matching, total variation, signed Adam", "Geiping et al. 2020, arXiv 2003.14053"
+        inverting_gradients,
+        "cosine matching, total variation, signed Adam",
+        "Geiping et al. 2020, arXiv 2003.14053",
     ),
     "gradient_inversion_evaluation": Entry(
         evaluation, "the same with the BatchNorm statistics prior", "Huang et al. 2021, arXiv 2112.00059"

@@ -98,9 +98,7 @@ def _from_files(path: Path, split: str, per_class: int | None) -> Dataset | None
                 f"{path}: {', '.join(missing)} missing beside the other batches; "
                 f"expected {', '.join(names)}: copy or download them again"
             )
-    by_class = {
-        label: [name for name in files if name.split("/")[-3:-1] == [split, label]] for label in CLASS_NAMES
-    }
+    by_class = {label: [name for name in files if name.split("/")[-3:-1] == [split, label]] for label in CLASS_NAMES}
     if not all(by_class.values()):
         return None
     dataset = _dataset(*decode_round_robin(by_class, files, path, 32))

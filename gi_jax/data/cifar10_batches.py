@@ -15,9 +15,7 @@ BINARY_FILES = {split: tuple(f"{name}.bin" for name in names) for split, names i
 _PIXELS = 3 * 32 * 32
 
 
-def parse_batches(
-    readers: Sequence[Callable[[], bytes]], names: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
+def parse_batches(readers: Sequence[Callable[[], bytes]], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Reads batch files of one format, in the order given.
 
     Args:
@@ -64,9 +62,7 @@ def _parse_python(data, name):
 
 def _check_labels(labels, count, name):
     if labels.shape != (count,) or labels.min(initial=0) < 0 or labels.max(initial=0) > 9:
-        raise InputError(
-            f"{name}: expected {count} labels in 0 to 9, one per picture: download the archive again"
-        )
+        raise InputError(f"{name}: expected {count} labels in 0 to 9, one per picture: download the archive again")
     return labels
 
 

@@ -22,8 +22,7 @@ from gi_jax.checks import InputError
 from gi_jax.data.cifar10_batches import BINARY_FILES, parse_batches
 
 _TRY = (
-    "try --data-dir with the original archive, its unpacked files, class folders or a prepared copy, "
-    "or --data photos"
+    "try --data-dir with the original archive, its unpacked files, class folders or a prepared copy, or --data photos"
 )
 
 
@@ -76,9 +75,7 @@ def prepare(directory: Path) -> Path:
     try:
         builder.download_and_prepare()
     except Exception as error:  # connection, checksum and disk errors, of many classes
-        raise InputError(
-            f"cifar10: download into {directory} failed ({type(error).__name__}); {_TRY}"
-        ) from error
+        raise InputError(f"cifar10: download into {directory} failed ({type(error).__name__}); {_TRY}") from error
     return Path(builder.data_dir)
 
 

@@ -62,9 +62,7 @@ def load(
     if data_dir is not None and kind != "cifar10":
         raise InputError(f"data_dir={data_dir}: {name} takes none; leave it away or choose cifar10")
     if kind == "folder" and not path:
-        raise InputError(
-            f"data set {name!r} names no folder; expected folder:PATH, for example folder:pictures"
-        )
+        raise InputError(f"data set {name!r} names no folder; expected folder:PATH, for example folder:pictures")
 
     if kind == "folder":
         dataset = load_folder(path, split, image_size, per_class)

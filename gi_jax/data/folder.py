@@ -84,9 +84,7 @@ def decode_round_robin(
         InputError: a damaged picture.
     """
     entries = sorted(
-        (rank, label, name)
-        for label, names in enumerate(by_class.values())
-        for rank, name in enumerate(sorted(names))
+        (rank, label, name) for label, names in enumerate(by_class.values()) for rank, name in enumerate(sorted(names))
     )
     images = np.empty((len(entries), size, size, 3), np.uint8)
     for index, (_, _, name) in enumerate(entries):
@@ -101,9 +99,7 @@ def _parents(name: str) -> tuple[str, ...]:
 def _classes(folders, split, path) -> dict[tuple[str, ...], tuple[str, str]]:
     """Maps each class folder to its split and class name."""
     split_folders = {
-        folder: (folder[-2], folder[-1])
-        for folder in folders
-        if len(folder) in (2, 3) and folder[-2] in SPLITS
+        folder: (folder[-2], folder[-1]) for folder in folders if len(folder) in (2, 3) and folder[-2] in SPLITS
     }
     if not split_folders:
         nested = len({folder[:1] for folder in folders}) == 1 and all(len(folder) == 2 for folder in folders)

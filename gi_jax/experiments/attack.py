@@ -75,9 +75,7 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
       InputError: for data that is missing or too small, or a network that does not fit the threat model.
     """
     per_class = None if spec.victim_seed is not None else spec.first
-    dataset = data.load(
-        spec.data, spec.split, data_dir, image_size=spec.image_size, per_class=per_class
-    )
+    dataset = data.load(spec.data, spec.split, data_dir, image_size=spec.image_size, per_class=per_class)
     if spec.victim_seed is None:
         chosen = data.first_per_class(dataset, spec.first)
         num_batches = spec.num_batches or max(1, min(6, len(chosen) // spec.batch_size))
@@ -111,9 +109,7 @@ def make_attack(spec: AttackSpec) -> attacks.Attack:
     """The attack of a specification, from its preset."""
     settings = dict(tv=spec.tv_weight, learning_rate=spec.learning_rate, num_steps=spec.steps)
     if spec.prior_weight > 0:
-        return attacks.create(
-            spec.attack or "gradient_inversion_evaluation", bn_prior=spec.prior_weight, **settings
-        )
+        return attacks.create(spec.attack or "gradient_inversion_evaluation", bn_prior=spec.prior_weight, **settings)
     return attacks.create("inverting_gradients", **settings)
 
 
@@ -121,9 +117,7 @@ def observe_all(spec: AttackSpec, victims: list[Victim], defense: str) -> list[A
     """What the adversary sees of each private batch under a defense; refuses updates that hold NaN."""
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
     problems = [
-        _observe(
-            victim, threat=spec.threat, defense=defenses.parse(defense), key=jax.random.fold_in(key, number)
-        )
+        _observe(victim, threat=spec.threat, defense=defenses.parse(defense), key=jax.random.fold_in(key, number))
         for number, victim in enumerate(victims)
     ]
     for problem in problems:
@@ -196,7 +190,13 @@ class _Session:
     """The mutable part of a run: what is finished, what is under way, and the file that holds both."""
 
     def __init__(self, spec, execution, out, victims, on_report):
-        self.spec, self.execution, self.out, self.victims, self.on_report = spec, execution, out, victims, on_report
+        self.spec, self.execution, self.out, self.victims, self.on_report = (
+            spec,
+            execution,
+            out,
+            victims,
+            on_report,
+        )
         self.attack = make_attack(spec)
         limit = execution.lanes or lanes_per_launch(spec, victims[0].images.shape[1:])
         launches = math.ceil(len(victims) / max(1, limit // spec.restarts))
@@ -218,7 +218,11 @@ class _Session:
         content = {"finished": self.finished, "history": json.dumps(self.history)}
         if self.running is not None:
             name, _, timing, states = self.running
-            content["running"] = {"name": name, "timing": timing, "states": serialization.to_state_dict(states)}
+            content["running"] = {
+                "name": name,
+                "timing": timing,
+                "states": serialization.to_state_dict(states),
+            }
         checkpoint.save(self.out, self.spec.fingerprint, jax.device_get(content))
         self.saved_at = time.monotonic()
 
@@ -245,10 +249,10 @@ class _Session:
         states = compile_ahead(self.attack, stacked, states)
         timing["compile_seconds"] += time.monotonic() - began
         began = time.monotonic()
-        for states, progress in attacks.advance(self.attack, stacked, states, chunk=self.execution.chunk):
+        for latest, progress in attacks.advance(self.attack, stacked, states, chunk=self.execution.chunk):
             timing["run_seconds"] += time.monotonic() - began
-            arrays = _arrays(stacked, states, len(problems) - first, timing)
-            self.running = (name, arrays, timing, states)
+            arrays = _arrays(stacked, latest, len(problems) - first, timing)
+            self.running = (name, arrays, timing, latest)
             self._note(defense, name, progress)
             if time.monotonic() - self.saved_at > self.execution.save_seconds:
                 self.save()
@@ -358,6 +362,6 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
         "The client applies no defense."
         if defense == "none"
         else f"The client applies {defense} before it sends; the attack does not adapt to it.",
-        "Restarts are selected by the attacker's own loss; pictures of a batch are matched to the truth for scoring only.",
+        "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]

@@ -112,7 +112,7 @@ class AttackSpec:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-DEMONSTRATION = ("none", "prune:p=0.99", "gaussian:sigma=0.03", "laplacian:scale=0.03")
+DEMONSTRATION = ("none", "prune:p=0.95", "prune:p=0.99", "gaussian:sigma=0.03")
 """What the attack without arguments compares."""
 
 

@@ -55,9 +55,7 @@ def lpips(a: Images, b: Images, net: str = "vgg", value_range: str = "unit") -> 
     """
     check_images(a=a, b=b)
     vectors = zip(_embed(a, net, value_range), _embed(b, net, value_range), strict=True)
-    return jnp.asarray(
-        np.concatenate([np.asarray(_distance(x, y))[:count] for (count, x), (_, y) in vectors])
-    )
+    return jnp.asarray(np.concatenate([np.asarray(_distance(x, y))[:count] for (count, x), (_, y) in vectors]))
 
 
 def lpips_matrix(a: Images, b: Images, net: str = "vgg", value_range: str = "unit") -> jax.Array:

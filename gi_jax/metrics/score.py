@@ -21,9 +21,7 @@ BEST = {"psnr": max, "ssim": max, "mse": min, "lpips_vgg": min, "lpips_alex": mi
 """Metric -> the function that picks the most leaked value, the worst case for privacy."""
 
 
-def score(
-    originals: Images, reconstructions: Images, lpips_nets: Sequence[str] = ("vgg", "alex")
-) -> list[Row]:
+def score(originals: Images, reconstructions: Images, lpips_nets: Sequence[str] = ("vgg", "alex")) -> list[Row]:
     """Scores each reconstruction against the original of the same index; order them with `match` first.
 
     Args:
@@ -123,9 +121,7 @@ def reference_scores(
     targets, recovered = ((np.asarray(x, np.float32) - mean) / std for x in (originals, reconstructions))
     data_range = np.ptp(targets, axis=(1, 2, 3))[None, :]
     error = np.maximum(mse_matrix(recovered, targets), np.finfo(np.float64).tiny)
-    with np.errstate(
-        divide="ignore"
-    ):  # an original of one color has no range: minus infinity, never the maximum
+    with np.errstate(divide="ignore"):  # an original of one color has no range: minus infinity, never the maximum
         decibels = np.minimum(20 * np.log10(data_range) - 10 * np.log10(error), MAX_PSNR)
     distances = np.asarray(lpips_matrix(recovered, targets, "vgg", value_range="raw"))
     return _rows({"psnr": decibels.max(axis=1), "lpips_vgg": distances.min(axis=1)})

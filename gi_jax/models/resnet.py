@@ -1,4 +1,4 @@
-"""ResNet-18 for small pictures, in two variants: He et al., Deep Residual Learning (2016), and Identity Mappings (2016).
+"""ResNet-18 for small pictures: He et al., Deep Residual Learning (2016), and Identity Mappings (2016).
 
 Both count pixels as PyTorch does (explicit padding 1) and start from PyTorch's default initialization. Running
 variances are a matter of `gi_jax.threat.batch_norm.running_average`, which follows PyTorch (unbiased, momentum 0.1).

@@ -8,7 +8,6 @@ from gi_jax.objectives.candidate import Candidate
 from gi_jax.threat import AttackProblem
 
 
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Objective:

@@ -24,9 +24,7 @@ def _cosine(dot, square_a, square_b) -> jax.Array:
 
 def squared_distance(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:
     """sum_l w_l ||g_l - g*_l||^2 (Zhu et al. 2019)."""
-    return _total(
-        jax.tree.map(lambda a, b, w: w * jnp.sum(jnp.square(a - b)), imagined, observed, layer_weights)
-    )
+    return _total(jax.tree.map(lambda a, b, w: w * jnp.sum(jnp.square(a - b)), imagined, observed, layer_weights))
 
 
 def absolute_distance(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:

@@ -84,10 +84,14 @@ class BatchNormPrior:
     def __call__(self, problem: AttackProblem, candidate: Candidate, update: Update) -> jax.Array:
         del candidate
         if problem.statistics is None:
-            raise checks.InputError("BatchNorm prior: the threat model shares no statistics; expected some, or weight none")
+            raise checks.InputError(
+                "BatchNorm prior: the threat model shares no statistics; expected some, or weight none"
+            )
         terms = layer_distances(update.statistics, problem.statistics, squared=self.squared)
         if not terms:
-            raise checks.InputError("BatchNorm prior: this network reports no BatchNorm statistics; leave the prior out")
+            raise checks.InputError(
+                "BatchNorm prior: this network reports no BatchNorm statistics; leave the prior out"
+            )
         return self.first_layer * terms[0] + sum(terms[1:])
 
 

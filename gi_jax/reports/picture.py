@@ -38,6 +38,8 @@ def draw(
                 _tile(axes[row, column], images[column], _caption(run["images"][column]))
     for row, text in enumerate(["original", *(_row_name(run["defense"]) for run in runs)]):
         axes[row, 0].set_ylabel(text, fontsize=9, rotation=0, ha="right", va="center", labelpad=8)
+    lpips = "LPIPS (VGG, 0 is identical) / " if runs[0]["images"][0].get("lpips_vgg") is not None else ""
+    figure.supxlabel(f"under each reconstruction: {lpips}PSNR", fontsize=8)
     figure.savefig(path)
 
 

@@ -85,7 +85,7 @@ RUNNING = BatchNormThreat(client=Normalize.GIVEN, shared=Shared.RUNNING, adversa
 EXACT = BatchNormThreat(client=Normalize.BATCH, shared=Shared.EXACT, adversary=Normalize.STRAIGHT_THROUGH)
 """BN_exact done right: the paper's words, with a derivative that is zero at the truth."""
 EXACT_PAPER = BatchNormThreat(client=Normalize.BATCH, shared=Shared.EXACT, adversary=Normalize.GIVEN)
-"""BN_exact in the paper's words. Right logits, *wrong* gradient: the client's derivative went through its statistics."""
+"""BN_exact in the paper's words. Right logits, wrong gradient: the client's derivative went through its statistics."""
 EXACT_REFERENCE = BatchNormThreat(client=Normalize.BATCH, shared=Shared.EXACT_UNBIASED, adversary=Normalize.BATCH)
 """BN_exact as published code runs it: the statistics serve as the target of the prior only."""
 

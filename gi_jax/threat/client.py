@@ -21,7 +21,7 @@ from gi_jax.types import BatchStats, Gradients, Images, Labels, Params
 
 
 class Batch(NamedTuple):
-    """What one step is computed on: images in the network's units [n, h, w, c], and class probabilities [n, classes]."""
+    """What one step is computed on: images [n, h, w, c] in the network's units, class probabilities [n, classes]."""
 
     images: Images
     labels: Labels
@@ -71,7 +71,6 @@ def client_update(
 
 
 def _forward(network, normalize, params, batch_stats, batch):
-    inputs = (params, batch_stats, batch)
     _, statistics = jax.eval_shape(lambda: network(params, batch_stats, batch.images, normalize))
     probe = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), statistics)
 

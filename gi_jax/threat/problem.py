@@ -162,7 +162,7 @@ def check_problem(problem: AttackProblem) -> None:
 
 
 def victim_axes(problem: AttackProblem) -> AttackProblem:
-    """The `in_axes` of a stack of problems: what belongs to one victim has axis 0, what all victims have in common none."""
+    """The `in_axes` of a stack of problems: 0 for what belongs to one victim, None for what all have in common."""
     shared = dict(params=None, space=None)
     return dataclasses.replace(problem, **shared, statistics=0, observed=0, labels=0)
 
@@ -181,11 +181,11 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
             first.image_shape,
         )
         if not same or (other.labels is None) != (first.labels is None):
-            raise checks.InputError("problems of one launch must share network, normalization, shape and label knowledge")
+            raise checks.InputError(
+                "problems of one launch must share network, normalization, shape and label knowledge"
+            )
     join = lambda name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(getattr(p, name) for p in problems))  # noqa: E731
-    return dataclasses.replace(
-        first, statistics=join("statistics"), observed=join("observed"), labels=join("labels")
-    )
+    return dataclasses.replace(first, statistics=join("statistics"), observed=join("observed"), labels=join("labels"))
 
 
 def one_hot(labels, num_classes: int) -> Labels:

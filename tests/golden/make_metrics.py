@@ -26,13 +26,9 @@ def main() -> None:
 
     from gi_jax.metrics import lpips
 
-    settings = dict(
-        gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=-1
-    )
+    settings = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=-1)
     clean, noisy = pictures()
-    golden = {
-        "ssim": [float(structural_similarity(a, b, **settings)) for a, b in zip(clean, noisy, strict=True)]
-    }
+    golden = {"ssim": [float(structural_similarity(a, b, **settings)) for a, b in zip(clean, noisy, strict=True)]}
     golden |= {f"lpips_{net}": [float(v) for v in lpips(clean, noisy, net)] for net in ("vgg", "alex")}
     Path(__file__).with_name("metrics.json").write_text(json.dumps(golden, indent=2) + "\n")
 

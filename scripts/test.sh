@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Lint and tests, in .venv unless a virtual environment is active. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+. scripts/environment.sh
+install_gi_jax '.[dev]'
+
+ruff check .
+ruff format --check .
+python -m pytest "$@"

@@ -1,0 +1,210 @@
+"""The command line as a user meets it: real pictures end to end, and one line for everything that goes wrong."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gi_jax import cli
+
+
+@pytest.fixture(autouse=True)
+def no_disk_cache(monkeypatch):
+    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """`python -m gi_jax attack` on two embedded photographs, twice, with a compilation cache of its own."""
+    folder = tmp_path_factory.mktemp("cli")
+    cache = folder / "cache"
+    runs = []
+    for out in ("first", "second"):
+        command = [sys.executable, "-m", "gi_jax", "attack", "--num-batches", "2", "--steps", "250"]
+        command += ["--compare", "gaussian:sigma=0.03", "--compare", "none", "--out", str(folder / out)]
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+        assert done.returncode == 0, done.stderr
+        runs.append((folder / out, done, {path.name for path in cache.iterdir() if path.name.endswith("-cache")}))
+    return runs
+
+
+def test_attack_recovers_real_pictures_and_a_defense_prevents_it(attacked):
+    out, done, _ = attacked[0]
+    result = json.loads((out / "result.json").read_text())
+    undefended, defended = result["runs"]
+    assert undefended["defense"] == "none"
+    assert undefended["summary"]["psnr"]["mean"] > 22
+    assert defended["summary"]["psnr"]["mean"] < undefended["summary"]["psnr"]["mean"] - 5
+    assert defended["summary"]["lpips_vgg"]["mean"] > undefended["summary"]["lpips_vgg"]["mean"] + 0.1
+    assert "gaussian:sigma=0.03" in done.stdout
+    assert done.stderr == ""  # no progress bar where there is no terminal
+
+
+def test_attack_leaves_its_files(attacked):
+    out, _, _ = attacked[0]
+    arrays = np.load(out / "reconstructions.npz")
+    assert arrays["originals"].shape == arrays["reconstructions"].shape == (2, 32, 32, 3)
+    assert arrays["reconstructions"].dtype == np.float32
+    assert 0 <= arrays["reconstructions"].min() and arrays["reconstructions"].max() <= 1
+    assert arrays["labels"].tolist() == [0, 1]
+    with Image.open(out / "reconstructions.png") as picture:
+        assert min(picture.size) > 200
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 250
+    for before, after in zip(rows, rows[1:], strict=False):
+        if before["launch"] == after["launch"]:
+            assert all(a <= b for a, b in zip(after["best_loss"], before["best_loss"], strict=True))
+
+
+def test_same_seed_gives_the_same_bits_in_another_process(attacked):
+    first, second = (np.load(out / "reconstructions.npz") for out, _, _ in attacked)
+    for name in first.files:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_second_process_compiles_nothing_new(attacked):
+    assert attacked[0][2] and attacked[0][2] == attacked[1][2]
+
+
+def test_resume_of_a_finished_attack_shows_it(attacked, capsys):
+    out, _, _ = attacked[0]
+    arguments = ["attack", "--num-batches", "2", "--steps", "250", "--compare", "none"]
+    arguments += ["--compare", "gaussian:sigma=0.03", "--out", str(out)]
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert "gaussian:sigma=0.03" in capsys.readouterr().out
+
+
+def test_results_of_other_settings_are_not_overwritten(attacked, capsys):
+    assert cli.main(["attack", "--steps", "7", "--out", str(attacked[0][0])]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_results_and_resume_completes_them(tmp_path, monkeypatch, capsys):
+    arguments = ["attack", "--num-batches", "2", "--batch-size", "2", "--steps", "100", "--defense", "prune:p=0.5"]
+    arguments += ["--defense", "laplacian:scale=1e-4", "--out", str(tmp_path / "out")]
+    report = cli._progress_bar.report
+
+    def interrupt(self, update):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli._progress_bar, "report", interrupt)
+    assert cli.main(arguments) == 130
+    assert "--resume" in capsys.readouterr().err
+    partial = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert not partial["complete"] and partial["runs"][0]["steps"] == 50
+    monkeypatch.setattr(cli._progress_bar, "report", report)
+    assert cli.main([*arguments, "--resume"]) == 0
+    whole = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert whole["complete"] and whole["runs"][0]["steps"] == 100
+    assert [block["defense"] for block in whole["runs"]] == ["prune:p=0.5 + laplacian:scale=0.0001"]
+    assert len(whole["runs"][0]["images"]) == 4
+
+
+def test_attack_takes_a_folder_of_pictures(tmp_path, capsys):
+    for name in ("ants", "bees"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        smooth = np.add.outer(np.arange(40), np.arange(48)).astype(np.uint8) * 2
+        Image.fromarray(np.stack([smooth, smooth, smooth], -1)).save(tmp_path / "in" / name / "0.png")
+    arguments = ["attack", "--data", f"folder:{tmp_path / 'in'}", "--model", "mlp", "--steps", "5", "--defense", "none"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert "no BatchNorm" in capsys.readouterr().out
+
+
+def _truncated_picture(tmp_path):
+    (tmp_path / "in" / "ants").mkdir(parents=True)
+    content = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(content, "PNG")
+    (tmp_path / "in" / "ants" / "0.png").write_bytes(content.getvalue()[:2000])
+    return ["--data", f"folder:{tmp_path / 'in'}"]
+
+
+def _truncated_archive(tmp_path):
+    path = tmp_path / "cifar.tar.xz"
+    with tarfile.open(path, "w:xz") as archive:
+        content = np.random.default_rng(0).bytes(20_000)
+        member = tarfile.TarInfo("train/airplane/0000.jpg")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    path.write_bytes(path.read_bytes()[:5000])
+    return ["--data", "cifar10", "--data-dir", str(path)]
+
+
+BAD = {
+    "model": (["--model", "resnet81"], "did you mean 'resnet18'"),
+    "data": (["--data", "cifar01"], "did you mean 'cifar10'"),
+    "defense": (["--defense", "prun:p=0.9"], "did you mean 'prune'"),
+    "defense parameter": (["--defense", "prune:q=0.9"], "unknown parameter"),
+    "defense without its parameter": (["--defense", "prune"], "try prune:p="),
+    "p of 1": (["--defense", "prune:p=1"], "p=1"),
+    "p below 0": (["--defense", "prune:p=-0.1"], "p=-0.1"),
+    "no number": (["--defense", "gaussian:sigma=loud"], "name:parameter=number"),
+    "defense and compare": (["--defense", "none", "--compare", "none"], "--compare"),
+    "bn": (["--client-bn", "batch", "--bn", "infre"], "did you mean 'infer'"),
+    "bn of a running client": (["--bn", "exact"], "leave bn out"),
+    "directory": (["--data", "cifar10", "--data-dir", "nowhere"], "nowhere"),
+    "folder": (["--data", "folder:nowhere"], "nowhere"),
+    "split": (["--split", "trane"], "did you mean 'train'"),
+    "batch larger than the data": (["--batch-size", "64"], "--first"),
+    "more per class than there are": (["--first", "999"], "--first"),
+    "steps": (["--steps", "0"], "steps=0"),
+    "steps as text": (["--steps", "many"], "invalid int value: 'many'"),
+    "option": (["--stpes", "3"], "--stpes"),
+    "lanes": (["--lanes", "0"], "lanes=0"),
+    "attack": (["--attack", "dlgg"], "unknown attack"),
+    "truncated picture": (_truncated_picture, "0.png"),
+    "truncated archive": (_truncated_archive, "cifar.tar.xz"),
+    "model without BatchNorm": (["--model", "lenet", "--client-bn", "batch"], "has no BatchNorm"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_a_status(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD[case]
+    arguments = arguments(tmp_path) if callable(arguments) else arguments
+    try:
+        status = cli.main(["attack", *arguments])
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert message in captured.err
+    assert captured.err.count("\n") == 1 and "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_out_that_is_a_file_is_one_line(tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert cli.main(["attack", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["attacks", "defenses", "models", "data"])
+def test_list_has_a_line_and_a_source_for_everything(kind, capsys):
+    assert cli.main(["list", kind, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert all(row["name"] and row["about"] and (row.get("paper") or row.get("source")) for row in rows)
+    assert cli.main(["list", kind]) == 0
+    shown = capsys.readouterr().out
+    assert rows[0]["name"] in shown
+
+
+def test_list_models_counts_parameters(capsys):
+    cli.main(["list", "models", "--json"])
+    counts = {row["name"]: row["parameters"] for row in json.loads(capsys.readouterr().out)}
+    assert counts["resnet18"] == 11_171_274
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("gi-jax ")

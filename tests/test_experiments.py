@@ -1,0 +1,145 @@
+"""Running specifications: what is kept when a run is cut off, and what makes two runs equal."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from gi_jax.checks import InputError
+from gi_jax.experiments import checkpoint
+from gi_jax.experiments.attack import lanes_per_launch, make_attack, make_victims, observe_all, run_attack
+from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.threat import RUNNING, THREATS
+
+SMALL = AttackSpec(steps=20, num_batches=3, defenses=("none", "prune:p=0.9"))
+
+
+def stop_after(reports):
+    """A callback that presses Ctrl-C at the given report."""
+    seen = []
+
+    def on_report(report):
+        seen.append(report)
+        if len(seen) == reports:
+            raise KeyboardInterrupt
+
+    return on_report
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The small run, undisturbed."""
+    return run_attack(SMALL, tmp_path_factory.mktemp("whole"), Execution(chunk=5))
+
+
+@pytest.mark.parametrize("reports", [2, 7])
+def test_interrupted_run_keeps_what_it_has_and_resumes_to_the_same_bits(tmp_path, whole, reports):
+    part = run_attack(SMALL, tmp_path, Execution(chunk=5), on_report=stop_after(reports))
+    assert not part.result["complete"]
+    assert part.result["runs"][0]["summary"]["psnr"]["count"] == 3
+    assert (tmp_path / checkpoint.NAME).exists()
+    resumed = run_attack(SMALL, tmp_path, Execution(chunk=5), resume=True)
+    assert resumed.result["complete"]
+    np.testing.assert_array_equal(np.stack(resumed.reconstructions), np.stack(whole.reconstructions))
+    assert resumed.history == whole.history
+    assert not (tmp_path / checkpoint.NAME).exists()
+
+
+def test_lanes_per_launch_change_no_picture_beyond_rounding(tmp_path, whole):
+    in_pairs = run_attack(SMALL, tmp_path, Execution(chunk=5, lanes=2))
+    np.testing.assert_allclose(np.stack(in_pairs.reconstructions), np.stack(whole.reconstructions), atol=0.02)
+
+
+def test_undefended_run_comes_first():
+    assert AttackSpec(defenses=("prune:p=0.9", "gaussian:sigma=0", "none")).defenses == (
+        "none",
+        "prune:p=0.9",
+        "gaussian:sigma=0",
+    )
+
+
+def test_fingerprint_is_that_of_the_content():
+    assert SMALL.fingerprint == dataclasses.replace(SMALL).fingerprint
+    assert SMALL.fingerprint != dataclasses.replace(SMALL, tv=0.5).fingerprint
+
+
+def test_unfinished_file_of_another_attack_is_refused(tmp_path):
+    checkpoint.save(tmp_path, "other", {"a": np.zeros(2)})
+    with pytest.raises(InputError, match="other settings"):
+        checkpoint.load(tmp_path, SMALL.fingerprint)
+
+
+def test_truncated_unfinished_file_is_refused(tmp_path):
+    checkpoint.save(tmp_path, SMALL.fingerprint, {"a": np.zeros(2)})
+    path = tmp_path / checkpoint.NAME
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match="damaged"):
+        checkpoint.load(tmp_path, SMALL.fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("settings", "threat", "parts"),
+    [
+        ({}, RUNNING, {"matching", "tv"}),
+        ({"client_bn": "batch"}, THREATS["exact"], {"matching", "tv", "bn_prior"}),
+        ({"client_bn": "batch", "bn": "proxy"}, THREATS["proxy"], {"matching", "tv"}),
+        ({"client_bn": "batch", "bn": "infer"}, THREATS["infer"], {"matching", "tv", "bn_prior"}),
+        ({"client_bn": "batch", "bn": "infer", "bn_prior": 0.0}, THREATS["infer"], {"matching", "tv"}),
+    ],
+)
+def test_threat_model_decides_the_parts_of_the_attack(settings, threat, parts):
+    spec = AttackSpec(**settings)
+    assert spec.threat == threat
+    assert set(make_attack(spec).objective.parts) == parts
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bn": "exact"}, "leave bn out"),
+        ({"client_bn": "batch", "bn": "exakt"}, "did you mean 'exact'"),
+        ({"client_bn": "eval"}, "running, batch"),
+        ({"attack": "inverting_gradient"}, "did you mean 'inverting_gradients'"),
+        ({"attack": "inverting_gradients", "bn_prior": 0.1}, "no statistics prior"),
+        ({"steps": 0}, "steps=0"),
+        ({"restarts": -1}, "restarts=-1"),
+        ({"tv": -0.1}, "tv=-0.1"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"defenses": ()}, "at least one"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings, message):
+    with pytest.raises(InputError, match=message):
+        AttackSpec(**settings)
+
+
+def test_network_without_batchnorm_refuses_batch_statistics():
+    with pytest.raises(InputError, match="has no BatchNorm"):
+        make_victims(AttackSpec(model="lenet", client_bn="batch"))
+
+
+def test_nan_in_an_update_is_refused():
+    spec = AttackSpec(num_batches=1)
+    victim = make_victims(spec).batches[0]
+    poisoned = dataclasses.replace(victim, images=victim.images.at[0, 0, 0, 0].set(np.nan))
+    with pytest.raises(InputError, match="NaN"):
+        observe_all(spec, [poisoned], "none")
+
+
+def test_lanes_shrink_with_the_picture():
+    assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 32
+    assert lanes_per_launch(AttackSpec(batch_size=16), (32, 32, 3)) == 2
+    assert lanes_per_launch(AttackSpec(batch_size=16), (224, 224, 3)) == 1
+
+
+def test_result_is_plain_json_with_every_promised_field(whole):
+    result = json.loads(json.dumps(whole.result, allow_nan=False))
+    assert {"environment", "runs", "complete"} <= result.keys()
+    for block in result["runs"]:
+        assert {"defense", "spec", "threat_model", "images", "summary", "timing"} <= block.keys()
+        for metric in ("psnr", "ssim", "mse", "lpips_vgg", "lpips_alex"):
+            assert {"mean", "best", "std"} <= block["summary"][metric].keys()
+        assert {"compile_seconds", "run_seconds", "image_iterations_per_second"} <= block["timing"].keys()
+        again = AttackSpec(**{**block["spec"], "defenses": tuple(block["spec"]["defenses"])})
+        assert again.defenses == (block["defense"],)
