@@ -14,7 +14,7 @@ from gi_jax.checks import InputError
 ATTACK_EXAMPLES = """\
 examples:
   gi-jax attack
-      six embedded photographs, no defense against three (the quickstart; two minutes on two cores)
+      six embedded photographs, no defense against three (the quickstart; a minute on two cores)
   gi-jax attack --defense prune:p=0.9 --defense gaussian:sigma=1e-3 --out pruned
       one run: the client prunes, then adds noise
   gi-jax attack --compare none --compare prune:p=0.9 --compare prune:p=0.99
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gi-jax: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gi-jax: interrupted before there was anything to keep", file=sys.stderr)
+        print("gi-jax: interrupted; what was saved before is kept", file=sys.stderr)
         return 130
 
 
@@ -175,10 +175,15 @@ def _attack(options) -> int:
         raise InputError(
             "--defense and --compare: take --compare with the stages joined by +, such as 'prune:p=0.9 + ...'"
         )
-    compared = tuple(options.compare or ()) or ((" + ".join(options.defense),) if options.defense else DEMONSTRATION)
     same = {field.name for field in dataclasses.fields(AttackSpec)} & vars(options).keys()
-    settings = {name: getattr(options, name) for name in same}
-    spec = AttackSpec(**settings, learning_rate=options.lr, defenses=compared)
+    spec = AttackSpec(**{name: getattr(options, name) for name in same}, learning_rate=options.lr)
+    if options.compare:
+        compared = tuple(options.compare)
+    elif options.defense:
+        compared = (" + ".join(options.defense),)
+    else:
+        compared = DEMONSTRATION if spec == AttackSpec() else ("none",)
+    spec = dataclasses.replace(spec, defenses=compared)
     execution = Execution(data_dir=options.data_dir, lanes=options.lanes)
 
     finished = _finished(options.out, spec, resume=options.resume, overwrite=options.overwrite)
@@ -203,6 +208,11 @@ def _attack(options) -> int:
 
 def _finished(out: Path, spec, *, resume: bool, overwrite: bool) -> dict | None:
     """The result that lies in `out`, if it is complete, of this specification, and `--resume` asks for it."""
+    from gi_jax.experiments import checkpoint
+
+    unfinished = out / checkpoint.NAME
+    if unfinished.exists() and not (resume or overwrite):
+        raise InputError(f"{unfinished} is an unfinished attack: add --resume to go on, or --overwrite to start anew")
     path = out / "result.json"
     if not path.exists():
         return None

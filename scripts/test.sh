@@ -8,4 +8,4 @@ install_gi_jax '.[dev]'
 
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+exec python -m pytest "$@"

@@ -87,7 +87,17 @@ def test_results_of_other_settings_are_not_overwritten(attacked, capsys):
 
 
 def test_ctrl_c_leaves_results_and_resume_completes_them(tmp_path, monkeypatch, capsys):
-    arguments = ["attack", "--num-batches", "2", "--batch-size", "2", "--steps", "100", "--defense", "prune:p=0.5"]
+    arguments = [
+        "attack",
+        "--num-batches",
+        "2",
+        "--batch-size",
+        "2",
+        "--steps",
+        "100",
+        "--defense",
+        "prune:p=0.5",
+    ]
     arguments += ["--defense", "laplacian:scale=1e-4", "--out", str(tmp_path / "out")]
     report = cli._progress_bar.report
 
@@ -99,6 +109,8 @@ def test_ctrl_c_leaves_results_and_resume_completes_them(tmp_path, monkeypatch, 
     assert "--resume" in capsys.readouterr().err
     partial = json.loads((tmp_path / "out" / "result.json").read_text())
     assert not partial["complete"] and partial["runs"][0]["steps"] == 50
+    assert cli.main(arguments) == 2  # neither lost nor repeated by accident
+    assert "--resume" in capsys.readouterr().err
     monkeypatch.setattr(cli._progress_bar, "report", report)
     assert cli.main([*arguments, "--resume"]) == 0
     whole = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -112,7 +124,17 @@ def test_attack_takes_a_folder_of_pictures(tmp_path, capsys):
         (tmp_path / "in" / name).mkdir(parents=True)
         smooth = np.add.outer(np.arange(40), np.arange(48)).astype(np.uint8) * 2
         Image.fromarray(np.stack([smooth, smooth, smooth], -1)).save(tmp_path / "in" / name / "0.png")
-    arguments = ["attack", "--data", f"folder:{tmp_path / 'in'}", "--model", "mlp", "--steps", "5", "--defense", "none"]
+    arguments = [
+        "attack",
+        "--data",
+        f"folder:{tmp_path / 'in'}",
+        "--model",
+        "mlp",
+        "--steps",
+        "5",
+        "--defense",
+        "none",
+    ]
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert "no BatchNorm" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from gi_jax.attacks import loop
 from gi_jax.checks import InputError
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.attack import lanes_per_launch, make_attack, make_victims, observe_all, run_attack
@@ -31,6 +32,24 @@ def stop_after(reports):
 def whole(tmp_path_factory):
     """The small run, undisturbed."""
     return run_attack(SMALL, tmp_path_factory.mktemp("whole"), Execution(chunk=5))
+
+
+def test_interrupt_inside_a_chunk_keeps_the_chunk_before(tmp_path, whole, monkeypatch):
+    advance, calls = loop._advance, []
+
+    def interrupted(attack, problems, states, count):
+        states = advance(attack, problems, states, count)  # takes the states away from whoever holds them
+        calls.append(count)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return states
+
+    monkeypatch.setattr(loop, "_advance", interrupted)
+    part = run_attack(SMALL, tmp_path, Execution(chunk=5))
+    assert part.result["runs"][0]["steps"] == 5
+    monkeypatch.setattr(loop, "_advance", advance)
+    resumed = run_attack(SMALL, tmp_path, Execution(chunk=5), resume=True)
+    np.testing.assert_array_equal(np.stack(resumed.reconstructions), np.stack(whole.reconstructions))
 
 
 @pytest.mark.parametrize("reports", [2, 7])

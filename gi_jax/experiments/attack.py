@@ -218,12 +218,10 @@ class _Session:
         content = {"finished": self.finished, "history": json.dumps(self.history)}
         if self.running is not None:
             name, _, timing, states = self.running
-            content["running"] = {
-                "name": name,
-                "timing": timing,
-                "states": serialization.to_state_dict(states),
-            }
-        checkpoint.save(self.out, self.spec.fingerprint, jax.device_get(content))
+            content["running"] = {"name": name, "timing": timing, "states": serialization.to_state_dict(states)}
+        elif self.restored is not None:
+            content["running"] = self.restored
+        checkpoint.save(self.out, self.spec.fingerprint, content)
         self.saved_at = time.monotonic()
 
     def run(self, defense):
@@ -252,7 +250,8 @@ class _Session:
         for latest, progress in attacks.advance(self.attack, stacked, states, chunk=self.execution.chunk):
             timing["run_seconds"] += time.monotonic() - began
             arrays = _arrays(stacked, latest, len(problems) - first, timing)
-            self.running = (name, arrays, timing, latest)
+            # A copy: the next chunk is given the states themselves, and may be interrupted.
+            self.running, self.restored = (name, arrays, dict(timing), jax.tree.map(np.array, latest)), None
             self._note(defense, name, progress)
             if time.monotonic() - self.saved_at > self.execution.save_seconds:
                 self.save()
