@@ -165,6 +165,11 @@ def _attack_parser(commands) -> None:
     add("--resume", action="store_true", help="go on where an interrupted attack in DIR stopped")
     add("--overwrite", action="store_true", help="replace results of other settings in DIR")
     add("--lanes", type=int, metavar="N", help="batches x restarts side by side (default: fills the device)")
+    add(
+        "--reference-scoring",
+        action="store_true",
+        help="adds reference_summary to result.json: the scoring of the paper's published code, flaws and all",
+    )
     parser.set_defaults(command=_attack)
 
 
@@ -184,7 +189,7 @@ def _attack(options) -> int:
     else:
         compared = DEMONSTRATION if spec == AttackSpec() else ("none",)
     spec = dataclasses.replace(spec, defenses=compared)
-    execution = Execution(data_dir=options.data_dir, lanes=options.lanes)
+    execution = Execution(data_dir=options.data_dir, lanes=options.lanes, reference_scoring=options.reference_scoring)
 
     finished = _finished(options.out, spec, resume=options.resume, overwrite=options.overwrite)
     if finished is not None:

@@ -178,6 +178,8 @@ def run_attack(
         found = session.found(defense)
         if found is not None:
             images, block = _score(spec, victims, originals, defense, found)
+            if execution.reference_scoring:
+                block["reference_summary"] = _reference_summary(spec, victims, originals, images)
             reconstructions.append(images)
             runs.append(block)
     result = {"complete": complete, "environment": environment(), "runs": runs}
@@ -190,32 +192,32 @@ class _Session:
     """The mutable part of a run: what is finished, what is under way, and the file that holds both."""
 
     def __init__(self, spec, execution, out, victims, on_report):
-        self.spec, self.execution, self.out, self.victims, self.on_report = (
-            spec,
-            execution,
-            out,
-            victims,
-            on_report,
-        )
+        self.spec, self.execution, self.out = spec, execution, out
+        self.victims, self.on_report = victims, on_report
         self.attack = make_attack(spec)
         limit = execution.lanes or lanes_per_launch(spec, victims[0].images.shape[1:])
         launches = math.ceil(len(victims) / max(1, limit // spec.restarts))
         self.launch_size = math.ceil(len(victims) / launches)
-        self.launches = launches
         self.finished = {}  # "defense/launch" -> arrays of that launch
         self.running = None  # (name, arrays so far, states)
         self.history = []
         self.saved_at = time.monotonic()
         self.restored = None
 
+    @property
+    def launches(self):
+        return math.ceil(len(self.victims) / self.launch_size)
+
     def restore(self):
         content = checkpoint.load(self.out, self.spec.fingerprint)
         if content is not None:
+            self.launch_size = int(content["launch_size"])
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
 
     def save(self):
-        content = {"finished": self.finished, "history": json.dumps(self.history)}
+        history = json.dumps(self.history)
+        content = {"launch_size": self.launch_size, "finished": self.finished, "history": history}
         if self.running is not None:
             name, _, timing, states = self.running
             content["running"] = {"name": name, "timing": timing, "states": serialization.to_state_dict(states)}
@@ -345,6 +347,16 @@ def _score(spec, victims, originals, defense, found):
         "steps": found["steps"],
     }
     return matched, block
+
+
+def _reference_summary(spec, victims, originals, images):
+    """Scores by the rules of the paper's published code; comparable with its tables, and flawed (see metrics)."""
+    space = victims.batches[0].space
+    rows = []
+    for first in range(0, len(images), spec.batch_size):
+        batch = slice(first, first + spec.batch_size)
+        rows += metrics.reference_scores(originals[batch], images[batch], np.array(space.mean), np.array(space.std))
+    return metrics.summarize(rows)
 
 
 def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:

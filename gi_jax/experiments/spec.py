@@ -125,12 +125,14 @@ class Execution:
       lanes: private batches x restarts attacked side by side in one launch; None fills the device.
       chunk: steps between two looks at the attack.
       save_seconds: time between two saves of an unfinished attack.
+      reference_scoring: score as the paper's published code does too, beside our own scores.
     """
 
     data_dir: str | None = None
     lanes: int | None = None
     chunk: int = 50
     save_seconds: float = 20.0
+    reference_scoring: bool = False
 
     def __post_init__(self):
         checks.positive(chunk=self.chunk, save_seconds=self.save_seconds)

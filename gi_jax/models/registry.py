@@ -45,8 +45,13 @@ class FlaxNetwork:
 
     def init(self, key: Key, image_shape: tuple[int, int, int]) -> tuple[Params, BatchStats]:
         """Fresh weights and statistics (mean 0, variance 1) for pictures of `image_shape` = (h, w, c)."""
-        variables = jax.jit(self.module.init)(key, jnp.zeros((1, *image_shape)))
+        variables = _init(self.module, key, tuple(image_shape))
         return variables["params"], variables.get("batch_stats", {})
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _init(module, key, image_shape):
+    return module.init(key, jnp.zeros((1, *image_shape)))
 
 
 @dataclass(frozen=True)
