@@ -1,0 +1,167 @@
+"""Toy victims that the tests share: small smooth pictures and networks that compile in a second."""
+
+from functools import lru_cache, partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gi_jax import defenses, models
+from gi_jax.data.synthetic import smooth_images
+from gi_jax.models import FlaxNetwork, FunctionNetwork, Network, Normalize
+from gi_jax.models.layers import BatchNorm, Conv, Linear
+from gi_jax.threat import AttackProblem, BatchNormThreat, ImageSpace, Victim, observe, one_hot
+
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiler options for programs that run once: compiling them takes far longer than running them."""
+
+SPACE = ImageSpace(mean=jnp.array([0.5, 0.4, 0.45]), std=jnp.array([0.25, 0.2, 0.3]))
+
+
+class TinyNet(nn.Module):
+    """Two convolutions with BatchNorm and a linear head: smooth, or with ReLU."""
+
+    num_classes: int
+    normalize: Normalize = Normalize.BATCH
+    smooth: bool = True
+    features: int = 4
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        activation = nn.softplus if self.smooth else nn.relu
+        x = images
+        for number, stride in enumerate((1, 2)):
+            x = Conv(self.features, 3, stride, name=f"block{number}")(x)
+            x = activation(BatchNorm(self.normalize, name=f"norm{number}")(x))
+        return Linear(self.num_classes, name="head")(x.reshape(x.shape[0], -1))
+
+
+def two_layers(params, batch_stats, images):
+    """A user's plain function: smooth, and it reads `batch_stats` in a way of its own."""
+    x = images.reshape(images.shape[0], -1)
+    if batch_stats:
+        x = x - batch_stats["offset"].reshape(1, -1)
+    hidden = jax.nn.sigmoid(x @ params["w1"] + params["b1"].reshape(1, -1))
+    return hidden @ params["w2"]
+
+
+PLAIN = FunctionNetwork(two_layers)
+
+
+def plain_params(seed: int, side: int, num_classes: int, hidden: int = 16):
+    """Weights for `two_layers`."""
+    size = side * side * 3
+    draw = np.random.default_rng(seed).standard_normal
+    return {
+        "w1": jnp.float32(draw((size, hidden)) * size**-0.5),
+        "b1": jnp.float32(draw(hidden)),
+        "w2": jnp.float32(draw((hidden, num_classes))),
+    }
+
+
+def network_of(model: str | nn.Module | Network, num_classes: int) -> Network:
+    """A network from its name, its module or itself."""
+    if isinstance(model, str):
+        return models.create(model, num_classes)
+    return FlaxNetwork(model) if isinstance(model, nn.Module) else model
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3), compiler_options=QUICK)
+def pictures(key: jax.Array, n: int, height: int, width: int) -> jax.Array:
+    """Smooth pictures, in [0, 1]."""
+    return smooth_images(key, n, height, width)
+
+
+@partial(jax.jit, static_argnums=(0, 2), compiler_options=QUICK)
+def draw_weights(network: FlaxNetwork, key: jax.Array, side: int):
+    """What the network's own `init` draws, compiled quickly."""
+    return network.init(key, (side, side, 3))
+
+
+@lru_cache
+def toy_victim(
+    model: str | nn.Module | Network = "lenet",
+    *,
+    n: int = 2,
+    side: int = 8,
+    num_classes: int = 4,
+    seed: int = 0,
+) -> Victim:
+    """A private batch of smooth pictures, one class after the other, and the network it was given to.
+
+    Running averages are not the mean 0 and variance 1 of a fresh network, scale and bias of a normalization not 1 and
+    0, so that a test notices where they are left out.
+    """
+    network = network_of(model, num_classes)
+    key_weights, key_images = jax.random.split(jax.random.key(seed))
+    if isinstance(network, FlaxNetwork):
+        params, batch_stats = draw_weights(network, key_weights, side)
+        params, batch_stats = moved(params, seed), moved(batch_stats, seed + 1)
+    else:
+        params, batch_stats = plain_params(seed, side, num_classes), {}
+    return Victim(
+        network=network,
+        params=params,
+        batch_stats=batch_stats,
+        images=pictures(key_images, n, side, side),
+        labels=one_hot(jnp.arange(n) % num_classes, num_classes),
+        space=SPACE,
+    )
+
+
+def moved(tree, seed: int):
+    """The tree with the numbers of its normalization layers away from their initial 0 and 1."""
+    draw = np.random.default_rng(seed).standard_normal
+
+    def move(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        factor = jnp.float32(np.exp(0.2 * draw(leaf.shape)))
+        if "norm" not in name:
+            return leaf
+        return leaf * factor if name.endswith(("var", "scale")) else leaf + factor - 1
+
+    return jax.tree_util.tree_map_with_path(move, tree)
+
+
+def toy_problem(victim: Victim, threat: BatchNormThreat, defense=defenses.identity, **options) -> AttackProblem:
+    """What the adversary sees of a toy victim."""
+    return observe(victim, threat, defense, jax.random.key(99), **options)
+
+
+def truth(victim: Victim) -> jax.Array:
+    """The private pictures in the network's units."""
+    return victim.space.normalize(victim.images)
+
+
+def as_float64(tree):
+    """The arrays of a tree in double precision (inside `jax.enable_x64`)."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
+
+
+def tree_dot(a, b) -> jax.Array:
+    """Inner product of two trees."""
+    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
+
+
+def tree_norm(tree) -> jax.Array:
+    """Euclidean length of a tree."""
+    return jnp.sqrt(tree_dot(tree, tree))
+
+
+def relative_error(found, expected) -> float:
+    """Length of the difference over the length of what was expected."""
+    difference = jax.tree.map(lambda a, b: a - b, found, expected)
+    return float(tree_norm(difference) / tree_norm(expected))
+
+
+def random_like(tree, seed: int = 0):
+    """Standard normal numbers in the shapes and types of a tree."""
+    draw = np.random.default_rng(seed).standard_normal
+    return jax.tree.map(lambda leaf: jnp.asarray(draw(leaf.shape), leaf.dtype), tree)
+
+
+def leaf_names(tree) -> list[str]:
+    """`block0/conv/kernel` and so on, in the order of the leaves."""
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
