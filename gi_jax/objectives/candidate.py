@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 
+from gi_jax import checks
 from gi_jax.threat import AttackProblem, Batch
 from gi_jax.types import Images
 
@@ -20,7 +21,15 @@ class Candidate(NamedTuple):
     label_logits: jax.Array | None = None
 
     def batch(self, problem: AttackProblem) -> Batch:
-        """The batch that the client would have had: the candidate's own labels, or those that the problem knows."""
+        """The batch that the client would have had: the candidate's own labels, or those that the problem knows.
+
+        Raises:
+          InputError: if neither has any.
+        """
         if self.label_logits is not None:
             return Batch(self.images, jax.nn.softmax(self.label_logits))
+        if problem.labels is None:
+            raise checks.InputError(
+                "labels are unknown: expected known labels in the problem, or an attack that optimizes them"
+            )
         return Batch(self.images, problem.labels)

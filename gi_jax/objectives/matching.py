@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax import checks
+from gi_jax.objectives.kinks import absolute
 from gi_jax.threat import AttackProblem, Update
 from gi_jax.types import Gradients
 
@@ -16,10 +17,11 @@ def _total(terms) -> jax.Array:
 
 
 def _cosine(dot, square_a, square_b) -> jax.Array:
-    # A gradient of norm zero has no direction: distance 1 and derivative 0, never NaN.
-    squares = square_a * square_b
-    safe = jnp.where(squares > 0, squares, 1.0)
-    return jnp.where(squares > 0, 1.0 - dot * jax.lax.rsqrt(safe), 1.0)
+    # A gradient of norm zero has no direction: distance 1 and derivative 0. One that holds NaN stays NaN. The squares
+    # are not multiplied, because the product of two small ones is 0 in float32.
+    undirected = (square_a == 0) | (square_b == 0)
+    scale_a, scale_b = (jax.lax.rsqrt(jnp.where(undirected, 1.0, square)) for square in (square_a, square_b))
+    return jnp.where(undirected, 1.0, 1.0 - (dot * scale_a) * scale_b)
 
 
 def squared_distance(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:
@@ -29,7 +31,7 @@ def squared_distance(imagined: Gradients, observed: Gradients, layer_weights: Gr
 
 def absolute_distance(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:
     """sum_l w_l ||g_l - g*_l||_1: the likelihood under Laplacian noise, up to a constant."""
-    return _total(jax.tree.map(lambda a, b, w: w * jnp.sum(jnp.abs(a - b)), imagined, observed, layer_weights))
+    return _total(jax.tree.map(lambda a, b, w: w * jnp.sum(absolute(a - b)), imagined, observed, layer_weights))
 
 
 def cosine_distance(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:

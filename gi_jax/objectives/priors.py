@@ -7,15 +7,10 @@ import jax.numpy as jnp
 
 from gi_jax import checks
 from gi_jax.objectives.candidate import Candidate
+from gi_jax.objectives.kinks import absolute, root
 from gi_jax.threat import AttackProblem, Update
 from gi_jax.threat.batch_norm import map_layers
 from gi_jax.types import BatchStats, Images
-
-
-def _norm(vector: jax.Array) -> jax.Array:
-    # The Euclidean norm, with derivative 0 instead of NaN at 0.
-    square = jnp.sum(jnp.square(vector))
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def total_variation(images: Images, *, isotropic: bool = False) -> jax.Array:
@@ -31,9 +26,8 @@ def total_variation(images: Images, *, isotropic: bool = False) -> jax.Array:
     down = images[:, 1:] - images[:, :-1]
     across = images[:, :, 1:] - images[:, :, :-1]
     if not isotropic:
-        return jnp.mean(jnp.abs(down)) + jnp.mean(jnp.abs(across))
-    square = jnp.square(down[:, :, :-1]) + jnp.square(across[:, :-1])
-    return jnp.mean(jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0))
+        return jnp.mean(absolute(down)) + jnp.mean(absolute(across))
+    return jnp.mean(root(jnp.square(down[:, :, :-1]) + jnp.square(across[:, :-1])))
 
 
 @jax.tree_util.register_dataclass
@@ -47,7 +41,7 @@ class TotalVariation:
 
     def __call__(self, problem: AttackProblem, candidate: Candidate, update: Update) -> jax.Array:
         del problem, update
-        images = jnp.abs(candidate.images) if self.magnitude else candidate.images
+        images = absolute(candidate.images) if self.magnitude else candidate.images
         return total_variation(images, isotropic=self.isotropic)
 
 
@@ -87,17 +81,20 @@ class BatchNormPrior:
             raise checks.InputError(
                 "BatchNorm prior: the threat model shares no statistics; expected some, or weight none"
             )
-        terms = layer_distances(update.statistics, problem.statistics, squared=self.squared)
-        if not terms:
+        if not jax.tree.leaves(update.statistics):
             raise checks.InputError(
                 "BatchNorm prior: this network reports no BatchNorm statistics; leave the prior out"
             )
+        terms = layer_distances(update.statistics, problem.statistics, squared=self.squared)
         return self.first_layer * terms[0] + sum(terms[1:])
 
 
 def layer_distances(statistics: BatchStats, target: BatchStats, *, squared: bool = False) -> list[jax.Array]:
     """One scalar a layer, in the order of the network: distance of the means plus distance of the variances."""
-    size = (lambda v: jnp.sum(jnp.square(v))) if squared else _norm
+
+    def size(vector):
+        square = jnp.sum(jnp.square(vector))
+        return square if squared else root(square)
 
     def distance(own, wanted):
         return size(own["mean"] - wanted["mean"]) + size(own["var"] - wanted["var"])
