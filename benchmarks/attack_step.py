@@ -1,0 +1,323 @@
+"""Speed of one attack step on ResNet-18 at 32x32: batch sizes, lanes, convolution lowerings, beside PyTorch.
+
+The attack is that of Geiping et al. (2020) in training mode, where client and adversary normalize with the batch's own
+statistics: cosine distance, total variation 0.1, signed Adam in the box. Both sides start from the same weights,
+gradient and images; their matching losses after the timed steps stand beside the speed, for one lane.
+
+The unit is the image-iteration: one picture of one lane, one step. `b1x8` is a batch of 1 in 8 lanes, 8 pictures in
+flight. PyTorch runs one lane after another, which is what its seconds per image-iteration assume. `vs_torch` is
+PyTorch's time over ours: above 1 we are faster. `scan_vs_step` is the time of a step inside the compiled loop over
+that of the same step as a program of its own: 1 means that the loop costs nothing.
+
+The useful work of an image-iteration is 6.9 GFLOP: seven passes (forward, cotangents of the input and of the weights,
+two matmuls each for the tangents of both) of 0.97 GFLOP, multiplications by padding zeros not counted, and no
+cotangent of the input in the passes that need none. Patches also multiply the zeros, 1.11 GFLOP a pass. Fractions of
+the peak divide the useful work by the time, and by the rate of a big matmul in the same round.
+"""
+
+import dataclasses
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import Report, Sample, Side
+
+from gi_jax import attacks, defenses, models, threat
+from gi_jax.attacks import loop
+from gi_jax.data import load
+
+USEFUL_FLOP = 6.9e9
+IMAGE_SHAPE = (32, 32, 3)
+TV = 0.1
+LEARNING_RATE = 0.1
+LAST_START = 35
+"""A quick run builds no further program after so many seconds."""
+THREAT = threat.BatchNormThreat(
+    client=models.Normalize.BATCH, shared=threat.Shared.NOTHING, adversary=models.Normalize.BATCH
+)
+once = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""For programs that run once: half the compile time."""
+
+
+class Point(NamedTuple):
+    """One size of one program.
+
+    Attributes:
+      batch, lanes: pictures a lane, lanes side by side.
+      lowering: of the convolutions.
+      step: time a single step as a program of its own, too.
+    """
+
+    batch: int
+    lanes: int
+    lowering: str = "patches"
+    step: bool = False
+
+    @property
+    def images(self) -> int:
+        return self.batch * self.lanes
+
+    @property
+    def name(self) -> str:
+        return f"b{self.batch}x{self.lanes}" + ("" if self.lowering == "patches" else f"_{self.lowering}")
+
+
+QUICK = (Point(1, 8, step=True), Point(16, 1))
+FULL = (
+    *(Point(batch, lanes, step=(batch, lanes) == (1, 8)) for batch in (1, 4, 16) for lanes in (1, 4, 8, 16)),
+    Point(8, 1, step=True),
+    *(Point(batch, 1, "lax", step=batch == 8) for batch in (1, 8)),
+)
+
+
+class Launch(NamedTuple):
+    """The arguments of the engine's loop."""
+
+    attack: attacks.Attack
+    problems: threat.AttackProblem
+    states: attacks.AttackState
+
+
+@lru_cache
+def _model(lowering: str):
+    network = models.create("resnet18", 10, lowering=lowering)
+    return network, *once(lambda key: network.init(key, IMAGE_SHAPE))(jax.random.key(0))
+
+
+@lru_cache
+def _problems(batch: int, lowering: str) -> threat.AttackProblem:
+    network, params, batch_stats = _model(lowering)
+    photos = load("photos", "train").take(np.arange(batch))
+    victim = threat.Victim(
+        network=network,
+        params=params,
+        batch_stats=batch_stats,
+        images=jnp.array(photos.as_float()),
+        labels=threat.one_hot(photos.labels, 10),
+        space=threat.ImageSpace(mean=jnp.array(photos.mean), std=jnp.array(photos.std)),
+    )
+    problem = once(lambda victim, key: threat.observe(victim, THREAT, defenses.identity, key))(
+        victim, jax.random.key(1)
+    )
+    return threat.stack([problem])
+
+
+def launch(point: Point) -> Launch:
+    """The arguments for one point, before the first step. All lanes share one victim."""
+    problems = _problems(point.batch, point.lowering)
+    attack = attacks.create("inverting_gradients", tv=TV, learning_rate=LEARNING_RATE, num_steps=10**6)
+    attack = dataclasses.replace(jax.tree.map(jnp.float32, attack), num_steps=jnp.int32(10**6))  # no decay here
+    states = attacks.start(attack, problems, attacks.lane_keys(jax.random.key(2), [0], point.lanes))
+    return Launch(attack, problems, states)
+
+
+@partial(jax.jit, donate_argnums=2)
+def single_step(attack: attacks.Attack, problems: threat.AttackProblem, states: attacks.AttackState):
+    """What the engine's loop has for a body, as a program of its own."""
+    step = loop._over_lanes(lambda attack, problem, state: attack.step(problem, state), attack, problems, 0)
+    return step(attack, problems, states)
+
+
+class Runner:
+    """Advances one launch by one program, and keeps the states between rounds."""
+
+    def __init__(self, call: Callable[[Launch], attacks.AttackState], launch: Launch):
+        self.call, self.launch = call, launch
+
+    def __call__(self) -> attacks.AttackState:
+        self.launch = self.launch._replace(states=self.call(self.launch))
+        return self.launch.states
+
+    @property
+    def matching(self) -> float:
+        """Matching loss of the first lane at its last evaluation."""
+        return float(self.launch.states.info.parts["matching"][0, 0, 0])
+
+
+def in_loop(program, steps: int) -> Callable[[Launch], attacks.AttackState]:
+    """`steps` steps inside the compiled loop."""
+    return lambda launch: program(*launch, jnp.int32(steps))
+
+
+def step_by_step(program, steps: int) -> Callable[[Launch], attacks.AttackState]:
+    """`steps` calls of the single step, dispatched without waiting in between."""
+
+    def call(launch):
+        for _ in range(steps):
+            launch = launch._replace(states=program(*launch))
+        return launch.states
+
+    return call
+
+
+class Torch:
+    """The PyTorch loop in a process of its own, where its threads and ours never meet."""
+
+    def __init__(self):
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self.device = self._call("best_device")
+
+    def _call(self, name: str, *arguments, **keywords):
+        return self._pool.submit(_in_torch, name, *arguments, **keywords).result()
+
+    def prepare(self, launch: Launch) -> None:
+        """Hands over the launch's weights, observed gradient and the start of its first lane."""
+        problems, space = launch.problems, launch.problems.space
+        self._call(
+            "prepare",
+            params=_named(problems.params),
+            observed=_named(jax.tree.map(lambda leaf: leaf[0], problems.observed)),
+            images=np.asarray(launch.states.candidate.images[0, 0, 0]),
+            labels=np.asarray(problems.labels[0].argmax(-1)),
+            low=np.asarray(-space.mean / space.std),
+            high=np.asarray((1 - space.mean) / space.std),
+            tv=TV,
+            learning_rate=LEARNING_RATE,
+            device=self.device,
+        )
+        self.matching = float("nan")
+
+    def side(self, steps: int, batch: int) -> Side:
+        """Rounds of `steps` steps, timed over there."""
+
+        def run():
+            seconds, self.matching = self._call("advance", steps)
+            return seconds / (steps * batch)
+
+        return run
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pool.shutdown()
+
+
+def _in_torch(name: str, *arguments, **keywords):
+    import torch_loop
+
+    return getattr(torch_loop, name)(*arguments, **keywords)
+
+
+def _named(tree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def measure_point(
+    report: Report, point: Point, torch: Torch | None, *, rounds: int, steps: int, late: Callable[[], bool]
+) -> dict[str, Sample]:
+    """Compiles what `point` needs, runs all sides in turns, and adds a table row a side.
+
+    Args:
+      report: gets the rows.
+      point: what to measure.
+      torch: the other side, if there is one.
+      rounds: recorded rounds, after one of warm-up.
+      steps: a round.
+      late: whether no time is left for building another program.
+
+    Returns:
+      Side to seconds per image-iteration (`matmul`: per FLOP); empty if nothing was measured.
+    """
+    built = {}
+    for name in ("loop", "step") if point.step else ("loop",):
+        if late():
+            report.note(f"{point.name} {name}: left out for time. Run it again: compiled programs are kept.")
+        elif name == "loop":
+            start = launch(point)
+            built[name] = harness.build(loop._advance, *start, jnp.int32(steps))
+        elif built:
+            built[name] = harness.build(single_step, *start)
+    if not built:
+        return {}
+    needed, free = max(program.bytes for program in built.values()), harness.free_bytes()
+    if free is not None and needed > free:
+        report.note(f"{point.name}: left out for memory, needs {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free.")
+        return {}
+
+    sides, runners = {"matmul": harness.matmul_peak()}, {}
+    if torch is not None:
+        torch.prepare(start)
+        sides["torch"] = torch.side(steps, point.batch)
+    for name, program in built.items():
+        call = (in_loop if name == "loop" else step_by_step)(program.program, steps)
+        # Each side donates its own copy of the states.
+        runners[name] = Runner(call, start._replace(states=jax.tree.map(jnp.copy, start.states)))
+        sides[name] = harness.side(runners[name], units=steps * point.images)
+    samples = harness.interleave(sides, rounds)
+
+    for name in ("torch", *runners):
+        if name not in samples:
+            continue
+        seconds = samples[name]
+        report.figures.append(
+            {
+                "point": point.name,
+                "side": name,
+                "s / image-iteration": seconds.summary(),
+                "image-iterations / s": 1 / seconds.median,
+                "fraction of peak": _peak_fraction(samples, name).summary(4),
+                "matching loss": torch.matching if name == "torch" else runners[name].matching,
+                "after steps": steps * (rounds + 1),
+                "compile s": built[name].seconds if name in built else None,
+                "program GB": built[name].bytes / 1e9 if name in built else None,
+            }
+        )
+    return samples
+
+
+def _add_ratios(ratios: dict[str, Sample], point: Point, samples: dict[str, Sample]) -> None:
+    if not samples:
+        return
+    ratios[f"{point.name}_peak_fraction"] = _peak_fraction(samples, "loop")
+    if "torch" in samples:
+        ratios[f"{point.name}_vs_torch"] = samples["torch"].over(samples["loop"])
+    if "step" in samples:
+        ratios[f"{point.name}_scan_vs_step"] = samples["loop"].over(samples["step"])
+
+
+def _peak_fraction(samples: dict[str, Sample], name: str) -> Sample:
+    return Sample(tuple(USEFUL_FLOP * value for value in samples["matmul"].values)).over(samples[name])
+
+
+GOALS = {
+    "b1x8_vs_torch": "b1x8_vs_torch",
+    "b16_vs_torch": "b16x1_vs_torch",
+    "scan_vs_step_b8": "b1x8_scan_vs_step",
+    "peak_fraction_16": "b16x1_peak_fraction",
+}
+"""The names of the ratios that are held against goals, to the points they are taken from."""
+
+
+def measure(report: Report, quick: bool) -> None:
+    """All points, then the ratios that are held against goals."""
+    begin = time.perf_counter()
+    late = lambda: quick and time.perf_counter() - begin > LAST_START  # noqa: E731
+    if not quick:
+        ceilings = harness.interleave({"matmul": harness.matmul_peak(), "copy": harness.copy_bandwidth()}, rounds=5)
+        for name, sample in ceilings.items():
+            rate = Sample(tuple(1e-9 / value for value in sample.values))
+            report.note(f"{name}: {rate.words('.0f')} {'GFLOP/s' if name == 'matmul' else 'GB/s, read and written'}.")
+    torch = Torch() if harness.has("torch") else None
+    if torch is None:
+        report.note("PyTorch is not installed, so the comparison is left out: pip install 'gi_jax[bench]'.")
+    try:
+        for point in QUICK if quick else FULL:
+            steps = max(1, (16 if quick else 64) // point.images)
+            samples = measure_point(report, point, torch, rounds=3 if quick else 5, steps=steps, late=late)
+            _add_ratios(report.ratios, point, samples)
+    finally:
+        if torch is not None:
+            torch.close()
+    goals = {goal: report.ratios[name] for goal, name in GOALS.items() if name in report.ratios}
+    report.ratios = goals | report.ratios
+
+
+if __name__ == "__main__":
+    harness.main("attack_step", __doc__, measure)

@@ -1,0 +1,276 @@
+"""What every benchmark shares: rounds, ceilings, the environment, and what is written down.
+
+Shared machines drift by a factor of three within an hour, so a figure means little alone. All sides of a comparison
+run in turns, round by round; a ratio is the median of the rounds' own quotients, and ceilings are sides like any other.
+
+A script defines `measure(report, quick)` and ends with `harness.main("name", __doc__, measure)`.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from gi_jax.experiments import environment as experiments_environment
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "benchmarks" / "records"
+
+Side = Callable[[], float]
+"""Runs one round and returns its seconds per unit of work."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One number a round."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def over(self, other: "Sample") -> "Sample":
+        """The quotients round by round: what drifts from round to round cancels."""
+        return Sample(tuple(a / b for a, b in zip(self.values, other.values, strict=True)))
+
+    def summary(self, digits: int = 6) -> dict[str, float | int]:
+        """Median, spread and number of rounds, for JSON."""
+        numbers = {"median": self.median, "min": min(self.values), "max": max(self.values)}
+        return {name: round(number, digits) for name, number in numbers.items()} | {"n": len(self.values)}
+
+    def words(self, pattern: str = ".2f") -> str:
+        """`median (min..max)`."""
+        return f"{self.median:{pattern}} ({min(self.values):{pattern}}..{max(self.values):{pattern}})"
+
+
+def side(function: Callable[[], object], units: float) -> Side:
+    """A side of a comparison that waits for what `function` returns; `units` of work a call."""
+
+    def run() -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(function())
+        return (time.perf_counter() - begin) / units
+
+    return run
+
+
+def interleave(sides: dict[str, Side], rounds: int, warmup: int = 1) -> dict[str, Sample]:
+    """Runs all sides in turns, `warmup` rounds unrecorded and `rounds` recorded."""
+    taken = [{name: run() for name, run in sides.items()} for _ in range(warmup + rounds)][warmup:]
+    return {name: Sample(tuple(values[name] for values in taken)) for name in sides}
+
+
+def matmul_peak() -> Side:
+    """Seconds per FLOP of a big square float32 matmul through XLA, in JAX's default precision."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((size, size))
+    product = jax.jit(lambda a, b: a @ b)
+    return side(lambda: [product(matrix, matrix) for _ in range(4)], units=4 * 2 * size**3)
+
+
+def copy_bandwidth() -> Side:
+    """Seconds per byte, read and written, of a pass over an array that no cache holds."""
+    vector = jnp.ones(64 * 2**20)
+    increment = jax.jit(lambda x: x + 1)
+    return side(lambda: increment(vector), units=2 * vector.nbytes)
+
+
+def free_bytes() -> int | None:
+    """Memory that a program may still take on the device; None where nobody knows."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def program_bytes(program: jax.stages.Compiled) -> int:
+    """What a compiled program needs besides its arguments, from its memory analysis."""
+    memory = program.memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def environment() -> dict[str, object]:
+    """Time, hardware, versions, commit, load and command line: what a reader needs to judge a figure."""
+    return {
+        **experiments_environment.environment(),
+        "torch": importlib.metadata.version("torch") if has("torch") else None,
+        "commit": _commit(),
+        "load average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def device_name() -> str:
+    """The name of the accelerator, or processor and cores."""
+    facts = experiments_environment.environment()
+    return f"{facts['processor']}, {facts['cores']} cores" if facts["backend"] == "cpu" else str(facts["device"])
+
+
+def _commit() -> str | None:
+    try:
+        words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def has(package: str) -> bool:
+    """Whether `package` can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+@dataclass
+class Report:
+    """What one run found.
+
+    Attributes:
+      ratios: name to sample; the figures that a later run may be held against.
+      figures: table rows, plain values by column name. The columns are those of the first row.
+      notes: sentences on what was left out, and why.
+      environment: from `environment`, taken before the first measurement.
+    """
+
+    environment: dict[str, object] = field(default_factory=environment)
+    ratios: dict[str, Sample] = field(default_factory=dict)
+    figures: list[dict[str, object]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, sentence: str) -> None:
+        """Keeps a sentence and prints it now."""
+        self.notes.append(sentence)
+        print(sentence, flush=True)
+
+    def as_json(self) -> dict[str, object]:
+        """Ratios are medians; their spreads and numbers of rounds stand beside them."""
+        return {
+            "ratios": {name: round(sample.median, 4) for name, sample in self.ratios.items()},
+            "spreads": {name: sample.summary(4) for name, sample in self.ratios.items()},
+            "figures": self.figures,
+            "notes": self.notes,
+            "environment": self.environment,
+        }
+
+    def rows(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """The tables as text: title, header and cells."""
+        columns = list(self.figures[0]) if self.figures else []
+        figures = [[_text(figure.get(column)) for column in columns] for figure in self.figures]
+        ratios = [[name, sample.words(), str(len(sample.values))] for name, sample in self.ratios.items()]
+        return [("Figures", columns, figures), ("Ratios", ["ratio", "median (min..max)", "n"], ratios)]
+
+    def print(self) -> None:
+        """Both tables on the terminal."""
+        console = Console(width=None if sys.stdout.isatty() else 150)
+        for title, header, cells in self.rows():
+            table = Table(*header, title=title)
+            for row in cells:
+                table.add_row(*row)
+            console.print(table)
+
+    def write_record(self, name: str, about: str, records: Path = RECORDS) -> Path:
+        """Writes `records/DATE_NAME_DEVICE/` with `record.json` and `README.md`; the last run of a day stays."""
+        device = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+        folder = records / f"{self.environment['time'][:10]}_{name}_{device}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "record.json").write_text(json.dumps(self.as_json(), indent=2) + "\n")
+        (folder / "README.md").write_text(self._markdown(name, about))
+        return folder
+
+    def _markdown(self, name: str, about: str) -> str:
+        facts = [f"- {fact}: {value}" for fact, value in self.environment.items()]
+        lines = [f"# {name}, {device_name()}", "", about.strip(), "", "## Environment", "", *facts]
+        for heading, header, cells in self.rows():
+            lines += ["", f"## {heading}", "", *(_row(row) for row in [header, ["---"] * len(header), *cells])]
+        if self.notes:
+            lines += ["", "## Notes", "", *(f"- {note}" for note in self.notes)]
+        return "\n".join(lines) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _text(value: object) -> str:
+    match value:
+        case None:
+            return "-"
+        case {"median": median, "min": low, "max": high}:
+            return f"{median:.4g} ({low:.4g}..{high:.4g})"
+        case float():
+            return f"{value:.4g}"
+        case _:
+            return str(value)
+
+
+def main(name: str, about: str, measure: Callable[[Report, bool], None]) -> None:
+    """Command line of a benchmark: `--quick`, `--json PATH`, `--records FOLDER`.
+
+    A full run leaves a record in the repository. A quick run keeps compiled programs in a cache for the next one;
+    its compile times say so by being small.
+
+    Args:
+      name: of the script, in the record.
+      about: its docstring.
+      measure: fills a `Report`; told whether the run is a quick one.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few points, few rounds, no record: about a minute")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write ratios, figures and environment here")
+    parser.add_argument("--records", type=Path, default=RECORDS, metavar="FOLDER", help="where full runs leave records")
+    options = parser.parse_args()
+    if options.quick and jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gi_jax" / "xla"))
+
+    begin = time.perf_counter()
+    report = Report()
+    measure(report, options.quick)
+    report.environment["seconds"] = round(time.perf_counter() - begin, 1)
+    report.print()
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+    if not options.quick:
+        print(f"record: {report.write_record(name, about, options.records)}")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled program and what it took.
+
+    Attributes:
+      program: call it like the jitted function.
+      seconds: lowering and compiling.
+      bytes: see `program_bytes`.
+    """
+
+    program: jax.stages.Compiled
+    seconds: float
+    bytes: int
+
+
+def build(function, *arguments) -> Built:
+    """Compiles a jitted function ahead of time."""
+    begin = time.perf_counter()
+    program = function.lower(*arguments).compile()
+    return Built(program, time.perf_counter() - begin, program_bytes(program))

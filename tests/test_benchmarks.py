@@ -1,0 +1,112 @@
+"""The arithmetic and the files of the benchmarks; no timing, no big network."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("harness")
+
+
+@pytest.fixture
+def attack_step(harness):
+    return importlib.import_module("attack_step")
+
+
+def test_quotients_are_taken_round_by_round(harness):
+    slow, fast = harness.Sample((2.0, 20.0, 8.0)), harness.Sample((1.0, 10.0, 2.0))
+    assert slow.over(fast).values == (2.0, 2.0, 4.0)
+    assert slow.over(fast).median == 2.0  # the quotient of the medians would be 4
+    assert slow.over(fast).summary() == {"median": 2.0, "min": 2.0, "max": 4.0, "n": 3}
+
+
+def test_rounds_take_turns_and_warm_up_is_not_recorded(harness):
+    order = []
+
+    def side(name):
+        def run():
+            order.append(name)
+            return float(len(order))
+
+        return run
+
+    samples = harness.interleave({"a": side("a"), "b": side("b")}, rounds=2, warmup=1)
+    assert order == ["a", "b"] * 3
+    assert samples["a"].values == (3.0, 5.0)
+    assert samples["b"].values == (4.0, 6.0)
+
+
+def test_a_program_says_what_memory_it_needs(harness):
+    built = harness.build(jax.jit(lambda x: x @ x + 1), jnp.ones((64, 64)))
+    assert built.bytes >= 64 * 64 * 4
+    assert built.seconds > 0
+
+
+@pytest.fixture
+def report(harness):
+    report = harness.Report()
+    report.ratios["b1x8_vs_torch"] = harness.Sample((2.0, 3.0, 2.5))
+    report.figures.append({"point": "b1x8", "s": harness.Sample((0.1, 0.2)).summary(), "compile s": None})
+    report.notes.append("b16x16 left out for memory.")
+    return report
+
+
+def test_json_has_ratios_figures_and_environment(report):
+    plain = json.loads(json.dumps(report.as_json()))
+    assert plain["ratios"] == {"b1x8_vs_torch": 2.5}
+    assert plain["spreads"]["b1x8_vs_torch"] == {"median": 2.5, "min": 2.0, "max": 3.0, "n": 3}
+    assert plain["figures"][0]["point"] == "b1x8"
+    assert {"jax", "jaxlib", "flax", "optax", "torch", "cores", "processor", "commit"} <= plain["environment"].keys()
+
+
+def test_a_record_is_json_and_a_page_to_read(report, tmp_path):
+    folder = report.write_record("attack_step", "About.", records=tmp_path)
+    assert "_attack_step_" in folder.name
+    assert json.loads((folder / "record.json").read_text()) == report.as_json()
+    page = (folder / "README.md").read_text()
+    assert "| b1x8_vs_torch | 2.50 (2.00..3.00) | 3 |" in page
+    assert "| b1x8 | 0.15 (0.1..0.2) | - |" in page
+    assert "b16x16 left out" in page
+
+
+def test_every_goal_is_a_ratio_that_a_quick_run_measures(harness, attack_step):
+    samples = {name: harness.Sample((1.0, 2.0)) for name in ("matmul", "torch", "loop", "step")}
+    ratios = {}
+    for point in attack_step.QUICK:
+        sides = samples if point.step else {name: samples[name] for name in ("matmul", "torch", "loop")}
+        attack_step._add_ratios(ratios, point, sides)
+    assert set(attack_step.GOALS.values()) <= ratios.keys()
+
+
+def test_without_torch_one_line_says_so(harness, attack_step, monkeypatch):
+    monkeypatch.setattr(harness, "has", lambda package: False)
+    monkeypatch.setattr(attack_step, "measure_point", lambda *_, **__: {})
+    report = harness.Report()
+    attack_step.measure(report, quick=True)
+    assert len(report.notes) == 1
+    assert "pip install" in report.notes[0]
+
+
+def test_torch_computes_the_same_network(attack_step):
+    torch = pytest.importorskip("torch")
+    torch_loop = importlib.import_module("torch_loop")
+    network = attack_step.models.create("resnet18", 10, lowering="lax")
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: network.init(key, (32, 32, 3)), jax.random.key(0))
+    params, batch_stats = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.1).astype("f4"), shapes)
+    images = rng.normal(size=(2, 32, 32, 3)).astype("f4")
+    with jax.disable_jit():
+        ours, _ = network(params, batch_stats, images, attack_step.models.Normalize.BATCH)
+    named = {name: torch_loop._tensor(array) for name, array in attack_step._named(params).items()}
+    theirs = torch_loop.logits(named, torch.tensor(images).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-3, atol=1e-4)
