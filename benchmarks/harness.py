@@ -244,6 +244,12 @@ def main(name: str, about: str, measure: Callable[[Report, bool], None]) -> None
 
     begin = time.perf_counter()
     report = Report()
+    load, cores = report.environment["load average"], report.environment["cores"]
+    if load is not None and load > cores / 4:
+        report.note(
+            f"The machine was busy before the start (load {load} on {cores} cores), so no figure here is to be quoted: "
+            "thread pools suffer unequally from company, and PyTorch's suffers most."
+        )
     measure(report, options.quick)
     report.environment["seconds"] = round(time.perf_counter() - begin, 1)
     report.print()

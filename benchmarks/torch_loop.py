@@ -2,8 +2,7 @@
 
 Double backward (`create_graph=True`) with respect to the images only, cosine over all tensors by inner products with
 the observed norm computed once, native convolutions and batch normalization, no synchronization inside the loop.
-Slower and therefore not here, measured by round with both sides interleaved: see `NOTES.md`. `torch.compile` cannot
-differentiate twice.
+Variants that were tried are in `NOTES.md`. `torch.compile` cannot differentiate twice.
 
 `attack_step.py` runs this module in a process of its own, so that the thread pools of the two libraries never meet:
 `prepare` once, then `advance` as often as wanted. Nothing in here imports JAX.
