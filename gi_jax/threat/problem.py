@@ -154,11 +154,15 @@ def check_problem(problem: AttackProblem) -> None:
     if problem.statistics is not None:
         checks.all_finite("statistics", problem.statistics)
     if problem.labels is not None:
-        n = problem.image_shape[0]
-        if problem.labels.ndim != 2 or problem.labels.shape[0] != n:
+        images = jax.ShapeDtypeStruct(problem.image_shape, jnp.float32)
+        given = {} if problem.statistics is None else problem.statistics
+        network = lambda *inputs: problem.network(*inputs, problem.normalize)[0]  # noqa: E731
+        expected = jax.eval_shape(network, problem.params, given, images).shape
+        if problem.labels.shape != expected:
             raise checks.InputError(
-                f"labels have shape {problem.labels.shape}; expected class probabilities [{n}, num_classes]"
+                f"labels have shape {problem.labels.shape}; expected class probabilities {expected}"
             )
+        checks.all_finite("labels", problem.labels)
 
 
 def victim_axes(problem: AttackProblem) -> AttackProblem:
