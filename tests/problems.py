@@ -11,9 +11,22 @@ from gi_jax import defenses, models
 from gi_jax.data.synthetic import smooth_images
 from gi_jax.models import FlaxNetwork, FunctionNetwork, Network, Normalize
 from gi_jax.models.layers import BatchNorm, Conv, Linear
-from gi_jax.threat import AttackProblem, BatchNormThreat, ImageSpace, Victim, observe, one_hot
+from gi_jax.threat import BatchNormThreat, ImageSpace, Victim, observe, one_hot
 
-QUICK = {"xla_backend_optimization_level": 0}
+
+def accepted(**options) -> dict:
+    """Those of the compiler's options that the installed XLA knows."""
+    known = {}
+    for name, value in options.items():
+        try:
+            jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
+        except jax.errors.JaxRuntimeError:
+            continue
+        known[name] = value
+    return known
+
+
+QUICK = accepted(xla_backend_optimization_level=0, xla_cpu_use_fusion_emitters=False)
 """Compiler options for programs that run once: compiling them takes far longer than running them."""
 
 SPACE = ImageSpace(mean=jnp.array([0.5, 0.4, 0.45]), std=jnp.array([0.25, 0.2, 0.3]))
@@ -93,21 +106,22 @@ def toy_victim(
     Running averages are not the mean 0 and variance 1 of a fresh network, scale and bias of a normalization not 1 and
     0, so that a test notices where they are left out.
     """
-    network = network_of(model, num_classes)
-    key_weights, key_images = jax.random.split(jax.random.key(seed))
-    if isinstance(network, FlaxNetwork):
-        params, batch_stats = draw_weights(network, key_weights, side)
-        params, batch_stats = moved(params, seed), moved(batch_stats, seed + 1)
-    else:
-        params, batch_stats = plain_params(seed, side, num_classes), {}
-    return Victim(
-        network=network,
-        params=params,
-        batch_stats=batch_stats,
-        images=pictures(key_images, n, side, side),
-        labels=one_hot(jnp.arange(n) % num_classes, num_classes),
-        space=SPACE,
-    )
+    with jax.enable_x64(False):  # the same victim wherever it is asked for first
+        network = network_of(model, num_classes)
+        key_weights, key_images = jax.random.split(jax.random.key(seed))
+        if isinstance(network, FlaxNetwork):
+            params, batch_stats = draw_weights(network, key_weights, side)
+            params, batch_stats = moved(params, seed), moved(batch_stats, seed + 1)
+        else:
+            params, batch_stats = plain_params(seed, side, num_classes), {}
+        return Victim(
+            network=network,
+            params=params,
+            batch_stats=batch_stats,
+            images=pictures(key_images, n, side, side),
+            labels=one_hot(jnp.arange(n) % num_classes, num_classes),
+            space=SPACE,
+        )
 
 
 def moved(tree, seed: int):
@@ -124,9 +138,15 @@ def moved(tree, seed: int):
     return jax.tree_util.tree_map_with_path(move, tree)
 
 
-def toy_problem(victim: Victim, threat: BatchNormThreat, defense=defenses.identity, **options) -> AttackProblem:
+_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known"), compiler_options=QUICK)
+
+
+def toy_problem(
+    victim: Victim, threat: BatchNormThreat, defense=defenses.identity, *, key=None, labels_known: bool = True
+):
     """What the adversary sees of a toy victim."""
-    return observe(victim, threat, defense, jax.random.key(99), **options)
+    key = jax.random.key(99) if key is None else key
+    return _observe(victim, threat, defense, key, labels_known=labels_known)
 
 
 def truth(victim: Victim) -> jax.Array:

@@ -1,0 +1,557 @@
+"""Threat models: the client's step and its derivatives, what is shared, and what cannot be used."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import (
+    PLAIN,
+    QUICK,
+    SPACE,
+    TinyNet,
+    as_float64,
+    leaf_names,
+    random_like,
+    relative_error,
+    toy_problem,
+    toy_victim,
+    tree_dot,
+    tree_norm,
+    truth,
+)
+
+from gi_jax import defenses, models
+from gi_jax.checks import InputError
+from gi_jax.models import Normalize
+from gi_jax.objectives import DISTANCES, GradientMatching
+from gi_jax.threat import (
+    RUNNING,
+    THREATS,
+    AttackProblem,
+    Batch,
+    BatchNormThreat,
+    Shared,
+    Update,
+    batch_norm,
+    check_problem,
+    client_update,
+    cross_entropy,
+    observe,
+    one_hot,
+    stack,
+    victim_axes,
+)
+
+BATCH, GIVEN, STRAIGHT_THROUGH = Normalize.BATCH, Normalize.GIVEN, Normalize.STRAIGHT_THROUGH
+TINY = TinyNet(4)
+NOTHING = BatchNormThreat(client=BATCH, shared=Shared.NOTHING, adversary=BATCH)
+
+
+# The loss.
+
+
+@pytest.mark.parametrize(
+    "logits, labels, expected",
+    [
+        ([[0, 0, 0, 0]], [[0, 1, 0, 0]], np.log(4)),
+        ([[0, 0, 0, 0]], [[0.25, 0.25, 0.5, 0]], np.log(4)),
+        ([[np.log(3), 0]], [[1, 0]], np.log(4 / 3)),
+        ([[np.log(3), 0]], [[0.3, 0.7]], 0.3 * np.log(4 / 3) + 0.7 * np.log(4)),
+        ([[np.log(3), 0], [0, 0]], [[1, 0], [0, 1]], (np.log(4 / 3) + np.log(2)) / 2),
+        ([[1000, 0]], [[0, 1]], 1000),
+    ],
+)
+def test_cross_entropy_known_answers(logits, labels, expected):
+    np.testing.assert_allclose(cross_entropy(jnp.float32(logits), jnp.float32(labels)), expected, rtol=1e-6)
+
+
+# The client's step against the plain gradient of the plain loss.
+
+CASES = {
+    "BatchNorm, own statistics": (TINY, BATCH),
+    "BatchNorm, given statistics": (TINY, GIVEN),
+    "BatchNorm, straight through": (TINY, STRAIGHT_THROUGH),
+    "BatchNorm and ReLU": (TinyNet(4, smooth=False), BATCH),
+    "lenet": (models.create("lenet", 4, lowering="lax"), GIVEN),
+    "plain function": (PLAIN, GIVEN),
+}
+
+
+def plain_update(network, normalize, params, batch_stats, batch):
+    """The client's step as a textbook has it."""
+
+    def loss(params):
+        logits, statistics = network(params, batch_stats, batch.images, normalize)
+        return -jnp.mean(jnp.sum(batch.labels * jax.nn.log_softmax(logits), axis=-1)), statistics
+
+    return Update(*jax.grad(loss, has_aux=True)(params))
+
+
+def inputs_of(case):
+    """The network, and in double precision: weights, statistics and a batch with soft labels."""
+    model, normalize = CASES[case]
+    victim = toy_victim(model, n=3)
+    labels = 0.8 * victim.labels + 0.05
+    return victim.network, normalize, as_float64((victim.params, victim.batch_stats, Batch(truth(victim), labels)))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=QUICK)
+def update_and_derivatives(step, network, normalize, inputs, observed, direction):
+    """The update, and derivatives in all inputs: of each distance to `observed` by name, and of <update, direction>.
+
+    The network is differentiated once, along all of their cotangents side by side.
+    """
+    update, transpose = jax.vjp(lambda inputs: step(network, normalize, *inputs), inputs)
+    ones = jax.tree.map(lambda _: 1.0, observed)
+    cotangents = {
+        name: Update(jax.grad(distance)(update.gradients, observed, ones), direction.statistics)
+        for name, distance in DISTANCES.items()
+    }
+    cotangents["inner product"] = direction
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cotangents.values())
+    (derivatives,) = jax.vmap(transpose)(stacked)
+    rows = {name: jax.tree.map(lambda x, i=i: x[i], derivatives) for i, name in enumerate(cotangents)}
+    return update, rows
+
+
+def directions_of(network, normalize, inputs):
+    """A gradient to compare with, and a direction in the space of updates."""
+    _, statistics = jax.eval_shape(lambda: network(*inputs[:2], inputs[2].images, normalize))
+    return random_like(inputs[0], 1), Update(random_like(inputs[0], 2), random_like(statistics, 3))
+
+
+def length(tree):
+    return float(tree_norm(tree)) if jax.tree.leaves(tree) else 0.0
+
+
+def assert_close(found, expected, tolerance, what=""):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    difference = jax.tree.map(lambda a, b: a - b, found, expected)
+    assert length(difference) <= tolerance * length(expected), what
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_update_and_its_derivative_equal_reverse_over_reverse(case):
+    # In every input (weights, given statistics, images, labels) and for every distance, statistics included.
+    with jax.enable_x64(True):
+        network, normalize, inputs = inputs_of(case)
+        directions = directions_of(network, normalize, inputs)
+        update, found = update_and_derivatives(client_update, network, normalize, inputs, *directions)
+        plain, expected = update_and_derivatives(plain_update, network, normalize, inputs, *directions)
+        assert_close(update, plain, 1e-12)
+        assert found.keys() == {*DISTANCES, "inner product"}
+        for name, (params, batch_stats, batch) in expected.items():
+            assert min(map(length, (params, batch.images, batch.labels))) > 1e-6
+            if batch_stats:
+                assert (length(batch_stats) > 1e-6) == (normalize == GIVEN)
+            assert_close(found[name][0], params, 1e-10, name)
+            assert_close(found[name][1], batch_stats, 1e-10, name)
+            assert_close(found[name][2].images, batch.images, 1e-10, name)
+            assert_close(found[name][2].labels, batch.labels, 1e-10, name)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "ReLU" not in case and "through" not in case])
+def test_the_derivative_equals_finite_differences_of_the_gradient(case):
+    # Of <gradient, v> + <statistics, w>, by the plain first-order gradient, along a random direction of each input.
+    with jax.enable_x64(True):
+        network, normalize, inputs = inputs_of(case)
+        directions = directions_of(network, normalize, inputs)
+        _, found = update_and_derivatives(client_update, network, normalize, inputs, *directions)
+        plain = jax.jit(plain_update, static_argnums=(0, 1), compiler_options=QUICK)
+        zeros = jax.tree.map(jnp.zeros_like, inputs)
+        params, batch_stats, batch = random_like(inputs, 4)
+        for what, along in {
+            "weights": (params, *zeros[1:]),
+            "given statistics": (zeros[0], batch_stats, zeros[2]),
+            "images": (*zeros[:2], zeros[2]._replace(images=batch.images)),
+            "labels": (*zeros[:2], zeros[2]._replace(labels=batch.labels)),
+        }.items():
+            step = 1e-5 / max(1.0, length(along))
+            ends = [jax.tree.map(lambda x, d, by=by: x + by * d, inputs, along) for by in (step, -step)]
+            ahead, behind = (tree_dot(plain(network, normalize, *end), directions[1]) for end in ends)
+            slope = tree_dot(found["inner product"], along)
+            np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6, err_msg=what)
+
+
+def test_straight_through_at_the_exact_statistics_is_the_batch_mode():
+    # In value and in the derivative of the update, so that an attack sees the client's own landscape at the truth.
+    with jax.enable_x64(True):
+        network, _, (params, _, batch) = inputs_of("BatchNorm, own statistics")
+        own = batch_norm.mean_and_var(network(params, {}, batch.images, BATCH)[1])
+        directions = directions_of(network, BATCH, (params, own, batch))
+        of_images = {}
+        for normalize in Normalize:
+            update, found = update_and_derivatives(client_update, network, normalize, (params, own, batch), *directions)
+            of_images[normalize] = (update.gradients, found["inner product"][2].images)
+        assert_close(of_images[STRAIGHT_THROUGH], of_images[BATCH], 1e-10)
+        assert relative_error(of_images[GIVEN][0], of_images[BATCH][0]) > 0.3
+        assert relative_error(of_images[GIVEN][1], of_images[BATCH][1]) > 0.3
+
+
+def test_the_gradient_of_a_batch_is_the_mean_over_its_pictures():
+    victim = toy_victim(PLAIN, n=3)
+    images = truth(victim)
+    step = jax.jit(client_update, static_argnums=(0, 1), compiler_options=QUICK)
+    together = step(victim.network, GIVEN, victim.params, {}, Batch(images, victim.labels)).gradients
+    alone = [
+        step(victim.network, GIVEN, victim.params, {}, Batch(images[i : i + 1], victim.labels[i : i + 1])).gradients
+        for i in range(3)
+    ]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *alone)
+    assert relative_error(together, mean) < 1e-5
+
+
+# The three settings of BatchNorm.
+
+
+@pytest.fixture(scope="module")
+def at_the_truth():
+    """For a name of `THREATS`: the problem, and the update and the logits that the adversary imagines at the truth."""
+    victim = toy_victim(TINY, n=3)
+    batch = Batch(truth(victim), victim.labels)
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def imagine(problem):
+        given = {} if problem.statistics is None else problem.statistics
+        logits, _ = problem.network(problem.params, given, batch.images, problem.normalize)
+        return problem.imagine(batch), logits
+
+    def look(name):
+        problem = toy_problem(victim, THREATS[name])
+        update, logits = imagine(problem)
+        return problem, update, logits
+
+    return look
+
+
+@pytest.mark.parametrize("name", ["exact", "exact-reference", "infer", "infer-reference"])
+def test_these_threat_models_have_zero_loss_at_the_truth(at_the_truth, name):
+    problem, update, _ = at_the_truth(name)
+    assert relative_error(update.gradients, problem.observed) < 1e-5
+    for distance in DISTANCES:
+        assert GradientMatching(distance=distance)(problem, None, update) < 1e-4 * max(1, tree_norm(problem.observed))
+
+
+def test_exact_statistics_in_evaluation_mode_are_a_trap(at_the_truth):
+    # The logits are right, and so is the gradient of the last layer. Below the norm layers the gradient is wrong: the
+    # client's went through its statistics. The straight-through variant has the same logits and the right gradient.
+    trap, imagined, logits = at_the_truth("exact-paper")
+    problem, right, right_logits = at_the_truth("exact")
+    jax.tree.map(np.testing.assert_array_equal, trap.statistics, problem.statistics)
+    np.testing.assert_allclose(logits, right_logits, rtol=1e-4, atol=1e-5)
+    for layer in ("block0", "block1"):
+        assert relative_error(right.gradients[layer], problem.observed[layer]) < 1e-5
+        assert relative_error(imagined.gradients[layer], problem.observed[layer]) > 0.3
+    assert relative_error(imagined.gradients["head"], problem.observed["head"]) < 1e-4
+    assert GradientMatching()(trap, None, imagined) > 0.03
+    assert GradientMatching()(problem, None, right) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["proxy", "proxy-reference"])
+def test_proxy_statistics_do_not_give_the_clients_logits(at_the_truth, name):
+    _, _, right_logits = at_the_truth("exact")
+    problem, update, logits = at_the_truth(name)
+    assert np.abs(logits - right_logits).max() > 0.1
+    assert relative_error(update.gradients, problem.observed) > 0.3
+
+
+@pytest.fixture(scope="module")
+def own_statistics():
+    victim = toy_victim(TINY, n=3)
+    _, statistics = victim.network(victim.params, victim.batch_stats, truth(victim), BATCH)
+    return victim, statistics
+
+
+@pytest.mark.parametrize(
+    "shared, old_share, new_share, unbiased",
+    [
+        (Shared.RUNNING, 1, 0, False),
+        (Shared.RUNNING_AFTER, 0.9, 0.1, True),
+        (Shared.EXACT, 0, 1, False),
+        (Shared.EXACT_UNBIASED, 0, 1, True),
+    ],
+)
+def test_what_is_shared_of_the_private_statistics(own_statistics, shared, old_share, new_share, unbiased):
+    victim, own = own_statistics
+    problem = toy_problem(victim, BatchNormThreat(client=BATCH, shared=shared, adversary=BATCH))
+    assert jax.tree.structure(problem.statistics) == jax.tree.structure(victim.batch_stats)
+    for norm, pixels in (("norm0", 3 * 8 * 8), ("norm1", 3 * 4 * 4)):
+        assert own[norm]["count"] == pixels
+        correction = {"mean": 1, "var": pixels / (pixels - 1) if unbiased else 1}
+        for key in ("mean", "var"):
+            expected = old_share * victim.batch_stats[norm][key] + new_share * own[norm][key] * correction[key]
+            np.testing.assert_allclose(problem.statistics[norm][key], expected, rtol=1e-5)
+
+
+def test_running_statistics_are_those_from_before_the_batch_to_the_bit():
+    victim = toy_victim(TINY, n=3)
+    for threat in (RUNNING, THREATS["proxy"], THREATS["infer"]):
+        jax.tree.map(np.testing.assert_array_equal, toy_problem(victim, threat).statistics, victim.batch_stats)
+
+
+def test_nothing_shared_is_nothing():
+    assert toy_problem(toy_victim(TINY, n=3), NOTHING).statistics is None
+
+
+def test_one_pixel_has_no_unbiased_variance_and_no_infinity():
+    one = {"norm": {"mean": jnp.ones(2), "var": jnp.zeros(2), "count": jnp.float32(1)}}
+    np.testing.assert_array_equal(batch_norm.mean_and_var(one, unbiased=True)["norm"]["var"], 0)
+
+
+def test_running_average_takes_another_momentum():
+    old = {"norm": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}
+    new = {"norm": {"mean": jnp.ones(1), "var": jnp.ones(1), "count": jnp.float32(2)}}
+    after = batch_norm.running_average(old, new, momentum=0.25)
+    np.testing.assert_allclose(after["norm"]["mean"], 0.25)
+    np.testing.assert_allclose(after["norm"]["var"], 0.75 + 0.25 * 2)
+
+
+@pytest.mark.parametrize(
+    "name, client, shared, adversary",
+    [
+        ("exact", BATCH, Shared.EXACT, STRAIGHT_THROUGH),
+        ("exact-paper", BATCH, Shared.EXACT, GIVEN),
+        ("exact-reference", BATCH, Shared.EXACT_UNBIASED, BATCH),
+        ("proxy", BATCH, Shared.RUNNING, GIVEN),
+        ("proxy-reference", BATCH, Shared.RUNNING_AFTER, GIVEN),
+        ("infer", BATCH, Shared.RUNNING, BATCH),
+        ("infer-reference", BATCH, Shared.RUNNING_AFTER, BATCH),
+    ],
+)
+def test_table_of_threat_models(name, client, shared, adversary):
+    assert THREATS[name] == BatchNormThreat(client=client, shared=shared, adversary=adversary)
+    assert len(THREATS) == 7
+    assert RUNNING == BatchNormThreat(client=GIVEN, shared=Shared.RUNNING, adversary=GIVEN)
+
+
+@pytest.mark.parametrize(
+    "client, shared, adversary, message",
+    [
+        (STRAIGHT_THROUGH, Shared.EXACT, BATCH, "client normalization 'straight-through': expected 'batch' or 'given'"),
+        (BATCH, Shared.NOTHING, GIVEN, "adversary normalization 'given' with shared='nothing': .* expected 'batch'"),
+        (BATCH, Shared.NOTHING, STRAIGHT_THROUGH, "adversary normalization 'straight-through' with shared='nothing'"),
+        (GIVEN, Shared.NOTHING, GIVEN, "adversary normalization 'given' with shared='nothing'"),
+    ],
+)
+def test_impossible_threat_models(client, shared, adversary, message):
+    with pytest.raises(InputError, match=message):
+        BatchNormThreat(client=client, shared=shared, adversary=adversary)
+
+
+@pytest.mark.parametrize("shared", Shared)
+def test_oracles_are_called_oracles(shared):
+    client, about, adversary = BatchNormThreat(client=BATCH, shared=shared, adversary=BATCH).words()
+    leaks = shared in (Shared.RUNNING_AFTER, Shared.EXACT, Shared.EXACT_UNBIASED)
+    assert about.startswith("ORACLE") == leaks
+    assert "training mode" in client and "own guess" in adversary
+
+
+# What the adversary holds.
+
+
+def test_a_problem_has_no_field_for_the_truth():
+    fields = [field.name for field in dataclasses.fields(AttackProblem)]
+    assert fields == ["network", "normalize", "image_shape", "params", "statistics", "observed", "labels", "space"]
+
+
+@pytest.mark.parametrize("name", THREATS)
+def test_no_array_of_a_problem_is_the_truth(name):
+    victim = toy_victim(TINY, n=3)
+    problem = toy_problem(victim, THREATS[name], labels_known=False)
+    assert problem.labels is None and problem.image_shape == (3, 8, 8, 3)
+    for leaf in jax.tree.leaves(problem):
+        assert leaf.shape not in (victim.images.shape, victim.labels.shape)
+    known = toy_problem(victim, THREATS[name])
+    np.testing.assert_array_equal(known.labels, victim.labels)
+
+
+def test_the_defense_stands_between_the_gradient_and_the_adversary():
+    victim = toy_victim(PLAIN)
+    plain = toy_problem(victim, RUNNING).observed
+    step = jax.jit(client_update, static_argnums=(0, 1), compiler_options=QUICK)
+    update = step(PLAIN, GIVEN, victim.params, {}, Batch(truth(victim), victim.labels))
+    assert relative_error(plain, update.gradients) < 1e-5
+    pruned = toy_problem(victim, RUNNING, defenses.parse("prune:p=0.9")).observed
+    for before, after in zip(jax.tree.leaves(plain), jax.tree.leaves(pruned), strict=True):
+        kept = np.asarray(after) != 0
+        assert kept.sum() == np.ceil(0.1 * before.size)
+        np.testing.assert_allclose(after[kept], before[kept], rtol=1e-6)
+
+
+def test_observing_can_be_mapped_over_the_clients_randomness():
+    victim = toy_victim(PLAIN)
+    noisy = defenses.parse("gaussian:sigma=0.1")
+    keys = jax.random.split(jax.random.key(5), 3)
+    sent = jax.jit(jax.vmap(lambda key: observe(victim, RUNNING, noisy, key).observed), compiler_options=QUICK)(keys)
+    first = toy_problem(victim, RUNNING, noisy, key=jax.random.split(jax.random.key(5), 3)[0]).observed
+    for leaf, alone in zip(jax.tree.leaves(sent), jax.tree.leaves(first), strict=True):
+        np.testing.assert_allclose(leaf[0], alone, rtol=1e-5, atol=1e-6)
+        assert np.abs(leaf[0] - leaf[1]).max() > 1e-3 and np.abs(leaf[1] - leaf[2]).max() > 1e-3
+
+
+# Units.
+
+
+def test_units_there_and_back():
+    pictures = jnp.float32(np.random.default_rng(0).random((2, 4, 4, 3)))
+    images = SPACE.normalize(pictures)
+    np.testing.assert_allclose(
+        images, (pictures - SPACE.mean[None, None, None]) / SPACE.std[None, None, None], rtol=1e-5
+    )
+    np.testing.assert_allclose(SPACE.denormalize(images), pictures, atol=1e-6)
+    np.testing.assert_allclose(SPACE.clip(images), images, atol=1e-6)
+    lanes = jnp.stack([images, images])
+    np.testing.assert_allclose(SPACE.denormalize(lanes)[1], pictures, atol=1e-6)
+
+
+def test_the_box_is_that_of_pictures():
+    images = jnp.array([-100.0, 0.0, 100.0]).reshape(3, 1, 1, 1) * jnp.ones((1, 1, 1, 3))
+    corners = SPACE.clip(images)[:, 0, 0]
+    np.testing.assert_allclose(corners[0], -SPACE.mean / SPACE.std, rtol=1e-6)
+    np.testing.assert_array_equal(corners[1], 0)
+    np.testing.assert_allclose(corners[2], (1 - SPACE.mean) / SPACE.std, rtol=1e-6)
+    seen = SPACE.denormalize(images)[:, 0, 0]
+    np.testing.assert_allclose(seen, jnp.stack([jnp.zeros(3), SPACE.mean, jnp.ones(3)]), atol=1e-6)
+
+
+# Labels.
+
+
+def test_one_hot_rows():
+    np.testing.assert_array_equal(one_hot([2, 0], 3), [[0, 0, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(one_hot(np.array([1], np.uint8), 2), [[0, 1]])
+
+
+@pytest.mark.parametrize("labels, bad", [([0, 3], 3), ([-1], -1), ([1, 99, 100], 99)])
+def test_one_hot_refuses_numbers_outside_the_classes(labels, bad):
+    with pytest.raises(InputError, match=f"^label {bad}: expected class numbers from 0 to 2$"):
+        one_hot(labels, 3)
+
+
+# What no attack can use.
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return toy_problem(toy_victim(TINY, n=3), THREATS["exact"])
+
+
+def test_a_good_problem_passes(problem):
+    check_problem(problem)
+    check_problem(dataclasses.replace(problem, labels=None))
+    check_problem(toy_problem(toy_victim("lenet"), RUNNING))
+    check_problem(toy_problem(toy_victim(PLAIN), RUNNING))
+
+
+def changed(tree, name, value):
+    """The tree with the leaf called `name` set to what `value` makes of it; None removes it."""
+    *modules, last = name.split("/")
+    copy = jax.tree.map(lambda leaf: leaf, tree)
+    node = copy
+    for module in modules:
+        node = node[module]
+    node[last] = value(node[last])
+    if node[last] is None:
+        del node[last]
+    return copy
+
+
+@pytest.mark.parametrize(
+    "field, name, value, message",
+    [
+        (
+            "observed",
+            "block1/kernel",
+            lambda x: x.at[0, 0, 0, 0].set(jnp.nan),
+            "observed gradient: block1/kernel holds 1",
+        ),
+        ("observed", "head/bias", lambda x: x + jnp.inf, "observed gradient: head/bias holds 4 values"),
+        ("observed", "norm0/scale", lambda x: None, "observed gradient: norm0/scale is missing; expected shape .4,."),
+        (
+            "observed",
+            "head/kernel",
+            lambda x: x.T,
+            "observed gradient: head/kernel has shape .4, 64.; expected .64, 4.",
+        ),
+        ("params", "norm1/bias", lambda x: x * jnp.nan, "params: norm1/bias holds 4 values"),
+        ("statistics", "norm0/var", lambda x: x * jnp.inf, "statistics: norm0/var holds 4 values"),
+    ],
+)
+def test_what_check_problem_refuses(problem, field, name, value, message):
+    bad = dataclasses.replace(problem, **{field: changed(getattr(problem, field), name, value)})
+    with pytest.raises(InputError, match=message) as error:
+        check_problem(bad)
+    assert "\n" not in str(error.value)
+
+
+def test_an_update_of_another_network_is_refused(problem):
+    more = {**problem.observed, "block9": {"kernel": jnp.zeros(3)}}
+    with pytest.raises(InputError, match="observed gradient: block9/kernel is not part of the network"):
+        check_problem(dataclasses.replace(problem, observed=more))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3,), (3, 1, 4), (3, 5)])
+def test_labels_that_do_not_fit_are_refused(problem, shape):
+    with pytest.raises(InputError, match=r"labels have shape .*; expected class probabilities \(3, 4\)"):
+        check_problem(dataclasses.replace(problem, labels=jnp.ones(shape)))
+
+
+def test_labels_that_are_not_finite_are_refused(problem):
+    with pytest.raises(InputError, match="labels: value holds 1 values"):
+        check_problem(dataclasses.replace(problem, labels=problem.labels.at[0, 0].set(jnp.nan)))
+
+
+# Several victims.
+
+
+def test_a_stack_shares_the_model_and_stacks_the_rest(problem):
+    other = toy_problem(toy_victim(TINY, n=3, seed=0), THREATS["exact"], defenses.parse("prune:p=0.5"))
+    stacked = stack([problem, other])
+    assert stacked.params is problem.params and stacked.space is problem.space
+    for field in ("observed", "statistics", "labels"):
+        for number, single in enumerate((problem, other)):
+            rows = jax.tree.map(lambda leaf, number=number: leaf[number], getattr(stacked, field))
+            jax.tree.map(np.testing.assert_array_equal, rows, getattr(single, field))
+    axes = victim_axes(stacked)
+    assert (axes.params, axes.space, axes.statistics, axes.observed, axes.labels) == (None, None, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "model, options, threat",
+    [
+        ("lenet", {"n": 3}, RUNNING),
+        (TINY, {"n": 3}, THREATS["exact-paper"]),
+        (TINY, {"n": 2}, THREATS["exact"]),
+        (TINY, {"n": 3, "labels_known": False}, THREATS["exact"]),
+    ],
+)
+def test_different_programs_do_not_stack(problem, model, options, threat):
+    known = {"labels_known": options.get("labels_known", True)}
+    other = toy_problem(toy_victim(model, n=options["n"]), threat, **known)
+    with pytest.raises(InputError, match="must share network, normalization, shape and label knowledge"):
+        stack([problem, other])
+
+
+# A user's plain function.
+
+
+def test_a_plain_function_reads_the_statistics_in_its_own_way():
+    victim = toy_victim(PLAIN)
+    offset = jnp.float32(np.random.default_rng(0).standard_normal(8 * 8 * 3))
+    moved = dataclasses.replace(victim, batch_stats={"offset": offset})
+    problem = toy_problem(moved, RUNNING)
+    np.testing.assert_array_equal(problem.statistics["offset"], offset)
+    update = problem.imagine(Batch(truth(victim), victim.labels))
+    assert relative_error(update.gradients, problem.observed) < 1e-5
+    assert relative_error(toy_problem(victim, RUNNING).observed, problem.observed) > 0.01
+    assert leaf_names(update.gradients) == ["b1", "w1", "w2"] and update.statistics == {}
+
+
+@pytest.mark.parametrize("name", THREATS)
+def test_a_plain_function_in_batch_mode_is_told_in_one_line(name):
+    with pytest.raises(InputError, match="a plain function normalizes in its own way; expected 'given'") as error:
+        toy_problem(toy_victim(PLAIN), THREATS[name])
+    assert "\n" not in str(error.value)
