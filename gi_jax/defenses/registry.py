@@ -1,5 +1,6 @@
 """Defenses by name, as they are written on the command line, and their composition."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -59,8 +60,10 @@ class Defense:
         for name, parameters in self.stages:
             entry = DEFENSES[checks.one_of("defense", name, DEFENSES)]
             given = dict(parameters)
-            for parameter in given:
+            for number, (parameter, _) in enumerate(parameters):
                 checks.one_of(f"parameter of defense {name!r}", parameter, entry.parameters)
+                if parameter in dict(parameters[:number]):
+                    raise checks.InputError(f"defense {name!r} has {parameter} twice; expected it once")
             for parameter in entry.parameters.keys() - given.keys():
                 raise checks.InputError(
                     f"defense {name!r} needs {parameter} ({entry.parameters[parameter]}): try {name}:{parameter}=..."
@@ -75,8 +78,13 @@ class Defense:
         return optax.chain(optax.identity(), *stages)
 
     def __str__(self) -> str:
-        written = (f"{name}:{','.join(f'{k}={v:g}' for k, v in values)}" for name, values in self.stages)
+        written = (f"{name}:{','.join(f'{k}={_shortest(v)}' for k, v in values)}" for name, values in self.stages)
         return " + ".join(written) or "none"
+
+
+def _shortest(value: float) -> str:
+    # Parsed again, it is the same number.
+    return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
 
 
 def chain(*defenses: Defense) -> Defense:
@@ -96,7 +104,8 @@ def parse(text: str) -> Defense:
     """
     if text.strip() == "none":
         return identity
-    return chain(*(Defense((_parse_stage(stage.strip()),)) for stage in text.split("+")))
+    stages = re.split(r"(?<![\d.][eE])\+", text)  # the plus of 1e+3 joins no stages
+    return chain(*(Defense((_parse_stage(stage.strip()),)) for stage in stages))
 
 
 def _parse_stage(text: str):
