@@ -149,7 +149,7 @@ def _attack_parser(commands) -> None:
         metavar="A",
         help="weight of the BatchNorm statistics prior (default: 0.001 where --bn calls for it, else 0)",
     )
-    add("--lr", type=float, default=0.1, metavar="L", help="learning rate (default: 0.1)")
+    add("--lr", type=float, metavar="L", help="learning rate (default: 1; client-bn batch: the published 0.1)")
     add("--steps", type=int, default=400, metavar="S", help="steps of the attack (default: 400)")
     add(
         "--restarts",

@@ -107,7 +107,7 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
 
 def make_attack(spec: AttackSpec) -> attacks.Attack:
     """The attack of a specification, from its preset."""
-    settings = dict(tv=spec.tv_weight, learning_rate=spec.learning_rate, num_steps=spec.steps)
+    settings = dict(tv=spec.tv_weight, learning_rate=spec.rate, num_steps=spec.steps)
     if spec.prior_weight > 0:
         return attacks.create(spec.attack or "gradient_inversion_evaluation", bn_prior=spec.prior_weight, **settings)
     return attacks.create("inverting_gradients", **settings)

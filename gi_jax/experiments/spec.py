@@ -51,7 +51,7 @@ class AttackSpec:
     attack: str | None = None
     tv: float | None = None
     bn_prior: float | None = None
-    learning_rate: float = 0.1
+    learning_rate: float | None = None
     steps: int = 400
     restarts: int = 1
     defenses: tuple[str, ...] = ("none",)
@@ -70,7 +70,8 @@ class AttackSpec:
         if self.attack is not None:
             checks.one_of("attack", self.attack, ATTACKS)
         checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
-        checks.positive(learning_rate=self.learning_rate)
+        if self.learning_rate is not None:
+            checks.positive(learning_rate=self.learning_rate)
         if self.num_batches is not None:
             checks.positive(num_batches=self.num_batches)
         checks.non_negative(**{k: v for k, v in (("tv", self.tv), ("bn_prior", self.bn_prior)) if v is not None})
@@ -104,6 +105,18 @@ class AttackSpec:
         if self.tv is not None:
             return self.tv
         return 1e-3 if self.client_bn == "running" else 0.05
+
+    @property
+    def rate(self) -> float:
+        """Learning rate: the given one, or 1 (running statistics) and the published 0.1 (batch statistics).
+
+        With running statistics the first steps decide where things are in the picture. At 0.1 a guess can settle on a
+        rearranged picture (first CIFAR-10 airplane, ResNet-18: 10.6 dB after 1,000 steps, in each of six restarts
+        alike); at 1 it crosses the box in a few steps (30.5 dB after 400).
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1.0 if self.client_bn == "running" else 0.1
 
     @property
     def fingerprint(self) -> str:
