@@ -79,13 +79,14 @@ def test_a_record_is_json_and_a_page_to_read(report, tmp_path):
     assert "b16x16 left out" in page
 
 
-def test_every_goal_is_a_ratio_that_a_quick_run_measures(harness, attack_step):
+@pytest.mark.parametrize(("points", "goals"), [("QUICK", "QUICK_GOALS"), ("FULL", "GOALS")])
+def test_every_goal_is_a_ratio_that_a_run_measures(harness, attack_step, points, goals):
     samples = {name: harness.Sample((1.0, 2.0)) for name in ("matmul", "torch", "loop", "step")}
     ratios = {}
-    for point in attack_step.QUICK:
+    for point in getattr(attack_step, points):
         sides = samples if point.step else {name: samples[name] for name in ("matmul", "torch", "loop")}
         attack_step._add_ratios(ratios, point, sides)
-    assert set(attack_step.GOALS.values()) <= ratios.keys()
+    assert set(getattr(attack_step, goals).values()) <= ratios.keys()
 
 
 def test_without_torch_one_line_says_so(harness, attack_step, monkeypatch):
