@@ -302,7 +302,7 @@ def measure(report: Report, quick: bool) -> None:
     try:
         for point in QUICK if quick else FULL:
             # Enough steps that what a launch does once (turning weights over) does not count for much.
-            steps = max(1, 48 // point.images if point.images < 32 else 32 // point.images)
+            steps = max(1, (32 if quick or point.images >= 32 else 48) // point.images)
             samples = measure_point(report, point, torch, rounds=2 if quick else 3, steps=steps)
             _add_ratios(report.ratios, point, samples)
     finally:
