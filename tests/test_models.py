@@ -135,7 +135,7 @@ def test_equal_networks_are_equal_and_share_programs():
 def assert_uniform(values, bound):
     values = np.asarray(values).reshape(-1)
     assert np.abs(values).max() <= bound
-    if values.size > 500:
+    if values.size > 200:
         assert np.abs(values).max() > 0.97 * bound
         spread = 6 / np.sqrt(values.size)  # about six standard errors of each of the two
         np.testing.assert_allclose(values.mean() / bound, 0, atol=spread)
