@@ -2,7 +2,7 @@
 
 An attack differentiates a convolution twice, inside a compiled loop, with a different tangent weight in every lane.
 XLA's CPU backend has a fast path for convolutions in the entry computation only: in a loop body, or under `vmap` with
-per-lane weights, it falls back to naive loops that are 3 to 17 times slower. Patches and a matmul have only slices,
+per-lane weights, it falls back to naive loops that are many times slower. Patches and a matmul have only slices,
 pads and matmuls as derivatives and stay fast everywhere; a GPU has fast convolutions of its own.
 `benchmarks/attack_step.py` measures both.
 """

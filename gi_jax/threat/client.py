@@ -1,7 +1,7 @@
 """The client's step: one differentiable function that the client runs and the adversary imagines.
 
 The adversary needs d/dx D(g(x), g*), a second derivative. `jax.grad` of a function of `jax.grad` (reverse over reverse)
-makes programs that are up to three times slower than they have to be. With v = dD/dg and symmetric second derivatives,
+makes programs that are slower than they have to be. With v = dD/dg and symmetric second derivatives,
 
     d/dx <g(x), v> = d/de [ d/dx loss(params + e v, x) ]  at e = 0:
 
