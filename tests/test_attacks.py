@@ -323,7 +323,26 @@ def test_compilations_are_noticed():
     assert COMPILED[before:] == ["jit(_advance)"] * 2
 
 
-def test_a_resumed_launch_is_the_same_program():
+@pytest.fixture
+def evaluations(monkeypatch):
+    """How many evaluations each call of the compiled loop makes, as a list that grows."""
+    compiled, counts = loop._advance, []
+
+    def counted(attack, problems, states, count):
+        counts.append(int(count))
+        return compiled(attack, problems, states, count)
+
+    monkeypatch.setattr(loop, "_advance", counted)
+    return counts
+
+
+@pytest.mark.parametrize("chunk, counts", [(8, [8, 8, 5]), (1000, [21]), (21, [21]), (20, [20, 1])])
+def test_every_iterate_is_evaluated_once(evaluations, chunk, counts):
+    run(small_attack(), chunk=chunk)
+    assert evaluations == counts and sum(counts) == STEPS + 1
+
+
+def test_a_resumed_launch_is_the_same_program(evaluations):
     whole, _ = run(small_attack())
     problems, begun = begin(small_attack())
     states, progress = next(advance(small_attack(), problems, begun, chunk=8))
@@ -332,6 +351,7 @@ def test_a_resumed_launch_is_the_same_program():
     before = len(COMPILED)
     *_, (resumed, progress) = advance(small_attack(), problems, saved, chunk=5)
     assert progress.step == STEPS and "jit(_advance)" not in COMPILED[before:]
+    assert evaluations == [21, 8, 5, 5, 3]
     assert_same_bits(jax.device_get(resumed), whole)
 
 
