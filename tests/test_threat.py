@@ -354,7 +354,8 @@ def test_oracles_are_called_oracles(shared):
 
 def test_a_problem_has_no_field_for_the_truth():
     fields = [field.name for field in dataclasses.fields(AttackProblem)]
-    assert fields == ["network", "normalize", "image_shape", "params", "statistics", "observed", "labels", "space"]
+    held = ["network", "normalize", "image_shape", "params", "statistics", "observed", "labels", "space", "known"]
+    assert fields == held
 
 
 @pytest.mark.parametrize("name", THREATS)

@@ -10,13 +10,18 @@ import optax
 
 from gi_jax import checks
 from gi_jax.defenses.gradients import add_gaussian_noise, add_laplacian_noise, prune_by_magnitude
-from gi_jax.types import Key
+from gi_jax.threat import Fact, Noisy, Zeroed
+from gi_jax.types import Gradients, Key
 
 
 class Entry(NamedTuple):
-    """A row of the table of defenses: `make(key, **parameters)` gives the optax transformation."""
+    """A row of the table of defenses: `make(key, **parameters)` gives the optax transformation.
+
+    `known(sent, **parameters)` gives what an adversary that knows the defense can say of what was sent.
+    """
 
     make: Callable[..., optax.GradientTransformation]
+    known: Callable[..., tuple[Fact, ...]]
     parameters: dict[str, str]
     about: str
     paper: str
@@ -25,18 +30,21 @@ class Entry(NamedTuple):
 DEFENSES = {
     "prune": Entry(
         lambda key, p: prune_by_magnitude(p),
+        lambda sent, p: (Zeroed(),) if p > 0 else (),
         {"p": "fraction set to zero in each tensor, in [0, 1)"},
         "keeps the largest entries of each tensor",
         "Zhu et al. 2019, arXiv 1906.08935",
     ),
     "gaussian": Entry(
         lambda key, sigma: add_gaussian_noise(sigma, key),
+        lambda sent, sigma: (Noisy(distribution="gaussian", scale=sigma),) if sigma > 0 else (),
         {"sigma": "standard deviation, 0 or above"},
         "adds normal noise to every entry",
         "Zhu et al. 2019; Wei et al. 2020, arXiv 2004.10397",
     ),
     "laplacian": Entry(
         lambda key, scale: add_laplacian_noise(scale, key),
+        lambda sent, scale: (Noisy(distribution="laplacian", scale=scale),) if scale > 0 else (),
         {"scale": "mean absolute value, 0 or above"},
         "adds Laplacian noise to every entry",
         "Zhu et al. 2019",
@@ -76,6 +84,10 @@ class Defense:
             for number, (name, values) in enumerate(self.stages)
         ]
         return optax.chain(optax.identity(), *stages)
+
+    def known(self, sent: Gradients) -> tuple[Fact, ...]:
+        """What an adversary that knows the defense can say of what was sent, in the order of the stages."""
+        return tuple(fact for name, values in self.stages for fact in DEFENSES[name].known(sent, **dict(values)))
 
     def __str__(self) -> str:
         written = (f"{name}:{','.join(f'{k}={_shortest(v)}' for k, v in values)}" for name, values in self.stages)

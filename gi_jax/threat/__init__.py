@@ -1,7 +1,8 @@
 """Threat models: what is shared, and who knows what."""
 
 from gi_jax.threat.batch_norm import RUNNING, THREATS, BatchNormThreat, Shared
-from gi_jax.threat.client import Batch, Update, client_update, cross_entropy
+from gi_jax.threat.client import Batch, ClientStep, Update, client_update, cross_entropy
+from gi_jax.threat.knowledge import Clipped, Fact, Mixed, Noisy, Quantized, Signs, Zeroed
 from gi_jax.threat.problem import (
     AttackProblem,
     ImageSpace,
@@ -19,10 +20,18 @@ __all__ = [
     "AttackProblem",
     "Batch",
     "BatchNormThreat",
+    "ClientStep",
+    "Clipped",
+    "Fact",
     "ImageSpace",
+    "Mixed",
+    "Noisy",
+    "Quantized",
     "Shared",
+    "Signs",
     "Update",
     "Victim",
+    "Zeroed",
     "check_problem",
     "client_update",
     "cross_entropy",

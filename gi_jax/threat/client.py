@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gi_jax import checks
 from gi_jax.models import Network, Normalize
 from gi_jax.types import BatchStats, Gradients, Images, Labels, Params
 
@@ -89,3 +90,37 @@ def _backward(network, normalize, along, cotangent: Update):
 
 
 client_update.defvjp(_forward, _backward)
+
+
+class ClientStep(NamedTuple):
+    """The client's step with everything that it is computed from: what a defense that runs on the client may look at.
+
+    Attributes: the arguments of `client_update`.
+    """
+
+    network: Network
+    normalize: Normalize
+    params: Params
+    batch_stats: BatchStats
+    batch: Batch
+
+    def update(self) -> Update:
+        """What the client would send without a defense."""
+        return client_update(*self)
+
+    def gradient_per_example(self) -> Gradients:
+        """The gradient of each example's own loss, with a leading axis [n]; their mean is that of `update`.
+
+        Raises:
+          InputError: if the batch is normalized with its own statistics: examples then have no gradients of their own.
+        """
+        if self.normalize != Normalize.GIVEN:
+            raise checks.InputError(
+                "gradients per example with batch statistics: one example changes the gradients of all others; "
+                "expected client_bn running, or a network without BatchNorm (such as one with GroupNorm)"
+            )
+
+        def gradient(image, label):
+            return self._replace(batch=Batch(image[None], label[None])).update().gradients
+
+        return jax.vmap(gradient)(*self.batch)

@@ -4,8 +4,8 @@
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ import optax
 from gi_jax import checks
 from gi_jax.models import Network, Normalize
 from gi_jax.threat.batch_norm import BatchNormThreat, shared_statistics
-from gi_jax.threat.client import Batch, Update, client_update
+from gi_jax.threat.client import Batch, ClientStep, Update, client_update
+from gi_jax.threat.knowledge import Fact
 from gi_jax.types import BatchStats, Gradients, Images, Key, Labels, Params
 
 
@@ -89,6 +90,7 @@ class AttackProblem:
       observed: the gradient as it was sent, after the client's defense.
       labels: class probabilities [n, num_classes] if known, else None.
       space: units and range of the pictures.
+      known: what the adversary is told about the client's defense, in the order of its stages.
     """
 
     network: Network = _static()
@@ -99,6 +101,7 @@ class AttackProblem:
     observed: Gradients
     labels: Labels | None
     space: ImageSpace
+    known: tuple[Fact, ...] = ()
 
     def imagine(self, batch: Batch) -> Update:
         """The update that the client would have sent for `batch`: the same function that the client ran."""
@@ -106,12 +109,26 @@ class AttackProblem:
         return client_update(self.network, self.normalize, self.params, given, batch)
 
 
-GradientDefense = Callable[[Key], optax.GradientTransformation]
-"""From the client's randomness to the optax transformation that its gradient passes through before it is sent."""
+class GradientDefense(Protocol):
+    """What a client does to its gradient before it is sent."""
+
+    def __call__(self, key: Key) -> optax.GradientTransformation:
+        """The transformation, from the client's randomness. Its update may take `client`, a `ClientStep`."""
+        ...
+
+    def known(self, sent: Gradients) -> tuple[Fact, ...]:
+        """What an adversary that knows the defense, and sees what was sent, can say of it."""
+        ...
 
 
 def observe(
-    victim: Victim, threat: BatchNormThreat, defense: GradientDefense, key: Key, *, labels_known: bool = True
+    victim: Victim,
+    threat: BatchNormThreat,
+    defense: GradientDefense,
+    key: Key,
+    *,
+    labels_known: bool = True,
+    defense_known: bool = True,
 ) -> AttackProblem:
     """Runs the client's step, passes its gradient through the defense, and keeps what the threat model grants.
 
@@ -122,14 +139,17 @@ def observe(
       defense: makes the gradient transformation; `gi_jax.defenses.identity` for none.
       key: the client's randomness, unknown to the adversary.
       labels_known: whether the adversary is told the labels (an oracle unless they can be inferred).
+      defense_known: whether the adversary is told which defense runs, with its public parameters.
 
     Returns:
       The problem. Pure; `jax.jit` and `jax.vmap` go through.
     """
     batch = Batch(victim.space.normalize(victim.images), victim.labels)
-    update = client_update(victim.network, threat.client, victim.params, victim.batch_stats, batch)
-    transformation = defense(key)
-    sent, _ = transformation.update(update.gradients, transformation.init(update.gradients), victim.params)
+    client = ClientStep(victim.network, threat.client, victim.params, victim.batch_stats, batch)
+    update = client.update()
+    transformation = optax.with_extra_args_support(defense(key))
+    state = transformation.init(update.gradients)
+    sent, _ = transformation.update(update.gradients, state, victim.params, client=client)
     return AttackProblem(
         network=victim.network,
         normalize=threat.adversary,
@@ -139,6 +159,7 @@ def observe(
         observed=sent,
         labels=victim.labels if labels_known else None,
         space=victim.space,
+        known=defense.known(sent) if defense_known else (),
     )
 
 
@@ -168,7 +189,7 @@ def check_problem(problem: AttackProblem) -> None:
 def victim_axes(problem: AttackProblem) -> AttackProblem:
     """The `in_axes` of a stack of problems: 0 for what belongs to one victim, None for what all have in common."""
     shared = dict(params=None, space=None)
-    return dataclasses.replace(problem, **shared, statistics=0, observed=0, labels=0)
+    return dataclasses.replace(problem, **shared, statistics=0, observed=0, labels=0, known=0)
 
 
 def stack(problems: list[AttackProblem]) -> AttackProblem:
@@ -184,12 +205,14 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
             first.normalize,
             first.image_shape,
         )
-        if not same or (other.labels is None) != (first.labels is None):
+        facts = jax.tree.structure(other.known) == jax.tree.structure(first.known)
+        if not same or not facts or (other.labels is None) != (first.labels is None):
             raise checks.InputError(
-                "problems of one launch must share network, normalization, shape and label knowledge"
+                "problems of one launch must share network, normalization, shape, label knowledge and kind of defense"
             )
     join = lambda name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(getattr(p, name) for p in problems))  # noqa: E731
-    return dataclasses.replace(first, statistics=join("statistics"), observed=join("observed"), labels=join("labels"))
+    joined = {name: join(name) for name in ("statistics", "observed", "labels", "known")}
+    return dataclasses.replace(first, **joined)
 
 
 def one_hot(labels, num_classes: int) -> Labels:
