@@ -510,6 +510,9 @@ def test_labels_that_are_not_finite_are_refused(problem):
 
 def test_a_stack_shares_the_model_and_stacks_the_rest(problem):
     other = toy_problem(toy_victim(TINY, n=3, seed=0), THREATS["exact"], defenses.parse("prune:p=0.5"))
+    with pytest.raises(InputError, match="kind of defense"):
+        stack([problem, other])
+    other = dataclasses.replace(other, known=problem.known)  # an adversary that is not told
     stacked = stack([problem, other])
     assert stacked.params is problem.params and stacked.space is problem.space
     for field in ("observed", "statistics", "labels"):
@@ -532,7 +535,7 @@ def test_a_stack_shares_the_model_and_stacks_the_rest(problem):
 def test_different_programs_do_not_stack(problem, model, options, threat):
     known = {"labels_known": options.get("labels_known", True)}
     other = toy_problem(toy_victim(model, n=options["n"]), threat, **known)
-    with pytest.raises(InputError, match="must share network, normalization, shape and label knowledge"):
+    with pytest.raises(InputError, match="must share network, normalization, shape, label knowledge and kind"):
         stack([problem, other])
 
 
