@@ -15,6 +15,7 @@ from gi_jax import models
 from gi_jax.checks import InputError
 from gi_jax.models import FlaxNetwork, FunctionNetwork, Normalize, count_parameters
 from gi_jax.models.conv import LOWERINGS, convolve
+from gi_jax.models.factors import Factored, pays
 from gi_jax.models.layers import BatchNorm, Conv, Linear
 from gi_jax.threat.batch_norm import running_average
 
@@ -269,13 +270,13 @@ def convolution_and_derivatives(lowering, images, kernel, stride, padding, direc
     }
 
 
-FEW_COLUMNS, FEW_ROWS = (2, 7, 2, 3), (1, 5, 8, 70)
+FEW_COLUMNS, FEW_ROWS, TILED = (2, 7, 2, 3), (1, 5, 8, 70), (2, 8, 16, 3)
 
 
 @pytest.mark.parametrize(
     "size, stride, shape",
     [(size, stride, FEW_COLUMNS) for size in (1, 2, 3, 5) for stride in (1, 2, 3)]
-    + [(1, 2, FEW_ROWS), (3, 1, FEW_ROWS), (3, 2, FEW_ROWS)],
+    + [(1, 2, FEW_ROWS), (3, 1, FEW_ROWS), (3, 2, FEW_ROWS), (3, 1, TILED)],
 )
 def test_lowerings_agree(size, stride, shape):
     # With few rows in its matmul, the derivatives of the patches take their other branch.
@@ -288,6 +289,26 @@ def test_lowerings_agree(size, stride, shape):
         assert found["lax"]["value"].shape[1] == (side + 2 * (size // 2) - size) // stride + 1
         for what, expected in found["lax"].items():
             assert relative_error(found["patches"][what], expected) < 1e-12, what
+            assert relative_error(found["winograd"][what], expected) < 1e-12, what
+
+
+def test_winograd_takes_half_the_multiplications():
+    def products(lowering):
+        images, kernel = jnp.zeros((2, 8, 8, 16)), jnp.zeros((3, 3, 16, 32))
+        convolution = jax.make_jaxpr(lambda x, k: convolve(x, k, stride=1, padding=1, lowering=lowering))(
+            images, kernel
+        )
+        return max(eqn.invars[0].aval.size for eqn in equations(convolution) if eqn.primitive.name == "dot_general")
+
+    assert products("patches") == 2 * products("winograd")
+
+
+def equations(closed):
+    for eqn in closed.jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
+            if hasattr(inner, "jaxpr"):
+                yield from equations(inner)
 
 
 def test_lowerings_agree_in_lanes_with_weights_of_their_own():
@@ -307,6 +328,27 @@ def test_a_network_is_the_same_function_in_every_lowering():
         network = jax.jit(models.create("convnet", 4, lowering=lowering), static_argnums=3, compiler_options=QUICK)
         logits.append(network(params, batch_stats, x, Normalize.BATCH)[0])
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+
+
+# The gradient of a kernel in factors.
+
+
+def test_factors_are_the_gradient():
+    rows, cotangents, other = random_like(
+        (np.zeros((2, 3, 5), "f4"), np.zeros((2, 3, 4), "f4"), np.zeros((5, 4), "f4"))
+    )
+    expected = sum(np.outer(r, c) for r, c in zip(rows.reshape(-1, 5), cotangents.reshape(-1, 4), strict=True))
+    factored = Factored(rows, cotangents, (1, 1, 5, 4))
+    np.testing.assert_allclose(factored.dense(), expected.reshape(1, 1, 5, 4), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        factored.inner(other.reshape(1, 1, 5, 4)), np.sum(expected * np.asarray(other)), rtol=1e-4
+    )
+    np.testing.assert_allclose(factored.square(), np.sum(expected**2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("count, width, features, expected", [(1, 4, 4, True), (2, 8, 8, True), (3, 8, 8, False)])
+def test_factors_are_kept_where_they_are_half_the_size(count, width, features, expected):
+    assert pays(count, width, features) is expected
 
 
 # ResNet-18 against PyTorch: tests/golden/make_resnet18.py.
