@@ -62,12 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     _attack_parser(commands)
     listing = commands.add_parser(
         "list",
-        help="what there is: attacks, defenses, models, data",
+        help="what there is: attacks, defenses, views, models, data",
         description="Lists what there is, each with one line and its paper.",
         epilog="examples:\n  gi-jax list\n  gi-jax list models --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    listing.add_argument("kind", nargs="?", help="attacks, defenses, models or data; all of them if left out")
+    listing.add_argument("kind", nargs="?", help="attacks, defenses, views, models or data; all of them if left out")
     listing.add_argument("--json", action="store_true", help="as JSON, for programs")
     listing.set_defaults(command=_list)
     return parser
@@ -104,7 +104,7 @@ def _attack_parser(commands) -> None:
         "--num-batches",
         type=int,
         metavar="N",
-        help="private batches (default: as many as there are, at most 6)",
+        help="observed updates (default: as many as there are, at most 6)",
     )
 
     add = parser.add_argument_group("client").add_argument
@@ -129,7 +129,16 @@ def _attack_parser(commands) -> None:
         help="a run for each: none, a defense, or several joined by +; repeat it",
     )
 
+    add("--clients", type=int, default=1, metavar="K", help="clients of a round, see --view (default: 1)")
+
     add = parser.add_argument_group("adversary").add_argument
+    add(
+        "--view",
+        default="server",
+        metavar="V",
+        help="server (each update), sum (the server under secure aggregation: the sum over --clients), client (two "
+        "successive models) or eavesdropper (ciphertext only); see gi-jax list views (default: server)",
+    )
     add(
         "--bn",
         metavar="exact|proxy|infer",
@@ -318,7 +327,7 @@ class _progress_bar:
 def _list(options) -> int:
     from gi_jax.checks import one_of
 
-    kinds = {"attacks": _attacks, "defenses": _defenses, "models": _models, "data": _data}
+    kinds = {"attacks": _attacks, "defenses": _defenses, "views": _views, "models": _models, "data": _data}
     chosen = list(kinds) if options.kind is None else [one_of("list", options.kind, kinds)]
     listing = {kind: kinds[kind]() for kind in chosen}
     if options.json:
@@ -352,6 +361,12 @@ def _defenses() -> list[dict]:
         }
         for name, entry in DEFENSES.items()
     ]
+
+
+def _views() -> list[dict]:
+    from gi_jax.threat import VIEWS
+
+    return [{"name": name, "about": view.about, "kind": view.kind, "paper": view.paper} for name, view in VIEWS.items()]
 
 
 def _models() -> list[dict]:

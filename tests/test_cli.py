@@ -180,6 +180,9 @@ BAD = {
     "option": (["--stpes", "3"], "--stpes"),
     "lanes": (["--lanes", "0"], "lanes=0"),
     "attack": (["--attack", "dlgg"], "unknown attack"),
+    "view": (["--view", "sun"], "did you mean 'sum'"),
+    "sum of one client": (["--view", "sum"], "expected 2 clients or more"),
+    "eavesdropper": (["--view", "eavesdropper", "--clients", "2"], "nothing is observed"),
     "truncated picture": (_truncated_picture, "0.png"),
     "truncated archive": (_truncated_archive, "cifar.tar.xz"),
     "model without BatchNorm": (["--model", "lenet", "--client-bn", "batch"], "has no BatchNorm"),
@@ -209,7 +212,7 @@ def test_out_that_is_a_file_is_one_line(tmp_path, capsys):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.parametrize("kind", ["attacks", "defenses", "models", "data"])
+@pytest.mark.parametrize("kind", ["attacks", "defenses", "views", "models", "data"])
 def test_list_has_a_line_and_a_source_for_everything(kind, capsys):
     assert cli.main(["list", kind, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -2,6 +2,7 @@
 
 from gi_jax.defenses.gradients import add_gaussian_noise, add_laplacian_noise, prune_by_magnitude
 from gi_jax.defenses.registry import DEFENSES, Defense, chain, identity, parse
+from gi_jax.defenses.secure_aggregation import secure_mean
 
 __all__ = [
     "DEFENSES",
@@ -12,4 +13,5 @@ __all__ = [
     "identity",
     "parse",
     "prune_by_magnitude",
+    "secure_mean",
 ]

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.spec import AttackSpec, Execution
-from gi_jax.threat import AttackProblem, ImageSpace, Victim, check_problem, observe, one_hot, stack
+from gi_jax.threat import VIEWS, AttackProblem, ImageSpace, Victim, check_problem, look, observe, one_hot, stack
+from gi_jax.threat.views import average
 
 
 class Report(NamedTuple):
@@ -78,10 +80,11 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
     dataset = data.load(spec.data, spec.split, data_dir, image_size=spec.image_size, per_class=per_class)
     if spec.victim_seed is None:
         chosen = data.first_per_class(dataset, spec.first)
-        num_batches = spec.num_batches or max(1, min(6, len(chosen) // spec.batch_size))
+        num_updates = spec.num_batches or max(1, min(6, len(chosen) // spec.pictures_per_update))
     else:
-        num_batches = spec.num_batches or 6
-        chosen = data.choose(dataset, spec.batch_size * num_batches, spec.victim_seed)
+        num_updates = spec.num_batches or 6
+        chosen = data.choose(dataset, spec.pictures_per_update * num_updates, spec.victim_seed)
+    num_batches = num_updates * spec.batches_per_update
     network = models.create(spec.model, dataset.num_classes)
     image_shape = chosen.images.shape[1:]
     params, batch_stats = network.init(jax.random.key(spec.model_seed), image_shape)
@@ -114,15 +117,28 @@ def make_attack(spec: AttackSpec) -> attacks.Attack:
 
 
 def observe_all(spec: AttackSpec, victims: list[Victim], defense: str) -> list[AttackProblem]:
-    """What the adversary sees of each private batch under a defense; refuses updates that hold NaN."""
+    """What the adversary sees of the private batches under a defense; refuses updates that hold NaN."""
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
-    problems = [
+    sent = [
         _observe(victim, threat=spec.threat, defense=defenses.parse(defense), key=jax.random.fold_in(key, number))
         for number, victim in enumerate(victims)
     ]
-    for problem in problems:
+    for problem in sent:
         check_problem(problem)
-    return problems
+    size = spec.batches_per_update
+    return [
+        problem
+        for number, first in enumerate(range(0, len(sent), size))
+        for problem in look(spec.view, sent[first : first + size], spec.threat, aggregate=_aggregate(spec, number))
+    ]
+
+
+def _aggregate(spec, number):
+    """How the updates of a round are added up: under masks where a server is to see nothing but the sum."""
+    if spec.view != "sum":
+        return average
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), 2), number)
+    return partial(defenses.secure_mean, key=key)
 
 
 def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
@@ -131,7 +147,7 @@ def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
     Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache.
     """
     budget = 2**13 if jax.default_backend() == "cpu" else 2**20
-    return max(1, budget // (spec.batch_size * image_shape[0] * image_shape[1]))
+    return max(1, budget // (spec.pictures_per_update * image_shape[0] * image_shape[1]))
 
 
 def run_attack(
@@ -199,8 +215,9 @@ class _Session:
         self.victims, self.on_report = victims, on_report
         self.attack = make_attack(spec)
         limit = execution.lanes or lanes_per_launch(spec, victims[0].images.shape[1:])
-        launches = math.ceil(len(victims) / max(1, limit // spec.restarts))
-        self.launch_size = math.ceil(len(victims) / launches)
+        self.num_updates = len(victims) // spec.batches_per_update
+        launches = math.ceil(self.num_updates / max(1, limit // spec.restarts))
+        self.launch_size = math.ceil(self.num_updates / launches)
         self.finished = {}  # "defense/launch" -> arrays of that launch
         self.running = None  # (name, arrays so far, states)
         self.history = []
@@ -209,7 +226,7 @@ class _Session:
 
     @property
     def launches(self):
-        return math.ceil(len(self.victims) / self.launch_size)
+        return math.ceil(self.num_updates / self.launch_size)
 
     def restore(self):
         content = checkpoint.load(self.out, self.spec.fingerprint)
@@ -265,7 +282,7 @@ class _Session:
         self.running = None
 
     def _note(self, defense, name, progress):
-        per_step = self.launch_size * self.spec.restarts * self.spec.batch_size
+        per_step = self.launch_size * self.spec.restarts * self.spec.pictures_per_update
         self.history = [row for row in self.history if row["launch"] != name or row["step"] < progress.step]
         self.history.append(
             {
@@ -319,14 +336,14 @@ def _score(spec, victims, originals, defense, found):
     """Pictures in the order of the originals, and the block of `result.json` for one defense."""
     images = found["images"]
     batches = len(images)
-    truth = originals.reshape(-1, spec.batch_size, *originals.shape[1:])[:batches]
+    truth = originals.reshape(-1, spec.pictures_per_update, *originals.shape[1:])[:batches]
     order = [metrics.match(guess, private) for guess, private in zip(images, truth, strict=True)]
     matched = np.concatenate([guess[permutation] for guess, permutation in zip(images, order, strict=True)])
     nets = ("vgg", "alex") if min(matched.shape[1:3]) >= 31 and matched.shape[3] == 3 else ()
     rows = metrics.score(truth.reshape(matched.shape), matched, nets)
     losses, alive = found["losses"], found["alive"]
     for number, row in enumerate(rows):
-        batch = number // spec.batch_size
+        batch = number // spec.pictures_per_update
         row |= {
             "label": victims.names[number],
             "batch": batch,
@@ -335,7 +352,7 @@ def _score(spec, victims, originals, defense, found):
             "diverged_restarts": int((~alive[batch]).sum()),
         }
     values = [{key: row[key] for key in row if key in metrics.BEST} for row in rows]
-    iterations = batches * spec.batch_size * spec.restarts * found["steps"]
+    iterations = batches * spec.pictures_per_update * spec.restarts * found["steps"]
     block = {
         "defense": defense,
         "spec": dataclasses.asdict(dataclasses.replace(spec, defenses=(defense,))),
@@ -356,8 +373,8 @@ def _reference_summary(spec, victims, originals, images):
     """Scores by the rules of the paper's published code; comparable with its tables, and flawed (see metrics)."""
     space = victims.batches[0].space
     rows = []
-    for first in range(0, len(images), spec.batch_size):
-        batch = slice(first, first + spec.batch_size)
+    for first in range(0, len(images), spec.pictures_per_update):
+        batch = slice(first, first + spec.pictures_per_update)
         rows += metrics.reference_scores(originals[batch], images[batch], np.array(space.mean), np.array(space.std))
     return metrics.summarize(rows)
 
@@ -366,11 +383,11 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
     """The threat model of a run in sentences, oracles named."""
     has_norm = bool(victims.batches[0].batch_stats)
     return [
-        f"The adversary sees one gradient of a private batch of {spec.batch_size} and the weights it was taken at.",
+        VIEWS[spec.view].words.format(clients=spec.clients, batch_size=spec.batch_size),
         f"The network ({spec.model}) is at its initialization: nothing was trained.",
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
         "ORACLE: the labels of the private batch are known."
-        if spec.batch_size > 1
+        if spec.pictures_per_update > 1
         else "The label is known (for a single picture it follows from the gradient).",
         "The adversary knows the size of the batch and the normalization of the data.",
         "The client applies no defense."
