@@ -1,12 +1,13 @@
 """How much of the private images an attack recovered."""
 
 from gi_jax.metrics.assignment import match, mse_matrix
-from gi_jax.metrics.image import mse, psnr, ssim
+from gi_jax.metrics.image import correlation, mse, psnr, ssim
 from gi_jax.metrics.perceptual import lpips, lpips_matrix
 from gi_jax.metrics.score import BEST, reference_scores, score, summarize
 
 __all__ = [
     "BEST",
+    "correlation",
     "lpips",
     "lpips_matrix",
     "match",

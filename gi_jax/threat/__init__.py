@@ -3,6 +3,7 @@
 from gi_jax.threat.batch_norm import RUNNING, THREATS, BatchNormThreat, Shared
 from gi_jax.threat.client import Batch, ClientStep, Update, client_update, cross_entropy
 from gi_jax.threat.knowledge import Clipped, Fact, Mixed, Noisy, Quantized, Signs, Zeroed
+from gi_jax.threat.mapping import Mapping
 from gi_jax.threat.problem import (
     AttackProblem,
     ImageSpace,
@@ -26,6 +27,7 @@ __all__ = [
     "Clipped",
     "Fact",
     "ImageSpace",
+    "Mapping",
     "Mixed",
     "Noisy",
     "Quantized",

@@ -49,6 +49,14 @@ class ImageSpace:
         mean, std = _channels(self.mean, images), _channels(self.std, images)
         return jnp.clip(images, -mean / std, (1 - mean) / std)
 
+    def signed(self) -> "ImageSpace":
+        """The units of sign-flipped images: the same values for the network, in a box that holds x and -x.
+
+        Its pictures show 0 as the middle gray; flipping a sign mirrors them about it.
+        """
+        limit = jnp.maximum(self.mean, 1 - self.mean) / self.std
+        return ImageSpace(mean=jnp.full_like(self.mean, 0.5), std=0.5 / limit)
+
 
 def _channels(vector: jax.Array, images: Images) -> jax.Array:
     return vector.reshape((1,) * (images.ndim - 1) + (-1,))
