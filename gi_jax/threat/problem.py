@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from gi_jax import checks
-from gi_jax.models import Network, Normalize
+from gi_jax.models import Network, Normalize, is_factored
 from gi_jax.threat.batch_norm import BatchNormThreat, shared_statistics
 from gi_jax.threat.client import Batch, ClientStep, Update, client_update
 from gi_jax.threat.knowledge import Fact
@@ -126,7 +126,12 @@ class AttackProblem:
             return update(given, batch)
         batches = jax.tree.map(lambda leaf: leaf.reshape(self.clients, -1, *leaf.shape[1:]), batch)
         updates = jax.vmap(update)(given, batches)
-        return updates._replace(gradients=jax.tree.map(lambda leaf: leaf.mean(0), updates.gradients))
+        return Update(jax.tree.map(self._mean, updates.factored, is_leaf=is_factored), updates.statistics)
+
+    def _mean(self, leaf):
+        if is_factored(leaf):  # the product sums over all rows, those of all clients
+            return dataclasses.replace(leaf, cotangents=leaf.cotangents / self.clients)
+        return leaf.mean(0)
 
     def logits(self, images: Images) -> jax.Array:
         """The network's output [n, num_classes] for pictures of one client, in the network's units."""
