@@ -15,6 +15,7 @@ import numpy as np
 from flax import serialization
 
 from gi_jax import attacks, checks, data, defenses, metrics, models
+from gi_jax.attacks.labels import LazyDummies, choose, recover, simulate
 from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.environment import environment
@@ -67,7 +68,7 @@ class Victims(NamedTuple):
     note: str
 
 
-_observe = jax.jit(observe, static_argnames=("threat", "defense"))
+_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known"))
 
 
 def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
@@ -112,15 +113,26 @@ def make_attack(spec: AttackSpec) -> attacks.Attack:
     """The attack of a specification, from its preset."""
     settings = dict(tv=spec.tv_weight, learning_rate=spec.rate, num_steps=spec.steps)
     if spec.prior_weight > 0:
-        return attacks.create(spec.attack or "gradient_inversion_evaluation", bn_prior=spec.prior_weight, **settings)
-    return attacks.create("inverting_gradients", **settings)
+        name = spec.attack or "gradient_inversion_evaluation"
+        attack = attacks.create(name, bn_prior=spec.prior_weight, **settings)
+    else:
+        attack = attacks.create("inverting_gradients", **settings)
+    return dataclasses.replace(attack, optimize_labels=True) if spec.labels == "optimize" else attack
 
 
-def observe_all(spec: AttackSpec, victims: list[Victim], defense: str) -> list[AttackProblem]:
+def observe_all(
+    spec: AttackSpec, victims: list[Victim], defense: str, *, labels_known: bool = True
+) -> list[AttackProblem]:
     """What the adversary sees of the private batches under a defense; refuses updates that hold NaN."""
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
     sent = [
-        _observe(victim, threat=spec.threat, defense=defenses.parse(defense), key=jax.random.fold_in(key, number))
+        _observe(
+            victim,
+            threat=spec.threat,
+            defense=defenses.parse(defense),
+            key=jax.random.fold_in(key, number),
+            labels_known=labels_known,
+        )
         for number, victim in enumerate(victims)
     ]
     for problem in sent:
@@ -131,6 +143,22 @@ def observe_all(spec: AttackSpec, victims: list[Victim], defense: str) -> list[A
         for number, first in enumerate(range(0, len(sent), size))
         for problem in look(spec.view, sent[first : first + size], spec.threat, aggregate=_aggregate(spec, number))
     ]
+
+
+def make_problems(spec: AttackSpec, victims: list[Victim], defense: str) -> list[AttackProblem]:
+    """The same, with the labels that the adversary works with: told, recovered from the gradient, or none yet."""
+    problems = observe_all(spec, victims, defense, labels_known=spec.labels == "known")
+    if spec.labels in ("known", "optimize"):
+        return problems
+    return [
+        dataclasses.replace(problem, labels=recover(problem, spec.labels, dummies_of(spec, problem)).labels)
+        for problem in problems
+    ]
+
+
+def dummies_of(spec: AttackSpec, problem: AttackProblem) -> LazyDummies:
+    """The random pictures that some label methods look at."""
+    return simulate(problem, jax.random.fold_in(jax.random.key(spec.seed), 3))
 
 
 def _aggregate(spec, number):
@@ -250,7 +278,7 @@ class _Session:
         names = [f"{defense}/{launch}" for launch in range(self.launches)]
         if all(name in self.finished for name in names):
             return
-        problems = observe_all(self.spec, self.victims, defense)
+        problems = make_problems(self.spec, self.victims, defense)
         for launch, name in enumerate(names):
             if name not in self.finished:
                 self._launch(defense, name, launch * self.launch_size, problems)
@@ -308,7 +336,7 @@ class _Session:
         parts = [part for part in parts if part is not None]
         if not parts:
             return None
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in ("images", "losses", "alive")}
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in ("images", "labels", "losses", "alive")}
         return joined | {
             "compile_seconds": sum(float(part["compile_seconds"]) for part in parts),
             "run_seconds": sum(float(part["run_seconds"]) for part in parts),
@@ -320,6 +348,7 @@ def _arrays(stacked, states, count, timing):
     best = [points[0] for points in attacks.reconstructions(stacked, states)][:count]
     return {
         "images": np.stack([found.images for found in best]),
+        "labels": np.stack([found.labels for found in best]),
         "losses": np.stack([found.losses for found in best]),
         "alive": np.stack([found.alive for found in best]),
         "steps": int(np.max(states.step)),
@@ -358,6 +387,7 @@ def _score(spec, victims, originals, defense, found):
         "spec": dataclasses.asdict(dataclasses.replace(spec, defenses=(defense,))),
         "threat_model": threat_words(spec, victims, defense),
         "images": rows,
+        **({} if spec.labels == "known" else {"labels": _score_labels(spec, victims, found["labels"])}),
         "summary": metrics.summarize(values),
         "timing": {
             "compile_seconds": found["compile_seconds"],
@@ -367,6 +397,33 @@ def _score(spec, victims, originals, defense, found):
         "steps": found["steps"],
     }
     return matched, block
+
+
+def _score_labels(spec, victims, found):
+    """Recovered labels, [updates, n, classes], against the true ones: mean overlaps over the observed updates."""
+    truth = np.concatenate([np.asarray(victim.labels) for victim in victims.batches])
+    truth = truth.reshape(-1, *found.shape[1:])[: len(found)].sum(1)
+    pairs = list(zip(found.sum(1), truth, strict=True))
+    return {
+        "from": spec.labels,
+        "set_overlap": float(np.mean([metrics.set_overlap(*pair) for pair in pairs])),
+        "count_overlap": float(np.mean([metrics.count_overlap(*pair) for pair in pairs])),
+    }
+
+
+def _label_words(spec, victims):
+    """The sentence of the threat model on labels."""
+    if spec.labels == "optimize":
+        return "The labels are unknown; the attack optimizes them together with the pictures."
+    if spec.labels == "auto":
+        has_bias = "bias" in victims.batches[0].params["head"]
+        method, why = choose(spec.pictures_per_update, has_bias=has_bias)
+        return f"The labels are unknown and recovered from the gradient by {method} ({why})."
+    if spec.labels != "known":
+        return f"The labels are unknown and recovered from the gradient by {spec.labels}."
+    if spec.pictures_per_update > 1:
+        return "ORACLE: the labels of the private batch are known."
+    return "The label is known (for a single picture it follows from the gradient)."
 
 
 def _reference_summary(spec, victims, originals, images):
@@ -386,9 +443,7 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
         VIEWS[spec.view].words.format(clients=spec.clients, batch_size=spec.batch_size),
         f"The network ({spec.model}) is at its initialization: nothing was trained.",
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
-        "ORACLE: the labels of the private batch are known."
-        if spec.pictures_per_update > 1
-        else "The label is known (for a single picture it follows from the gradient).",
+        _label_words(spec, victims),
         "The adversary knows the size of the batch and the normalization of the data.",
         "The client applies no defense."
         if defense == "none"

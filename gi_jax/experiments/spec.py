@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gi_jax import checks, defenses
 from gi_jax.attacks import ATTACKS
+from gi_jax.attacks.labels import METHODS
 from gi_jax.models import MODELS
 from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat
 
@@ -32,6 +33,8 @@ class AttackSpec:
       clients, view: clients of a round, and who looks on, a key of `VIEWS`; of a sum of clients each has a batch.
       client_bn: how the client normalizes: `running` or `batch` statistics.
       bn: the adversary's setting with a client in batch mode, a key of `THREATS`; None for running.
+      labels: what the adversary has of the private labels: `known`, `optimize` (jointly with the pictures), `auto` or a
+        key of `gi_jax.attacks.labels.METHODS` (recovered from the gradient first).
       attack: a key of `ATTACKS`; None takes the one that fits the prior.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
@@ -52,6 +55,7 @@ class AttackSpec:
     view: str = "server"
     client_bn: str = "running"
     bn: str | None = None
+    labels: str = "known"
     attack: str | None = None
     tv: float | None = None
     bn_prior: float | None = None
@@ -71,6 +75,7 @@ class AttackSpec:
             )
         if self.bn is not None:
             checks.one_of("bn", self.bn, THREATS)
+        checks.one_of("labels", self.labels, ("known", "auto", "optimize", *METHODS))
         checks.positive(clients=self.clients)
         checks.one_of("view", self.view, VIEWS)
         if self.view == "sum" and self.clients < 2:
