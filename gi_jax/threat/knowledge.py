@@ -1,0 +1,89 @@
+"""What the adversary is told about how the update was made: facts, in the order in which the client applied them.
+
+A defense that is safe only while nobody knows of it is not safe, so by default the adversary knows which defense runs
+and its public parameters; never its random choices. Each fact is a frozen pytree: its kind is structure, its numbers
+are leaves. `gi_jax.attacks.adaptive` turns facts into the objective that fits them.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+
+from gi_jax.types import Gradients
+
+
+def _static(**options):
+    return field(metadata={"static": True}, **options)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Zeroed:
+    """Entries that are exactly zero were set to zero by the client: what they were is unknown.
+
+    Attributes:
+      tensors: prefixes of the paths (`head/kernel`) of the tensors that this holds for; empty for all. Static.
+    """
+
+    tensors: tuple[str, ...] = _static(default=())
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Noisy:
+    """Independent noise was added to every entry.
+
+    Attributes:
+      distribution: `gaussian` or `laplacian`; static.
+      scale: standard deviation, or mean absolute value, in the units of the gradient; a scalar.
+    """
+
+    distribution: str = _static()
+    scale: jax.Array | float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Signs:
+    """Only the sign of every entry is meaningful."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """Every entry was rounded.
+
+    Attributes:
+      width: a scalar a tensor, in the structure of the gradient: the true entry is less than this far from the value.
+    """
+
+    width: Gradients
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Clipped:
+    """The gradient was scaled down, as a whole or an example's at a time: its length says nothing.
+
+    Attributes:
+      bound: the largest l2 norm that was let through; a scalar.
+    """
+
+    bound: jax.Array | float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """The private batch was encoded: what the gradient holds are mixtures of pictures.
+
+    Attributes:
+      k: pictures in a mixture; static.
+      flipped: every pixel's sign was drawn at random (InstaHide); static.
+    """
+
+    k: int = _static()
+    flipped: bool = _static(default=False)
+
+
+Fact = Zeroed | Noisy | Signs | Quantized | Clipped | Mixed
