@@ -79,7 +79,7 @@ def _attack_parser(commands) -> None:
         help="attack pictures and score what was recovered",
         description="Takes pictures as a client's private data, computes the update that the client would send, "
         "attacks it, and scores the reconstruction. Without arguments: the quickstart.",
-        epilog=ATTACK_EXAMPLES,
+        epilog=f"{ATTACK_EXAMPLES}\n{_defense_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("private data").add_argument
@@ -171,6 +171,17 @@ def _attack_parser(commands) -> None:
         help="adds reference_summary to result.json: the scoring of the paper's published code, flaws and all",
     )
     parser.set_defaults(command=_attack)
+
+
+def _defense_help() -> str:
+    from gi_jax.defenses import DEFENSES
+
+    lines = ["defenses (what each promises; dp is proved, heuristic is not):"]
+    for name, entry in DEFENSES.items():
+        lines += [f"  {name} ({entry.kind}): {entry.about}"]
+        lines += [f"      {key}: {parameter.about}" for key, parameter in entry.parameters.items()]
+        lines += [f"      {entry.paper}"]
+    return "\n".join(lines) + "\n"
 
 
 def _attack(options) -> int:
@@ -346,7 +357,8 @@ def _defenses() -> list[dict]:
     return [
         {
             "name": name,
-            "parameters": "; ".join(f"{key}: {about}" for key, about in entry.parameters.items()),
+            "kind": str(entry.kind),
+            "parameters": "\n".join(f"{key}: {parameter.about}" for key, parameter in entry.parameters.items()) or "-",
             "about": entry.about,
             "paper": entry.paper,
         }
