@@ -96,7 +96,7 @@ def _attack_parser(commands) -> None:
         help="attack pictures and score what was recovered",
         description="Takes pictures as a client's private data, computes the update that the client would send, "
         "attacks it, and scores the reconstruction. Without arguments: the quickstart.",
-        epilog=ATTACK_EXAMPLES,
+        epilog=f"{ATTACK_EXAMPLES}\n{_defense_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _victim_arguments(parser)
@@ -238,6 +238,17 @@ def _labels_parser(commands) -> None:
         help="no recovery: how labels repeat in batches of --data, against the batch size (Figure 2a of the paper)",
     )
     parser.set_defaults(command=_labels)
+
+
+def _defense_help() -> str:
+    from gi_jax.defenses import DEFENSES
+
+    lines = ["defenses (what each promises; dp is proved, heuristic is not):"]
+    for name, entry in DEFENSES.items():
+        lines += [f"  {name} ({entry.kind}): {entry.about}"]
+        lines += [f"      {key}: {parameter.about}" for key, parameter in entry.parameters.items()]
+        lines += [f"      {entry.paper}"]
+    return "\n".join(lines) + "\n"
 
 
 def _attack(options) -> int:
@@ -453,7 +464,8 @@ def _defenses() -> list[dict]:
     return [
         {
             "name": name,
-            "parameters": "; ".join(f"{key}: {about}" for key, about in entry.parameters.items()),
+            "kind": str(entry.kind),
+            "parameters": "\n".join(f"{key}: {parameter.about}" for key, parameter in entry.parameters.items()) or "-",
             "about": entry.about,
             "paper": entry.paper,
         }

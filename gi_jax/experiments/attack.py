@@ -448,6 +448,7 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
         "The client applies no defense."
         if defense == "none"
         else f"The client applies {defense} before it sends; the attack does not adapt to it.",
+        *defenses.parse(defense).words(),
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]

@@ -6,6 +6,7 @@ Layers are named so that the sorted order of names (the order of a JAX pytree) i
 
 import enum
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -67,6 +68,10 @@ class BatchNorm(nn.Module):
         shift = bias - mean * factor
         broadcast = (1,) * len(axes) + (-1,)
         return x * factor.reshape(broadcast) + shift.reshape(broadcast)
+
+
+group_norm = partial(nn.GroupNorm, num_groups=None, group_size=16, epsilon=1e-5, use_fast_variance=False)
+"""Group normalization over 16 channels each (Wu and He, 2018): every picture by itself, no statistics to share."""
 
 
 class Conv(nn.Module):

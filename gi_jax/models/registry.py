@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax import checks
-from gi_jax.models.layers import Normalize
+from gi_jax.models.layers import Normalize, group_norm
 from gi_jax.models.resnet import BasicBlock, ResNet18
 from gi_jax.models.small import MLP, ConvNet, LeNet
 from gi_jax.types import BatchStats, Images, Key, Params
@@ -112,6 +112,12 @@ MODELS = {
     ),
     "resnet18_basic": Entry(
         partial(ResNet18, block=BasicBlock), "textbook post-activation ResNet-18", "He et al. 2016a"
+    ),
+    "convnet_group": Entry(
+        partial(ConvNet, norm=group_norm), "convnet with GroupNorm: no statistics", "Wu and He 2018, arXiv 1803.08494"
+    ),
+    "resnet18_group": Entry(
+        partial(ResNet18, norm=group_norm), "resnet18 with GroupNorm: no statistics", "Wu and He 2018"
     ),
     "lenet": Entry(LeNet, "3 sigmoid convolutions, no BatchNorm; the network of DLG", "Zhu et al. 2019"),
     "mlp": Entry(MLP, "2 ReLU layers on the flat picture, no BatchNorm", "-"),

@@ -155,8 +155,8 @@ class GradientDefense(Protocol):
         """The transformation, from the client's randomness. Its update may take `client`, a `ClientStep`."""
         ...
 
-    def known(self, sent: Gradients) -> tuple[Fact, ...]:
-        """What an adversary that knows the defense, and sees what was sent, can say of it."""
+    def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
+        """What an adversary that knows the defense and the size of the batch, and sees what was sent, can say of it."""
         ...
 
 
@@ -198,7 +198,7 @@ def observe(
         observed=sent,
         labels=victim.labels if labels_known else None,
         space=victim.space,
-        known=defense.known(sent) if defense_known else (),
+        known=defense.known(sent, len(victim.images)) if defense_known else (),
     )
 
 
