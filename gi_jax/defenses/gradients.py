@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gi_jax import checks
+from gi_jax.types import Gradients
 
 
 def prune_by_magnitude(p: float) -> optax.GradientTransformation:
@@ -38,6 +39,14 @@ def prune_by_magnitude(p: float) -> optax.GradientTransformation:
         return jnp.where(kept.reshape(gradient.shape), gradient, 0.0)
 
     return optax.stateless(lambda gradients, params: jax.tree.map(prune, gradients))
+
+
+def smallest_kept(sent: Gradients) -> Gradients:
+    """The smallest magnitude above 0, a scalar a tensor: no entry that `prune_by_magnitude` dropped was larger.
+
+    Infinite for a tensor of zeros, where nothing can be said.
+    """
+    return jax.tree.map(lambda tensor: jnp.min(jnp.abs(tensor), where=tensor != 0, initial=jnp.inf), sent)
 
 
 def add_gaussian_noise(sigma: float, key: jax.Array) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from gi_jax import checks
-from gi_jax.defenses.gradients import add_gaussian_noise, add_laplacian_noise, prune_by_magnitude
+from gi_jax.defenses.gradients import add_gaussian_noise, add_laplacian_noise, prune_by_magnitude, smallest_kept
 from gi_jax.threat import Fact, Noisy, Zeroed
 from gi_jax.types import Gradients, Key
 
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 DEFENSES = {
     "prune": Entry(
         lambda key, p: prune_by_magnitude(p),
-        lambda sent, p: (Zeroed(),) if p > 0 else (),
+        lambda sent, p: (Zeroed(bound=smallest_kept(sent)),) if p > 0 else (),
         {"p": "fraction set to zero in each tensor, in [0, 1)"},
         "keeps the largest entries of each tensor",
         "Zhu et al. 2019, arXiv 1906.08935",

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ class Victims(NamedTuple):
     note: str
 
 
-_observe = jax.jit(observe, static_argnames=("threat", "defense"))
+_observe = jax.jit(observe, static_argnames=("threat", "defense", "defense_known"))
 
 
 def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
@@ -114,11 +115,14 @@ def make_attack(spec: AttackSpec) -> attacks.Attack:
 
 
 def observe_all(spec: AttackSpec, victims: list[Victim], defense: str) -> list[AttackProblem]:
-    """What the adversary sees of each private batch under a defense; refuses updates that hold NaN."""
+    """What the adversary sees of each private batch under a defense; refuses updates that hold NaN.
+
+    A plain attacker is told nothing of the defense, so that its program is the same under all of them.
+    """
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
+    granted = dict(threat=spec.threat, defense=defenses.parse(defense), defense_known=spec.attacker == "adaptive")
     problems = [
-        _observe(victim, threat=spec.threat, defense=defenses.parse(defense), key=jax.random.fold_in(key, number))
-        for number, victim in enumerate(victims)
+        _observe(victim, key=jax.random.fold_in(key, number), **granted) for number, victim in enumerate(victims)
     ]
     for problem in problems:
         check_problem(problem)
@@ -231,25 +235,26 @@ class _Session:
         if all(name in self.finished for name in names):
             return
         problems = observe_all(self.spec, self.victims, defense)
+        attack = attacks.adapt(self.attack, problems[0])
         for launch, name in enumerate(names):
             if name not in self.finished:
-                self._launch(defense, name, launch * self.launch_size, problems)
+                self._launch(attack, defense, name, launch * self.launch_size, problems)
 
-    def _launch(self, defense, name, first, problems):
+    def _launch(self, attack, defense, name, first, problems):
         # Launches of one size share one program: the last one is filled up with its own last victim.
         numbers = [min(first + i, len(problems) - 1) for i in range(self.launch_size)]
         stacked = stack([problems[number] for number in numbers])
         keys = attacks.lane_keys(jax.random.key(self.spec.seed), numbers, self.spec.restarts)
-        states = attacks.start(self.attack, stacked, keys)
+        states = attacks.start(attack, stacked, keys)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
         if self.restored is not None and self.restored["name"] == name:
             states = serialization.from_state_dict(states, self.restored["states"])
             timing = dict(self.restored["timing"])
         began = time.monotonic()
-        states = compile_ahead(self.attack, stacked, states)
+        states = compile_ahead(attack, stacked, states)
         timing["compile_seconds"] += time.monotonic() - began
         began = time.monotonic()
-        for latest, progress in attacks.advance(self.attack, stacked, states, chunk=self.execution.chunk):
+        for latest, progress in attacks.advance(attack, stacked, states, chunk=self.execution.chunk):
             timing["run_seconds"] += time.monotonic() - began
             arrays = _arrays(stacked, latest, len(problems) - first, timing)
             # A copy: the next chunk is given the states themselves, and may be interrupted.
@@ -370,9 +375,22 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
         if spec.batch_size > 1
         else "The label is known (for a single picture it follows from the gradient).",
         "The adversary knows the size of the batch and the normalization of the data.",
-        "The client applies no defense."
-        if defense == "none"
-        else f"The client applies {defense} before it sends; the attack does not adapt to it.",
+        *_defense_words(spec, victims.batches[0], defense),
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]
+
+
+def _defense_words(spec, victim, defense):
+    if defense == "none":
+        return ("The client applies no defense.",)
+    applies = f"The client applies {defense} before it sends"
+    if spec.attacker == "plain":
+        return (f"{applies}; the adversary is not told, and its attack does not adapt.",)
+    granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))
+    known = jax.eval_shape(granted, victim, key=jax.random.key(0)).known
+    adapted = "; ".join(attacks.adaptation_words(known)) or "there is nothing to adapt to"
+    return (
+        f"{applies}; the adversary knows that and the parameters, but not the client's random choices.",
+        f"The attack adapts: {adapted}.",
+    )

@@ -11,6 +11,7 @@ from gi_jax.models import MODELS
 from gi_jax.threat import RUNNING, THREATS, BatchNormThreat
 
 CLIENT_BN = ("running", "batch")
+ATTACKERS = ("adaptive", "plain")
 
 _PRIOR_WEIGHT = {"running": 0.0, "proxy": 0.0, "proxy-reference": 0.0, "exact-paper": 0.0}
 """Threat models whose adversary already normalizes with what it has; all others take the paper's 0.001."""
@@ -31,6 +32,7 @@ class AttackSpec:
       client_bn: how the client normalizes: `running` or `batch` statistics.
       bn: the adversary's setting with a client in batch mode, a key of `THREATS`; None for running.
       attack: a key of `ATTACKS`; None takes the one that fits the prior.
+      attacker: `adaptive` is told the defense, its parameters included, and fits the attack to it; `plain` is not.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
       defenses: one run each, in this order; each `name:parameter=value`, stages joined by ` + `.
@@ -49,6 +51,7 @@ class AttackSpec:
     client_bn: str = "running"
     bn: str | None = None
     attack: str | None = None
+    attacker: str = "adaptive"
     tv: float | None = None
     bn_prior: float | None = None
     learning_rate: float | None = None
@@ -67,6 +70,7 @@ class AttackSpec:
             )
         if self.bn is not None:
             checks.one_of("bn", self.bn, THREATS)
+        checks.one_of("attacker", self.attacker, ATTACKERS)
         if self.attack is not None:
             checks.one_of("attack", self.attack, ATTACKS)
         checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
