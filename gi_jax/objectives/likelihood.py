@@ -93,8 +93,9 @@ def sign_disagreement(imagined: Gradients, sent: Gradients) -> jax.Array:
     size = sum(tensor.size for tensor in jax.tree.leaves(sent))
 
     def share(a, b):
-        total = jnp.sum(absolute(a))
-        wrong = jnp.sum(jnp.maximum(-a * jnp.sign(b), 0.0))
+        length, sign = absolute(a), jnp.sign(b)
+        total = jnp.sum(length)
+        wrong = (jnp.vdot(length, jnp.abs(sign)) - jnp.vdot(a, sign)) / 2
         return a.size / size * wrong / jnp.where(total == 0, 1.0, total)
 
     return _total(jax.tree.map(share, imagined, sent))
