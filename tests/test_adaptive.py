@@ -12,6 +12,7 @@ from problems import PLAIN, QUICK, as_float64, random_like, toy_problem, toy_vic
 from gi_jax import attacks, defenses
 from gi_jax.attacks import ADAPTATIONS, GradientDescent, adam, adapt, adaptation_words, reconstruct
 from gi_jax.checks import InputError
+from gi_jax.defenses.pruning import smallest_kept
 from gi_jax.metrics import psnr
 from gi_jax.objectives import (
     Candidate,
@@ -133,14 +134,14 @@ def rounded(sent):
 
 EXACT = {
     "nothing": (lambda g: g, lambda sent: ()),
-    "pruned": (pruned, lambda sent: (Zeroed(bound=defenses.gradients.smallest_kept(sent)),)),
+    "pruned": (pruned, lambda sent: (Zeroed(bound=smallest_kept(sent)),)),
     "some dropped": (lambda g: {**g, "w2": g["w2"].at[3].set(0)}, lambda sent: (Zeroed(tensors=("w2",)),)),
     "rounded": (rounded, lambda sent: (Quantized(width=jax.tree.map(lambda _: 0.005, sent)),)),
     "clipped": (lambda g: jax.tree.map(lambda x: 0.3 * x, g), lambda sent: (Clipped(bound=1e3),)),
     "signs": (lambda g: jax.tree.map(jnp.sign, g), lambda sent: (Signs(),)),
     "pruned and clipped": (
         lambda g: jax.tree.map(lambda x: 0.3 * x, pruned(g)),
-        lambda sent: (Zeroed(bound=defenses.gradients.smallest_kept(sent)), Clipped(bound=1e3)),
+        lambda sent: (Zeroed(bound=smallest_kept(sent)), Clipped(bound=1e3)),
     ),
 }
 

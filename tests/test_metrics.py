@@ -11,6 +11,7 @@ from golden.make_metrics import pictures
 
 from gi_jax.checks import InputError
 from gi_jax.metrics import (
+    correlation,
     lpips,
     lpips_matrix,
     match,
@@ -46,6 +47,15 @@ def test_identical_images():
     np.testing.assert_array_equal(mse(a, a), 0)
     np.testing.assert_array_equal(psnr(a, a), 100)
     np.testing.assert_allclose(ssim(a, a), 1, atol=1e-6)
+
+
+def test_correlation_is_blind_to_brightness_and_contrast():
+    image, _ = pictures()
+    others = [image, 0.5 * image + 0.2, 1 - image, np.full_like(image, 0.5)]
+    found = np.concatenate([correlation(image, other) for other in others])
+    np.testing.assert_allclose(found, np.repeat([1, 1, -1, 0], len(image)), atol=1e-5)
+    expected = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(image, image[::-1], strict=True)]
+    np.testing.assert_allclose(correlation(image, image[::-1]), expected, atol=1e-5)
 
 
 def test_pixel_metrics_may_be_traced():

@@ -15,11 +15,13 @@ import numpy as np
 from flax import serialization
 
 from gi_jax import attacks, checks, data, defenses, metrics, models
+from gi_jax.attacks.labels import LazyDummies, choose, recover, simulate
 from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.spec import AttackSpec, Execution
-from gi_jax.threat import AttackProblem, ImageSpace, Victim, check_problem, observe, one_hot, stack
+from gi_jax.threat import VIEWS, AttackProblem, ImageSpace, Victim, check_problem, look, observe, one_hot, stack
+from gi_jax.threat.views import average
 
 
 class Report(NamedTuple):
@@ -66,7 +68,7 @@ class Victims(NamedTuple):
     note: str
 
 
-_observe = jax.jit(observe, static_argnames=("threat", "defense", "defense_known"))
+_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known", "defense_known"))
 
 
 def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
@@ -79,10 +81,11 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
     dataset = data.load(spec.data, spec.split, data_dir, image_size=spec.image_size, per_class=per_class)
     if spec.victim_seed is None:
         chosen = data.first_per_class(dataset, spec.first)
-        num_batches = spec.num_batches or max(1, min(6, len(chosen) // spec.batch_size))
+        num_updates = spec.num_batches or max(1, min(6, len(chosen) // spec.pictures_per_update))
     else:
-        num_batches = spec.num_batches or 6
-        chosen = data.choose(dataset, spec.batch_size * num_batches, spec.victim_seed)
+        num_updates = spec.num_batches or 6
+        chosen = data.choose(dataset, spec.pictures_per_update * num_updates, spec.victim_seed)
+    num_batches = num_updates * spec.batches_per_update
     network = models.create(spec.model, dataset.num_classes)
     image_shape = chosen.images.shape[1:]
     params, batch_stats = network.init(jax.random.key(spec.model_seed), image_shape)
@@ -110,29 +113,73 @@ def make_attack(spec: AttackSpec) -> attacks.Attack:
     """The attack of a specification, from its preset."""
     settings = dict(tv=spec.tv_weight, learning_rate=spec.rate, num_steps=spec.steps)
     if spec.prior_weight > 0:
-        return attacks.create(spec.attack or "gradient_inversion_evaluation", bn_prior=spec.prior_weight, **settings)
-    return attacks.create("inverting_gradients", **settings)
+        name = spec.attack or "gradient_inversion_evaluation"
+        attack = attacks.create(name, bn_prior=spec.prior_weight, **settings)
+    else:
+        attack = attacks.create("inverting_gradients", **settings)
+    return dataclasses.replace(attack, optimize_labels=True) if spec.labels == "optimize" else attack
 
 
-def observe_all(spec: AttackSpec, victims: list[Victim], defense: str) -> list[AttackProblem]:
-    """What the adversary sees of each private batch under a defense; refuses updates that hold NaN.
+def observe_all(
+    spec: AttackSpec, victims: list[Victim], defense: str, *, labels_known: bool = True
+) -> list[AttackProblem]:
+    """What the adversary sees of the private batches under a defense; refuses updates that hold NaN.
 
     A plain attacker is told nothing of the defense, so that its program is the same under all of them.
     """
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
-    granted = dict(threat=spec.threat, defense=defenses.parse(defense), defense_known=spec.attacker == "adaptive")
-    problems = [
-        _observe(victim, key=jax.random.fold_in(key, number), **granted) for number, victim in enumerate(victims)
+    sent = [
+        _observe(
+            victim,
+            threat=spec.threat,
+            defense=defenses.parse(defense),
+            key=jax.random.fold_in(key, number),
+            labels_known=labels_known,
+            defense_known=spec.attacker == "adaptive",
+        )
+        for number, victim in enumerate(victims)
     ]
-    for problem in problems:
+    for problem in sent:
         check_problem(problem)
-    return problems
+    size = spec.batches_per_update
+    return [
+        problem
+        for number, first in enumerate(range(0, len(sent), size))
+        for problem in look(spec.view, sent[first : first + size], spec.threat, aggregate=_aggregate(spec, number))
+    ]
+
+
+def make_problems(spec: AttackSpec, victims: list[Victim], defense: str) -> list[AttackProblem]:
+    """The same, with the labels that the adversary works with: told, recovered from the gradient, or none yet."""
+    problems = observe_all(spec, victims, defense, labels_known=spec.labels == "known")
+    if spec.labels in ("known", "optimize"):
+        return problems
+    return [
+        dataclasses.replace(problem, labels=recover(problem, spec.labels, dummies_of(spec, problem)).labels)
+        for problem in problems
+    ]
+
+
+def dummies_of(spec: AttackSpec, problem: AttackProblem) -> LazyDummies:
+    """The random pictures that some label methods look at."""
+    return simulate(problem, jax.random.fold_in(jax.random.key(spec.seed), 3))
+
+
+def _aggregate(spec, number):
+    """How the updates of a round are added up: under masks where a server is to see nothing but the sum."""
+    if spec.view != "sum":
+        return average
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), 2), number)
+    return partial(defenses.secure_mean, key=key)
 
 
 def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
-    """How many private batches x restarts to attack side by side: a fixed budget of pixels in flight."""
-    budget = 2**15 if jax.default_backend() == "cpu" else 2**20
-    return max(1, budget // (spec.batch_size * image_shape[0] * image_shape[1]))
+    """How many private batches x restarts to attack side by side: a fixed budget of pixels in flight.
+
+    Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache.
+    """
+    budget = 2**13 if jax.default_backend() == "cpu" else 2**20
+    return max(1, budget // (spec.pictures_per_update * image_shape[0] * image_shape[1]))
 
 
 def run_attack(
@@ -200,8 +247,9 @@ class _Session:
         self.victims, self.on_report = victims, on_report
         self.attack = make_attack(spec)
         limit = execution.lanes or lanes_per_launch(spec, victims[0].images.shape[1:])
-        launches = math.ceil(len(victims) / max(1, limit // spec.restarts))
-        self.launch_size = math.ceil(len(victims) / launches)
+        self.num_updates = len(victims) // spec.batches_per_update
+        launches = math.ceil(self.num_updates / max(1, limit // spec.restarts))
+        self.launch_size = math.ceil(self.num_updates / launches)
         self.finished = {}  # "defense/launch" -> arrays of that launch
         self.running = None  # (name, arrays so far, states)
         self.history = []
@@ -210,7 +258,7 @@ class _Session:
 
     @property
     def launches(self):
-        return math.ceil(len(self.victims) / self.launch_size)
+        return math.ceil(self.num_updates / self.launch_size)
 
     def restore(self):
         content = checkpoint.load(self.out, self.spec.fingerprint)
@@ -234,7 +282,7 @@ class _Session:
         names = [f"{defense}/{launch}" for launch in range(self.launches)]
         if all(name in self.finished for name in names):
             return
-        problems = observe_all(self.spec, self.victims, defense)
+        problems = make_problems(self.spec, self.victims, defense)
         attack = attacks.adapt(self.attack, problems[0])
         for launch, name in enumerate(names):
             if name not in self.finished:
@@ -267,7 +315,7 @@ class _Session:
         self.running = None
 
     def _note(self, defense, name, progress):
-        per_step = self.launch_size * self.spec.restarts * self.spec.batch_size
+        per_step = self.launch_size * self.spec.restarts * self.spec.pictures_per_update
         self.history = [row for row in self.history if row["launch"] != name or row["step"] < progress.step]
         self.history.append(
             {
@@ -293,7 +341,7 @@ class _Session:
         parts = [part for part in parts if part is not None]
         if not parts:
             return None
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in ("images", "losses", "alive")}
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in ("images", "labels", "losses", "alive")}
         return joined | {
             "compile_seconds": sum(float(part["compile_seconds"]) for part in parts),
             "run_seconds": sum(float(part["run_seconds"]) for part in parts),
@@ -305,6 +353,7 @@ def _arrays(stacked, states, count, timing):
     best = [points[0] for points in attacks.reconstructions(stacked, states)][:count]
     return {
         "images": np.stack([found.images for found in best]),
+        "labels": np.stack([found.labels for found in best]),
         "losses": np.stack([found.losses for found in best]),
         "alive": np.stack([found.alive for found in best]),
         "steps": int(np.max(states.step)),
@@ -321,14 +370,14 @@ def _score(spec, victims, originals, defense, found):
     """Pictures in the order of the originals, and the block of `result.json` for one defense."""
     images = found["images"]
     batches = len(images)
-    truth = originals.reshape(-1, spec.batch_size, *originals.shape[1:])[:batches]
+    truth = originals.reshape(-1, spec.pictures_per_update, *originals.shape[1:])[:batches]
     order = [metrics.match(guess, private) for guess, private in zip(images, truth, strict=True)]
     matched = np.concatenate([guess[permutation] for guess, permutation in zip(images, order, strict=True)])
     nets = ("vgg", "alex") if min(matched.shape[1:3]) >= 31 and matched.shape[3] == 3 else ()
     rows = metrics.score(truth.reshape(matched.shape), matched, nets)
     losses, alive = found["losses"], found["alive"]
     for number, row in enumerate(rows):
-        batch = number // spec.batch_size
+        batch = number // spec.pictures_per_update
         row |= {
             "label": victims.names[number],
             "batch": batch,
@@ -337,12 +386,13 @@ def _score(spec, victims, originals, defense, found):
             "diverged_restarts": int((~alive[batch]).sum()),
         }
     values = [{key: row[key] for key in row if key in metrics.BEST} for row in rows]
-    iterations = batches * spec.batch_size * spec.restarts * found["steps"]
+    iterations = batches * spec.pictures_per_update * spec.restarts * found["steps"]
     block = {
         "defense": defense,
         "spec": dataclasses.asdict(dataclasses.replace(spec, defenses=(defense,))),
         "threat_model": threat_words(spec, victims, defense),
         "images": rows,
+        **({} if spec.labels == "known" else {"labels": _score_labels(spec, victims, found["labels"])}),
         "summary": metrics.summarize(values),
         "timing": {
             "compile_seconds": found["compile_seconds"],
@@ -354,12 +404,39 @@ def _score(spec, victims, originals, defense, found):
     return matched, block
 
 
+def _score_labels(spec, victims, found):
+    """Recovered labels, [updates, n, classes], against the true ones: mean overlaps over the observed updates."""
+    truth = np.concatenate([np.asarray(victim.labels) for victim in victims.batches])
+    truth = truth.reshape(-1, *found.shape[1:])[: len(found)].sum(1)
+    pairs = list(zip(found.sum(1), truth, strict=True))
+    return {
+        "from": spec.labels,
+        "set_overlap": float(np.mean([metrics.set_overlap(*pair) for pair in pairs])),
+        "count_overlap": float(np.mean([metrics.count_overlap(*pair) for pair in pairs])),
+    }
+
+
+def _label_words(spec, victims):
+    """The sentence of the threat model on labels."""
+    if spec.labels == "optimize":
+        return "The labels are unknown; the attack optimizes them together with the pictures."
+    if spec.labels == "auto":
+        has_bias = "bias" in victims.batches[0].params["head"]
+        method, why = choose(spec.pictures_per_update, has_bias=has_bias)
+        return f"The labels are unknown and recovered from the gradient by {method} ({why})."
+    if spec.labels != "known":
+        return f"The labels are unknown and recovered from the gradient by {spec.labels}."
+    if spec.pictures_per_update > 1:
+        return "ORACLE: the labels of the private batch are known."
+    return "The label is known (for a single picture it follows from the gradient)."
+
+
 def _reference_summary(spec, victims, originals, images):
     """Scores by the rules of the paper's published code; comparable with its tables, and flawed (see metrics)."""
     space = victims.batches[0].space
     rows = []
-    for first in range(0, len(images), spec.batch_size):
-        batch = slice(first, first + spec.batch_size)
+    for first in range(0, len(images), spec.pictures_per_update):
+        batch = slice(first, first + spec.pictures_per_update)
         rows += metrics.reference_scores(originals[batch], images[batch], np.array(space.mean), np.array(space.std))
     return metrics.summarize(rows)
 
@@ -368,14 +445,13 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
     """The threat model of a run in sentences, oracles named."""
     has_norm = bool(victims.batches[0].batch_stats)
     return [
-        f"The adversary sees one gradient of a private batch of {spec.batch_size} and the weights it was taken at.",
+        VIEWS[spec.view].words.format(clients=spec.clients, batch_size=spec.batch_size),
         f"The network ({spec.model}) is at its initialization: nothing was trained.",
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
-        "ORACLE: the labels of the private batch are known."
-        if spec.batch_size > 1
-        else "The label is known (for a single picture it follows from the gradient).",
+        _label_words(spec, victims),
         "The adversary knows the size of the batch and the normalization of the data.",
         *_defense_words(spec, victims.batches[0], defense),
+        *defenses.parse(defense).words(),
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]
@@ -387,6 +463,8 @@ def _defense_words(spec, victim, defense):
     applies = f"The client applies {defense} before it sends"
     if spec.attacker == "plain":
         return (f"{applies}; the adversary is not told, and its attack does not adapt.",)
+    if spec.view == "sum":
+        return (f"Every client applies {defense} before it sends; of the sum, no attack that adapts is known.",)
     granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))
     known = jax.eval_shape(granted, victim, key=jax.random.key(0)).known
     adapted = "; ".join(attacks.adaptation_words(known)) or "there is nothing to adapt to"

@@ -75,6 +75,26 @@ def ssim(a: Images, b: Images) -> jax.Array:
 _ssim = jax.jit(dm_pix.ssim)
 
 
+def correlation(a: Images, b: Images) -> jax.Array:
+    """Pearson correlation per image, over all its pixels and channels: blind to brightness and contrast.
+
+    Args:
+        a: float [n, h, w, c] in any units.
+        b: float [n, h, w, c] in any units.
+
+    Returns:
+        float32 [n] in [-1, 1], 0 where an image has one value only; NaN where it is not finite.
+
+    Raises:
+        InputError: if the two are not float images of one shape.
+    """
+    check_images(a=a, b=b)
+    x, y = (jnp.asarray(images, jnp.float32).reshape(len(images), -1) for images in (a, b))
+    x, y = (rows - rows.mean(axis=1, keepdims=True) for rows in (x, y))
+    lengths = jnp.linalg.norm(x, axis=1) * jnp.linalg.norm(y, axis=1)
+    return jnp.sum(x * y, axis=1) / jnp.where(lengths == 0, 1.0, lengths)
+
+
 def check_images(same_count: bool = True, **images: Images) -> None:
     """Raises unless every value is a float array [n, h, w, c] with n >= 1, all of the first one's shape.
 

@@ -17,7 +17,15 @@ from gi_jax.types import Images
 Row = dict[str, float | None]
 """Metric -> value for one image."""
 
-BEST = {"psnr": max, "ssim": max, "mse": min, "lpips_vgg": min, "lpips_alex": min}
+BEST = {
+    "psnr": max,
+    "ssim": max,
+    "mse": min,
+    "lpips_vgg": min,
+    "lpips_alex": min,
+    "correlation": max,
+    "correlation_any_sign": max,
+}
 """Metric -> the function that picks the most leaked value, the worst case for privacy."""
 
 

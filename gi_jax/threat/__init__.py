@@ -3,6 +3,7 @@
 from gi_jax.threat.batch_norm import RUNNING, THREATS, BatchNormThreat, Shared
 from gi_jax.threat.client import Batch, ClientStep, Update, client_update, cross_entropy
 from gi_jax.threat.knowledge import Clipped, Fact, Mixed, Noisy, Quantized, Signs, Zeroed
+from gi_jax.threat.mapping import Mapping
 from gi_jax.threat.problem import (
     AttackProblem,
     ImageSpace,
@@ -13,10 +14,12 @@ from gi_jax.threat.problem import (
     stack,
     victim_axes,
 )
+from gi_jax.threat.views import VIEWS, look
 
 __all__ = [
     "RUNNING",
     "THREATS",
+    "VIEWS",
     "AttackProblem",
     "Batch",
     "BatchNormThreat",
@@ -24,6 +27,7 @@ __all__ = [
     "Clipped",
     "Fact",
     "ImageSpace",
+    "Mapping",
     "Mixed",
     "Noisy",
     "Quantized",
@@ -35,6 +39,7 @@ __all__ = [
     "check_problem",
     "client_update",
     "cross_entropy",
+    "look",
     "observe",
     "one_hot",
     "stack",

@@ -1,0 +1,208 @@
+"""Decoding: private pictures from their encodings in T epochs, when it is granted which pictures each one mixes.
+
+ORACLE: every function here receives the client's `Mapping`, indices and coefficients, as the decoders of Huang et al.
+(2021), section 5.1, do: what they return bounds from above what an adversary without it can have. Signs are never read.
+
+With the mapping known each value (pixel and channel) of the n encodings is y = W x: W [n, N] holds the coefficients and
+is the same for all values, x [N] are the values of the N private pictures there. MixUp is a least-squares problem.
+InstaHide shows |y| only: a problem of phase retrieval with real numbers, for which n well above N is enough.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+
+from gi_jax.objectives.kinks import absolute
+from gi_jax.threat import ImageSpace, Mapping
+from gi_jax.types import Images, Key
+
+RELAXATION = 0.75
+"""Of the averaged reflections: 1 wanders forever, 0 stops at the next local minimum."""
+
+
+@partial(jax.jit, static_argnames=("num_pictures", "flipped", "num_steps"))
+def decode_paper(
+    encodings: Images, mapping: Mapping, num_pictures: int, *, flipped: bool, num_steps: int = 1000
+) -> Images:
+    """The decoder of Huang et al. (2021), as its published code runs it (after Carlini et al. 2020, arXiv 2011.05315).
+
+    Adam (0.01) from zeros on mean(r^2) + 0.05 mean(1 - |x|), with r = y - W x, or, for flipped signs, the smaller in
+    magnitude of |y| - W x and -|y| - W x. From zeros the second is taken everywhere and never left: of perfect
+    InstaHide encodings it returns about -|x|. That is a weakness of the decoder, not a protection of the pictures.
+
+    Args:
+      encodings: [n, h, w, c] in the network's units, true ones or those that an attack recovered.
+      mapping: ORACLE, of all n.
+      num_pictures: private pictures N; public ones are taken for noise.
+      flipped: whether the encodings have random signs (InstaHide).
+      num_steps: of Adam.
+
+    Returns:
+      [N, h, w, c], each picture stretched to [-1, 1].
+    """
+    weights = mapping.matrix(num_pictures)
+    observed = encodings.reshape(len(encodings), -1)
+    magnitude = jnp.abs(observed)
+
+    def loss(values):
+        mixed = weights @ values
+        if flipped:
+            positive, negative = magnitude - mixed, -(magnitude + mixed)
+            residual = jnp.where(jnp.abs(positive) < jnp.abs(negative), positive, negative)
+        else:
+            residual = observed - mixed
+        return jnp.mean(jnp.square(residual)) + 0.05 * jnp.mean(1 - absolute(values))
+
+    optimizer = optax.adam(0.01)
+
+    def step(_, state):
+        values, moments = state
+        updates, moments = optimizer.update(jax.grad(loss)(values), moments)
+        return values + updates, moments
+
+    start = jnp.zeros((num_pictures, observed.shape[1]))
+    values, _ = jax.lax.fori_loop(0, num_steps, step, (start, optimizer.init(start)))
+    values = values - values.min(axis=1, keepdims=True)
+    values = 2 * values / jnp.maximum(values.max(axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny) - 1
+    return values.reshape(num_pictures, *encodings.shape[1:])
+
+
+@partial(jax.jit, static_argnames="num_pictures")
+def decode_mixup(
+    encodings: Images,
+    mapping: Mapping,
+    num_pictures: int,
+    *,
+    public: Images | None = None,
+    ridge: jax.Array | float = 0.0,
+) -> Images:
+    """The pictures of least squared error: argmin_x |y - W x|^2 + ridge |x|^2.
+
+    Exact for true encodings as soon as W has rank N; of fewer encodings the solution of smallest norm. Dense: n x N.
+
+    Args:
+      encodings: [n, h, w, c] in the network's units, true ones or those that an attack recovered.
+      mapping: ORACLE, of all n.
+      num_pictures: private pictures N.
+      public: the public pictures of the pool in the network's units, if any were mixed in.
+      ridge: weight of the squared norm, 0 or above, for few or noisy encodings.
+
+    Returns:
+      [N, h, w, c] in the network's units.
+    """
+    weights, offset = _system(encodings, mapping, num_pictures, public)
+    augmented = jnp.concatenate([weights, jnp.sqrt(ridge) * jnp.eye(num_pictures)])
+    inverse = jnp.linalg.pinv(augmented)[:, : len(weights)]
+    values = inverse @ (encodings.reshape(len(encodings), -1) - offset)
+    return values.reshape(num_pictures, *encodings.shape[1:])
+
+
+def decode_instahide(
+    key: Key,
+    encodings: Images,
+    mapping: Mapping,
+    num_pictures: int,
+    space: ImageSpace,
+    *,
+    public: Images | None = None,
+    num_steps: int = 100,
+    num_restarts: int = 4,
+) -> Images:
+    """A decoder that finds the signs: phase retrieval by value, then signs that agree between neighbors.
+
+    For each value the relaxed averaged alternating reflections of Luke (2005, Inverse Problems 21) between {W x} and
+    {z: |z| = |y|}, from random starts; the one that fits best is kept. Nothing tells x from -x at a value for all
+    pictures together, but neighboring values of natural pictures go together: signs are carried along the maximum
+    spanning tree of the correlations over pictures, between neighbors in space and color. The one sign that is left is
+    that with which the pictures fit the box of valid ones. Public pictures that are known leave no ambiguity at all.
+
+    Args:
+      key: of the starts.
+      encodings: [n, h, w, c] in the network's units; of the values only the magnitudes are read.
+      mapping: ORACLE, of all n; its signs are not read.
+      num_pictures: private pictures N.
+      space: units of the private pictures (not those of the encodings, whose box holds both signs).
+      public: the public pictures of the pool in the network's units, if any were mixed in.
+      num_steps: reflections of each start.
+      num_restarts: starts for each value.
+
+    Returns:
+      [N, h, w, c] in the network's units.
+    """
+    weights, offset = _system(encodings, mapping, num_pictures, public)
+    magnitude = jnp.abs(encodings.reshape(len(encodings), -1))
+    values = _retrieve(key, weights, offset, magnitude, jnp.int32(num_steps), jnp.int32(num_restarts))
+    images = values.reshape(num_pictures, *encodings.shape[1:])
+    if public is not None:
+        return images
+    images = images * align_signs(np.asarray(images))[None]
+    outside = [float(jnp.sum(jnp.abs(signed - space.clip(signed)))) for signed in (images, -images)]
+    return images if outside[0] <= outside[1] else -images
+
+
+def _system(encodings, mapping, num_pictures, public):
+    """W [n, N] of the private pictures, and what the public ones add to each value: [n, h w c], or 0."""
+    if public is None:
+        return mapping.matrix(num_pictures), 0.0
+    pool = jnp.concatenate([jnp.zeros((num_pictures, *public.shape[1:])), public])
+    return mapping.matrix(num_pictures), mapping.mix(pool).reshape(len(encodings), -1)
+
+
+@jax.jit
+def _retrieve(key, weights, offset, magnitude, num_steps, num_restarts):
+    """x [N, values] of smallest | |W x + offset| - magnitude | over all starts, value by value."""
+    basis, _ = jnp.linalg.qr(weights)
+    inverse = jnp.linalg.pinv(weights)
+
+    def nearest_mixture(z):
+        return basis @ (basis.T @ (z - offset)) + offset
+
+    def nearest_magnitude(z):
+        return jnp.where(z < 0, -magnitude, magnitude)
+
+    def reflect(_, z):
+        valid = nearest_magnitude(z)
+        averaged = z + nearest_mixture(2 * valid - z) - valid
+        return RELAXATION * averaged + (1 - RELAXATION) * valid
+
+    def restart(number, best):
+        values, misfit = best
+        start = weights @ jax.random.normal(jax.random.fold_in(key, number), values.shape) + offset
+        z = jax.lax.fori_loop(0, num_steps, reflect, start)
+        found = inverse @ (nearest_magnitude(z) - offset)
+        error = jnp.sum(jnp.square(jnp.abs(weights @ found + offset) - magnitude), axis=0)
+        return jnp.where(error < misfit, found, values), jnp.minimum(error, misfit)
+
+    start = jnp.zeros((weights.shape[1], magnitude.shape[1]))
+    return jax.lax.fori_loop(0, num_restarts, restart, (start, jnp.full(magnitude.shape[1], jnp.inf)))[0]
+
+
+def align_signs(images: np.ndarray) -> np.ndarray:
+    """Signs [h, w, c] that make neighboring values go together over the pictures [n, h, w, c]; the first value's is 1.
+
+    Neighbors differ by one in a row, a column or a channel. Of all paths between two values the signs follow the one
+    whose weakest correlation is strongest (maximum spanning tree).
+    """
+    shape = images.shape[1:]
+    unit = images / np.maximum(np.linalg.norm(images, axis=0), np.finfo(np.float32).tiny)
+    number = np.arange(np.prod(shape)).reshape(shape)
+    starts, ends, cosines = [], [], []
+    for axis in range(3):
+        a, b = (np.delete(number, place, axis) for place in (-1, 0))
+        before, after = (np.delete(unit, place, axis + 1) for place in (-1, 0))
+        starts.append(a.ravel())
+        ends.append(b.ravel())
+        cosines.append(np.einsum("n...,n...->...", before, after).ravel())
+    starts, ends, cosines = (np.concatenate(parts) for parts in (starts, ends, cosines))
+    graph = coo_array((2 - np.abs(cosines), (starts, ends)), (number.size, number.size))
+    order, parents = breadth_first_order(minimum_spanning_tree(graph), 0, directed=False)
+    flat = unit.reshape(len(unit), -1)
+    signs = np.ones(number.size, images.dtype)
+    for value in order[1:]:
+        signs[value] = signs[parents[value]] * (1 if flat[:, value] @ flat[:, parents[value]] >= 0 else -1)
+    return signs.reshape(shape)
