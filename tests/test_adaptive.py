@@ -334,7 +334,7 @@ def test_words_name_each_kind_once():
     assert adaptation_words((GAUSSIAN, Signs(), LAPLACIAN)) == (ADAPTATIONS[Noisy].words, ADAPTATIONS[Signs].words)
 
 
-@pytest.mark.parametrize("defense", ["gaussian:sigma=0.05", "laplacian:scale=0.05", "prune:p=0.9"])
+@pytest.mark.parametrize("defense", ["gaussian:sigma=0.2", "laplacian:scale=0.05", "prune:p=0.9"])
 def test_who_knows_the_defense_sees_more(defense):
     victim = toy_victim(PLAIN)
     told = toy_problem(victim, RUNNING, defenses.parse(defense))

@@ -463,8 +463,8 @@ def _defense_words(spec, victim, defense):
     applies = f"The client applies {defense} before it sends"
     if spec.attacker == "plain":
         return (f"{applies}; the adversary is not told, and its attack does not adapt.",)
-    if spec.view == "sum":
-        return (f"Every client applies {defense} before it sends; of the sum, no attack that adapts is known.",)
+    if spec.view != "server":
+        return (f"Every client applies {defense} before it sends; the attack on their sum does not adapt to it.",)
     granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))
     known = jax.eval_shape(granted, victim, key=jax.random.key(0)).known
     adapted = "; ".join(attacks.adaptation_words(known)) or "there is nothing to adapt to"
