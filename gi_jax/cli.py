@@ -179,6 +179,13 @@ def _adversary_arguments(parser) -> None:
     )
     add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
     add(
+        "--attacker",
+        default="adaptive",
+        metavar="adaptive|plain",
+        help="adaptive: knows the defense and its parameters, and fits the attack to it; plain: does neither "
+        "(default: adaptive)",
+    )
+    add(
         "--tv",
         type=float,
         metavar="A",

@@ -446,9 +446,9 @@ SENT = {"head": {"kernel": jnp.array([[4.0, -2.0]]), "bias": jnp.array([0.0, 0.5
     "text, facts",
     [
         ("none", ()),
-        ("prune:p=0.5", (Zeroed(),)),
-        ("prune_global:p=0.5", (Zeroed(),)),
-        ("top_k:k=3", (Zeroed(),)),
+        ("prune:p=0.5", (Zeroed(bound={"head": {"kernel": 2.0, "bias": 0.5}}),)),
+        ("prune_global:p=0.5", (Zeroed(bound={"head": {"kernel": 0.5, "bias": 0.5}}),)),
+        ("top_k:k=3", (Zeroed(bound={"head": {"kernel": 0.5, "bias": 0.5}}),)),
         ("prune:p=0 + prune_global:p=0 + gaussian:sigma=0 + laplacian:scale=0 + soteria:p=0", ()),
         ("gaussian:sigma=0.1", (Noisy(distribution="gaussian", scale=0.1),)),
         ("laplacian:scale=0.1", (Noisy(distribution="laplacian", scale=0.1),)),
@@ -464,6 +464,19 @@ SENT = {"head": {"kernel": jnp.array([[4.0, -2.0]]), "bias": jnp.array([0.0, 0.5
 )
 def test_what_an_adversary_knows(text, facts):
     assert parse(text).known(SENT, 4) == facts
+
+
+@pytest.mark.parametrize("text", ["prune:p=0.7", "prune_global:p=0.7", "top_k:k=20"])
+def test_nothing_that_was_dropped_is_above_the_bound(text):
+    gradients = {"a": numbers(50), "b": 0.1 * numbers(7, 3, seed=1)}
+    sent = send(parse(text), gradients)
+    (fact,) = parse(text).known(sent, 4)
+    for gradient, left, bound in zip(*map(jax.tree.leaves, (gradients, sent, fact.bound)), strict=True):
+        dropped = np.abs(gradient)[np.asarray(left) == 0]
+        assert dropped.size and dropped.max() <= bound
+    zeros = jax.tree.map(jnp.zeros_like, gradients)
+    (fact,) = parse(text).known(zeros, 4)
+    assert jax.tree.leaves(fact.bound) == [np.inf, np.inf]
 
 
 def test_what_an_adversary_reads_off_what_was_sent():

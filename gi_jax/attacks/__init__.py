@@ -1,5 +1,6 @@
 """Attacks: pairs of pure functions (init, step), and the loop that runs many of them side by side."""
 
+from gi_jax.attacks.adaptive import ADAPTATIONS, adapt, adaptation_words
 from gi_jax.attacks.base import Attack, AttackInfo, AttackState
 from gi_jax.attacks.gradient_descent import GradientDescent, adam, signed_adam
 from gi_jax.attacks.loop import (
@@ -14,6 +15,7 @@ from gi_jax.attacks.loop import (
 from gi_jax.attacks.presets import ATTACKS, create
 
 __all__ = [
+    "ADAPTATIONS",
     "ATTACKS",
     "Attack",
     "AttackInfo",
@@ -22,6 +24,8 @@ __all__ = [
     "Progress",
     "Reconstruction",
     "adam",
+    "adapt",
+    "adaptation_words",
     "advance",
     "create",
     "lane_keys",

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax import checks
+from gi_jax.attacks.adaptive import adapt
 from gi_jax.attacks.base import Attack, AttackState
 from gi_jax.threat import AttackProblem, check_problem, stack, victim_axes
 from gi_jax.types import Images, Key
@@ -190,6 +191,7 @@ def reconstruct(
     key: Key,
     *,
     num_restarts: int = 1,
+    adaptive: bool = True,
     chunk: int = 100,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Reconstruction:
@@ -200,6 +202,7 @@ def reconstruct(
       problem: what the adversary holds, from `gi_jax.threat.observe` or built from a real update.
       key: `jax.random.key(seed)`.
       num_restarts: independent starts, side by side; the best by the attacker's loss is returned.
+      adaptive: fit the objective to what the problem says of the client's defense, see `gi_jax.attacks.adapt`.
       chunk: steps between two calls of `on_progress`.
       on_progress: gets a `Progress` after each chunk.
 
@@ -213,6 +216,8 @@ def reconstruct(
     if num_sweep_points(attack) > 1:
         raise checks.InputError("reconstruct attacks with one setting; use start and advance for a sweep")
     check_problem(problem)
+    if adaptive:
+        attack = adapt(attack, problem)
     problems = stack([problem])
     states = start(attack, problems, lane_keys(key, [0], num_restarts))
     for latest, progress in advance(attack, problems, states, chunk=chunk):

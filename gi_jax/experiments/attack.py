@@ -68,7 +68,7 @@ class Victims(NamedTuple):
     note: str
 
 
-_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known"))
+_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known", "defense_known"))
 
 
 def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
@@ -123,7 +123,10 @@ def make_attack(spec: AttackSpec) -> attacks.Attack:
 def observe_all(
     spec: AttackSpec, victims: list[Victim], defense: str, *, labels_known: bool = True
 ) -> list[AttackProblem]:
-    """What the adversary sees of the private batches under a defense; refuses updates that hold NaN."""
+    """What the adversary sees of the private batches under a defense; refuses updates that hold NaN.
+
+    A plain attacker is told nothing of the defense, so that its program is the same under all of them.
+    """
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
     sent = [
         _observe(
@@ -132,6 +135,7 @@ def observe_all(
             defense=defenses.parse(defense),
             key=jax.random.fold_in(key, number),
             labels_known=labels_known,
+            defense_known=spec.attacker == "adaptive",
         )
         for number, victim in enumerate(victims)
     ]
@@ -279,25 +283,26 @@ class _Session:
         if all(name in self.finished for name in names):
             return
         problems = make_problems(self.spec, self.victims, defense)
+        attack = attacks.adapt(self.attack, problems[0])
         for launch, name in enumerate(names):
             if name not in self.finished:
-                self._launch(defense, name, launch * self.launch_size, problems)
+                self._launch(attack, defense, name, launch * self.launch_size, problems)
 
-    def _launch(self, defense, name, first, problems):
+    def _launch(self, attack, defense, name, first, problems):
         # Launches of one size share one program: the last one is filled up with its own last victim.
         numbers = [min(first + i, len(problems) - 1) for i in range(self.launch_size)]
         stacked = stack([problems[number] for number in numbers])
         keys = attacks.lane_keys(jax.random.key(self.spec.seed), numbers, self.spec.restarts)
-        states = attacks.start(self.attack, stacked, keys)
+        states = attacks.start(attack, stacked, keys)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
         if self.restored is not None and self.restored["name"] == name:
             states = serialization.from_state_dict(states, self.restored["states"])
             timing = dict(self.restored["timing"])
         began = time.monotonic()
-        states = compile_ahead(self.attack, stacked, states)
+        states = compile_ahead(attack, stacked, states)
         timing["compile_seconds"] += time.monotonic() - began
         began = time.monotonic()
-        for latest, progress in attacks.advance(self.attack, stacked, states, chunk=self.execution.chunk):
+        for latest, progress in attacks.advance(attack, stacked, states, chunk=self.execution.chunk):
             timing["run_seconds"] += time.monotonic() - began
             arrays = _arrays(stacked, latest, len(problems) - first, timing)
             # A copy: the next chunk is given the states themselves, and may be interrupted.
@@ -445,10 +450,25 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
         _label_words(spec, victims),
         "The adversary knows the size of the batch and the normalization of the data.",
-        "The client applies no defense."
-        if defense == "none"
-        else f"The client applies {defense} before it sends; the attack does not adapt to it.",
+        *_defense_words(spec, victims.batches[0], defense),
         *defenses.parse(defense).words(),
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]
+
+
+def _defense_words(spec, victim, defense):
+    if defense == "none":
+        return ("The client applies no defense.",)
+    applies = f"The client applies {defense} before it sends"
+    if spec.attacker == "plain":
+        return (f"{applies}; the adversary is not told, and its attack does not adapt.",)
+    if spec.view != "server":
+        return (f"Every client applies {defense} before it sends; the attack on their sum does not adapt to it.",)
+    granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))
+    known = jax.eval_shape(granted, victim, key=jax.random.key(0)).known
+    adapted = "; ".join(attacks.adaptation_words(known)) or "there is nothing to adapt to"
+    return (
+        f"{applies}; the adversary knows that and the parameters, but not the client's random choices.",
+        f"The attack adapts: {adapted}.",
+    )

@@ -12,6 +12,7 @@ from gi_jax.models import MODELS
 from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat
 
 CLIENT_BN = ("running", "batch")
+ATTACKERS = ("adaptive", "plain")
 
 _PRIOR_WEIGHT = {"running": 0.0, "proxy": 0.0, "proxy-reference": 0.0, "exact-paper": 0.0}
 """Threat models whose adversary already normalizes with what it has; all others take the paper's 0.001."""
@@ -36,6 +37,7 @@ class AttackSpec:
       labels: what the adversary has of the private labels: `known`, `optimize` (jointly with the pictures), `auto` or a
         key of `gi_jax.attacks.labels.METHODS` (recovered from the gradient first).
       attack: a key of `ATTACKS`; None takes the one that fits the prior.
+      attacker: `adaptive` is told the defense, its parameters included, and fits the attack to it; `plain` is not.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
       defenses: one run each, in this order; each `name:parameter=value`, stages joined by ` + `.
@@ -57,6 +59,7 @@ class AttackSpec:
     bn: str | None = None
     labels: str = "known"
     attack: str | None = None
+    attacker: str = "adaptive"
     tv: float | None = None
     bn_prior: float | None = None
     learning_rate: float | None = None
@@ -75,6 +78,7 @@ class AttackSpec:
             )
         if self.bn is not None:
             checks.one_of("bn", self.bn, THREATS)
+        checks.one_of("attacker", self.attacker, ATTACKERS)
         checks.one_of("labels", self.labels, ("known", "auto", "optimize", *METHODS))
         checks.positive(clients=self.clients)
         checks.one_of("view", self.view, VIEWS)

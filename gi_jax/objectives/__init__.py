@@ -2,14 +2,17 @@
 
 from gi_jax.objectives.candidate import Candidate
 from gi_jax.objectives.combine import Objective
+from gi_jax.objectives.likelihood import GradientLikelihood
 from gi_jax.objectives.matching import DISTANCES, GradientMatching
-from gi_jax.objectives.priors import BatchNormPrior, SquaredNorm, TotalVariation, total_variation
+from gi_jax.objectives.priors import BatchNormPrior, NoisePrior, SquaredNorm, TotalVariation, total_variation
 
 __all__ = [
     "DISTANCES",
     "BatchNormPrior",
     "Candidate",
+    "GradientLikelihood",
     "GradientMatching",
+    "NoisePrior",
     "Objective",
     "SquaredNorm",
     "TotalVariation",
