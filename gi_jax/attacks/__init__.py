@@ -1,7 +1,7 @@
 """Attacks: pairs of pure functions (init, step), and the loop that runs many of them side by side."""
 
 from gi_jax.attacks.base import Attack, AttackInfo, AttackState
-from gi_jax.attacks.gradient_descent import GradientDescent, adam, signed_adam
+from gi_jax.attacks.gradient_descent import GradientDescent
 from gi_jax.attacks.loop import (
     Progress,
     Reconstruction,
@@ -11,7 +11,9 @@ from gi_jax.attacks.loop import (
     reconstructions,
     start,
 )
+from gi_jax.attacks.optimizers import adam, signed_adam
 from gi_jax.attacks.presets import ATTACKS, create
+from gi_jax.attacks.uncertainty import agreement
 
 __all__ = [
     "ATTACKS",
@@ -23,6 +25,7 @@ __all__ = [
     "Reconstruction",
     "adam",
     "advance",
+    "agreement",
     "create",
     "lane_keys",
     "reconstruct",

@@ -2,14 +2,19 @@
 
 from gi_jax.objectives.candidate import Candidate
 from gi_jax.objectives.combine import Objective
+from gi_jax.objectives.group import RESTARTS, GroupConsistency
+from gi_jax.objectives.labels import LabelConsistency
 from gi_jax.objectives.matching import DISTANCES, GradientMatching
 from gi_jax.objectives.priors import BatchNormPrior, SquaredNorm, TotalVariation, total_variation
 
 __all__ = [
     "DISTANCES",
+    "RESTARTS",
     "BatchNormPrior",
     "Candidate",
     "GradientMatching",
+    "GroupConsistency",
+    "LabelConsistency",
     "Objective",
     "SquaredNorm",
     "TotalVariation",

@@ -33,15 +33,26 @@ def total_variation(images: Images, *, isotropic: bool = False) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TotalVariation:
-    """R_TV, see `total_variation`. `magnitude` takes it of |x|, for sign-flipped (InstaHide) images; both static."""
+    """R_TV, see `total_variation`. All but the weight is static.
+
+    Attributes:
+      isotropic: see `total_variation`.
+      magnitude: of |x| instead of x, for sign-flipped (InstaHide) images.
+      opponents: of the differences of the channels too (red - green and so on), which punishes noise of the colors.
+      weight: of this term.
+    """
 
     isotropic: bool = field(default=False, metadata={"static": True})
     magnitude: bool = field(default=False, metadata={"static": True})
+    opponents: bool = field(default=False, metadata={"static": True})
     weight: jax.Array | float = 0.1
 
     def __call__(self, problem: AttackProblem, candidate: Candidate, update: Update) -> jax.Array:
         del problem, update
         images = absolute(candidate.images) if self.magnitude else candidate.images
+        if self.opponents:
+            first, second = jnp.triu_indices(images.shape[-1], 1)
+            images = jnp.concatenate([images, images[..., first] - images[..., second]], -1)
         return total_variation(images, isotropic=self.isotropic)
 
 
