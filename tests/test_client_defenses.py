@@ -21,7 +21,7 @@ from problems import (
 
 from gi_jax.checks import InputError
 from gi_jax.defenses import clip_examples, parse
-from gi_jax.defenses.soteria import leakage_scores
+from gi_jax.defenses.representation import leakage_scores
 from gi_jax.models import Normalize
 from gi_jax.threat import RUNNING, THREATS, Batch, ClientStep
 

@@ -19,8 +19,8 @@ from gi_jax.defenses.pruning import (
 )
 from gi_jax.defenses.quantization import quantize_stochastically, quantize_uniformly, send_signs
 from gi_jax.defenses.registry import DEFENSES, Kind
+from gi_jax.defenses.representation import prune_representation
 from gi_jax.defenses.secure_aggregation import secure_mean
-from gi_jax.defenses.soteria import prune_representation
 
 __all__ = [
     "DEFENSES",

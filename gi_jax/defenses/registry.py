@@ -18,7 +18,7 @@ from gi_jax.defenses.quantization import (
     stochastic_width,
     uniform_width,
 )
-from gi_jax.defenses.soteria import prune_representation
+from gi_jax.defenses.representation import prune_representation
 from gi_jax.threat import Clipped, Fact, Noisy, Quantized, Signs, Zeroed
 
 
@@ -60,6 +60,11 @@ class Entry(NamedTuple):
     about: str
     paper: str
     first: bool = False
+
+
+def _top_k(key, k):
+    checks.positive(k=k)
+    return keep_largest_overall(k)
 
 
 def _clip(key, norm):
@@ -115,7 +120,7 @@ DEFENSES = {
         "Wei et al. 2020, arXiv 2004.10397",
     ),
     "top_k": Entry(
-        lambda key, k: keep_largest_overall(k),
+        _top_k,
         lambda sent, batch_size, k: (Zeroed(),),
         Kind.HEURISTIC,
         {"k": Parameter("entries sent, over all tensors; a whole number, 1 or above", int)},
