@@ -179,10 +179,17 @@ def _adversary_arguments(parser) -> None:
     )
     add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
     add(
+        "--attacker",
+        default="adaptive",
+        metavar="adaptive|plain",
+        help="adaptive: knows the defense and its parameters, and fits the attack to it; plain: does neither "
+        "(default: adaptive)",
+    )
+    add(
         "--tv",
         type=float,
         metavar="A",
-        help="weight of total variation (default: 0.001; client-bn batch: 0.05)",
+        help="weight of total variation (default with a cosine: 0.001; client-bn batch: 0.05; else as published)",
     )
     add(
         "--bn-prior",
@@ -190,7 +197,12 @@ def _adversary_arguments(parser) -> None:
         metavar="A",
         help="weight of the BatchNorm statistics prior (default: 0.001 where --bn calls for it, else 0)",
     )
-    add("--lr", type=float, metavar="L", help="learning rate (default: 1; client-bn batch: the published 0.1)")
+    add(
+        "--lr",
+        type=float,
+        metavar="L",
+        help="learning rate (default: 1; client-bn batch, or no cosine: the published one)",
+    )
     add("--steps", type=int, default=400, metavar="S", help="steps of the attack (default: 400)")
     add(
         "--restarts",
@@ -358,6 +370,7 @@ def _write(out: Path, spec, outcome) -> None:
         reconstructions=first,
         labels=outcome.labels[: len(first)],
         **{f"run{number}": images for number, images in enumerate(outcome.reconstructions)},
+        **({f"spread{number}": spread for number, spread in enumerate(outcome.spreads)} if spec.restarts > 1 else {}),
     )
     picture.draw(
         out / "reconstructions.png",

@@ -147,8 +147,8 @@ def test_nan_in_an_update_is_refused():
 
 
 def test_lanes_shrink_with_the_picture():
-    assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 32
-    assert lanes_per_launch(AttackSpec(batch_size=16), (32, 32, 3)) == 2
+    assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 8
+    assert lanes_per_launch(AttackSpec(batch_size=4), (32, 32, 3)) == 2
     assert lanes_per_launch(AttackSpec(batch_size=16), (224, 224, 3)) == 1
 
 

@@ -1,7 +1,8 @@
 """Attacks: pairs of pure functions (init, step), and the loop that runs many of them side by side."""
 
+from gi_jax.attacks.adaptive import ADAPTATIONS, adapt, adaptation_words
 from gi_jax.attacks.base import Attack, AttackInfo, AttackState
-from gi_jax.attacks.gradient_descent import GradientDescent, adam, signed_adam
+from gi_jax.attacks.gradient_descent import GradientDescent
 from gi_jax.attacks.loop import (
     Progress,
     Reconstruction,
@@ -11,9 +12,12 @@ from gi_jax.attacks.loop import (
     reconstructions,
     start,
 )
+from gi_jax.attacks.optimizers import adam, signed_adam
 from gi_jax.attacks.presets import ATTACKS, create
+from gi_jax.attacks.uncertainty import agreement
 
 __all__ = [
+    "ADAPTATIONS",
     "ATTACKS",
     "Attack",
     "AttackInfo",
@@ -22,7 +26,10 @@ __all__ = [
     "Progress",
     "Reconstruction",
     "adam",
+    "adapt",
+    "adaptation_words",
     "advance",
+    "agreement",
     "create",
     "lane_keys",
     "reconstruct",

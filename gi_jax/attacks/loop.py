@@ -1,8 +1,10 @@
 """The loop, written once: lanes side by side in one compiled program, chunks of steps on the host.
 
 A lane is one guess at one victim's batch. Lanes are victims x sweep points x restarts, three nested `vmap`s: the model
-is shared by all, the observed gradient by all lanes of a victim. A program depends on the model, the shapes and the
-form of the objective; steps, rates, weights and seeds are numbers that go in.
+is shared by all, the observed gradient by all lanes of a victim. The innermost `vmap` has a name, `RESTARTS`, by which
+an objective can look at the other restarts of its victim and point (`GroupConsistency`); all other lanes are alone. A
+program depends on the model, the shapes and the form of the objective; steps, rates, weights and seeds are numbers that
+go in.
 """
 
 import dataclasses
@@ -14,7 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax import checks
+from gi_jax.attacks.adaptive import adapt
 from gi_jax.attacks.base import Attack, AttackState
+from gi_jax.attacks.uncertainty import spread
+from gi_jax.objectives import RESTARTS
 from gi_jax.threat import AttackProblem, check_problem, stack, victim_axes
 from gi_jax.types import Images, Key
 
@@ -42,7 +47,7 @@ def _over_lanes(function, attack: Attack, problems: AttackProblem, lane_axes: in
     """`function(attack, problem, lane)` for one lane, mapped over [victims, points, restarts]."""
     points = sweep_axes(attack)
     swept = any(axis == 0 for axis in jax.tree.leaves(points))
-    function = jax.vmap(function, in_axes=(None, None, 0))
+    function = jax.vmap(function, in_axes=(None, None, 0), axis_name=RESTARTS)
     if swept:
         function = jax.vmap(function, in_axes=(points, None, lane_axes))
     else:
@@ -89,7 +94,12 @@ def lane_keys(key: Key, victims: list[int], num_restarts: int) -> jax.Array:
 
 
 def start(attack: Attack, problems: AttackProblem, keys: jax.Array) -> AttackState:
-    """States of all lanes before the first step; keys [victims, restarts]."""
+    """States of all lanes before the first step; keys [victims, restarts].
+
+    Raises:
+      InputError: for problems that this attack cannot be used on.
+    """
+    attack.check(problems)
     return _init(_as_arrays(attack), problems, keys)
 
 
@@ -148,6 +158,7 @@ class Reconstruction(NamedTuple):
       restart: which restart it was.
       losses: best loss of each restart, [restarts].
       alive: [restarts]; False where a lane was frozen by a value that is not finite.
+      spread: how far the other restarts are from `images`, [n, h, w, c]; NaN if there are none. See `uncertainty`.
     """
 
     images: Images
@@ -156,6 +167,7 @@ class Reconstruction(NamedTuple):
     restart: int
     losses: jax.Array
     alive: jax.Array
+    spread: jax.Array
 
 
 def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[Reconstruction]]:
@@ -178,6 +190,7 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
             restart=restart,
             losses=losses[victim, point],
             alive=alive[victim, point],
+            spread=spread(images[victim, point], alive[victim, point], restart),
         )
 
     victims, points = losses.shape[:2]
@@ -190,6 +203,7 @@ def reconstruct(
     key: Key,
     *,
     num_restarts: int = 1,
+    adaptive: bool = True,
     chunk: int = 100,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Reconstruction:
@@ -200,6 +214,7 @@ def reconstruct(
       problem: what the adversary holds, from `gi_jax.threat.observe` or built from a real update.
       key: `jax.random.key(seed)`.
       num_restarts: independent starts, side by side; the best by the attacker's loss is returned.
+      adaptive: fit the objective to what the problem says of the client's defense, see `gi_jax.attacks.adapt`.
       chunk: steps between two calls of `on_progress`.
       on_progress: gets a `Progress` after each chunk.
 
@@ -213,6 +228,8 @@ def reconstruct(
     if num_sweep_points(attack) > 1:
         raise checks.InputError("reconstruct attacks with one setting; use start and advance for a sweep")
     check_problem(problem)
+    if adaptive:
+        attack = adapt(attack, problem)
     problems = stack([problem])
     states = start(attack, problems, lane_keys(key, [0], num_restarts))
     for latest, progress in advance(attack, problems, states, chunk=chunk):

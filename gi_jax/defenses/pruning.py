@@ -129,3 +129,17 @@ def largest(values: jax.Array, count: jax.Array | int) -> jax.Array:
     threshold = lax.fori_loop(0, width, settle_bit, unsigned.type(0))  # the magnitude of the last one that is kept
     above, equal = magnitude > threshold, magnitude == threshold
     return (above | (equal & (jnp.cumsum(equal) <= count - jnp.sum(above)))).reshape(values.shape)
+
+
+def smallest_kept(sent: Gradients) -> Gradients:
+    """The smallest magnitude above 0 of each tensor: nothing that was dropped from it, tensor by tensor, was larger.
+
+    Infinite for a tensor of zeros, of which nothing can be said.
+    """
+    return jax.tree.map(lambda tensor: jnp.min(jnp.abs(tensor), where=tensor != 0, initial=jnp.inf), sent)
+
+
+def smallest_kept_overall(sent: Gradients) -> Gradients:
+    """The same for one threshold over all tensors: the smallest magnitude above 0 of the whole update, for each."""
+    smallest = jnp.min(jnp.stack(jax.tree.leaves(smallest_kept(sent))))
+    return jax.tree.map(lambda _: smallest, sent)

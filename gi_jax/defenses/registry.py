@@ -10,7 +10,13 @@ from gi_jax import checks
 from gi_jax.defenses import privacy
 from gi_jax.defenses.clipping import clip_examples
 from gi_jax.defenses.noise import add_gaussian_noise, add_laplacian_noise, add_relative_noise, estimate_scale
-from gi_jax.defenses.pruning import keep_largest_overall, prune_by_magnitude, prune_globally
+from gi_jax.defenses.pruning import (
+    keep_largest_overall,
+    prune_by_magnitude,
+    prune_globally,
+    smallest_kept,
+    smallest_kept_overall,
+)
 from gi_jax.defenses.quantization import (
     quantize_stochastically,
     quantize_uniformly,
@@ -105,7 +111,7 @@ def _private(sent, batch_size, clip, sigma, q=None, steps=None, delta=None):
 DEFENSES = {
     "prune": Entry(
         lambda key, p: prune_by_magnitude(p),
-        lambda sent, batch_size, p: (Zeroed(),) if p > 0 else (),
+        lambda sent, batch_size, p: (Zeroed(bound=smallest_kept(sent)),) if p > 0 else (),
         Kind.HEURISTIC,
         {"p": Parameter("fraction set to zero in each tensor, in [0, 1)")},
         "keeps the largest entries of each tensor",
@@ -113,7 +119,7 @@ DEFENSES = {
     ),
     "prune_global": Entry(
         lambda key, p: prune_globally(p),
-        lambda sent, batch_size, p: (Zeroed(),) if p > 0 else (),
+        lambda sent, batch_size, p: (Zeroed(bound=smallest_kept_overall(sent)),) if p > 0 else (),
         Kind.HEURISTIC,
         {"p": Parameter("fraction set to zero over all tensors, in [0, 1)")},
         "keeps the largest entries of the whole update",
@@ -121,7 +127,7 @@ DEFENSES = {
     ),
     "top_k": Entry(
         _top_k,
-        lambda sent, batch_size, k: (Zeroed(),),
+        lambda sent, batch_size, k: (Zeroed(bound=smallest_kept_overall(sent)),),
         Kind.HEURISTIC,
         {"k": Parameter("entries sent, over all tensors; a whole number, 1 or above", int)},
         "keeps the k largest entries of the whole update",

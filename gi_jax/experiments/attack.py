@@ -18,6 +18,7 @@ from gi_jax import attacks, checks, data, defenses, metrics, models
 from gi_jax.attacks.labels import LazyDummies, choose, recover, simulate
 from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments import checkpoint
+from gi_jax.experiments.confidence import predictive_power
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.threat import VIEWS, AttackProblem, ImageSpace, Victim, check_problem, look, observe, one_hot, stack
@@ -46,6 +47,7 @@ class Outcome(NamedTuple):
       result: the content of `result.json`.
       originals: float32 [n, h, w, c] in [0, 1].
       reconstructions: the same for each run, in the order of `result["runs"]`.
+      spreads: how far restarts are apart, likewise (`gi_jax.attacks.uncertainty`); NaN for a single restart.
       labels: class numbers, int32 [n].
       class_names: of each picture, [n].
       history: a row a chunk of steps and launch, for `history.jsonl`.
@@ -54,6 +56,7 @@ class Outcome(NamedTuple):
     result: dict
     originals: np.ndarray
     reconstructions: list[np.ndarray]
+    spreads: list[np.ndarray]
     labels: np.ndarray
     class_names: list[str]
     history: list[dict]
@@ -68,7 +71,7 @@ class Victims(NamedTuple):
     note: str
 
 
-_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known"))
+_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known", "defense_known"))
 
 
 def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
@@ -111,19 +114,17 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
 
 def make_attack(spec: AttackSpec) -> attacks.Attack:
     """The attack of a specification, from its preset."""
-    settings = dict(tv=spec.tv_weight, learning_rate=spec.rate, num_steps=spec.steps)
-    if spec.prior_weight > 0:
-        name = spec.attack or "gradient_inversion_evaluation"
-        attack = attacks.create(name, bn_prior=spec.prior_weight, **settings)
-    else:
-        attack = attacks.create("inverting_gradients", **settings)
+    attack = attacks.create(spec.attack_name, **spec.attack_settings)
     return dataclasses.replace(attack, optimize_labels=True) if spec.labels == "optimize" else attack
 
 
 def observe_all(
     spec: AttackSpec, victims: list[Victim], defense: str, *, labels_known: bool = True
 ) -> list[AttackProblem]:
-    """What the adversary sees of the private batches under a defense; refuses updates that hold NaN."""
+    """What the adversary sees of the private batches under a defense; refuses updates that hold NaN.
+
+    A plain attacker is told nothing of the defense, so that its program is the same under all of them.
+    """
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
     sent = [
         _observe(
@@ -132,6 +133,7 @@ def observe_all(
             defense=defenses.parse(defense),
             key=jax.random.fold_in(key, number),
             labels_known=labels_known,
+            defense_known=spec.attacker == "adaptive",
         )
         for number, victim in enumerate(victims)
     ]
@@ -220,19 +222,20 @@ def run_attack(
             raise
         complete = False
     originals = np.concatenate([np.asarray(victim.images) for victim in victims.batches])
-    runs, reconstructions = [], []
+    runs, reconstructions, spreads = [], [], []
     for defense in spec.defenses:
         found = session.found(defense)
         if found is not None:
-            images, block = _score(spec, victims, originals, defense, found)
+            images, spread, block = _score(spec, victims, originals, defense, found)
             if execution.reference_scoring:
                 block["reference_summary"] = _reference_summary(spec, victims, originals, images)
             reconstructions.append(images)
+            spreads.append(spread)
             runs.append(block)
     result = {"complete": complete, "environment": environment(), "runs": runs}
     if complete:
         checkpoint.remove(out)
-    return Outcome(result, originals, reconstructions, victims.labels, victims.names, session.history)
+    return Outcome(result, originals, reconstructions, spreads, victims.labels, victims.names, session.history)
 
 
 class _Session:
@@ -279,25 +282,26 @@ class _Session:
         if all(name in self.finished for name in names):
             return
         problems = make_problems(self.spec, self.victims, defense)
+        attack = attacks.adapt(self.attack, problems[0])
         for launch, name in enumerate(names):
             if name not in self.finished:
-                self._launch(defense, name, launch * self.launch_size, problems)
+                self._launch(attack, defense, name, launch * self.launch_size, problems)
 
-    def _launch(self, defense, name, first, problems):
+    def _launch(self, attack, defense, name, first, problems):
         # Launches of one size share one program: the last one is filled up with its own last victim.
         numbers = [min(first + i, len(problems) - 1) for i in range(self.launch_size)]
         stacked = stack([problems[number] for number in numbers])
         keys = attacks.lane_keys(jax.random.key(self.spec.seed), numbers, self.spec.restarts)
-        states = attacks.start(self.attack, stacked, keys)
+        states = attacks.start(attack, stacked, keys)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
         if self.restored is not None and self.restored["name"] == name:
             states = serialization.from_state_dict(states, self.restored["states"])
             timing = dict(self.restored["timing"])
         began = time.monotonic()
-        states = compile_ahead(self.attack, stacked, states)
+        states = compile_ahead(attack, stacked, states)
         timing["compile_seconds"] += time.monotonic() - began
         began = time.monotonic()
-        for latest, progress in attacks.advance(self.attack, stacked, states, chunk=self.execution.chunk):
+        for latest, progress in attacks.advance(attack, stacked, states, chunk=self.execution.chunk):
             timing["run_seconds"] += time.monotonic() - began
             arrays = _arrays(stacked, latest, len(problems) - first, timing)
             # A copy: the next chunk is given the states themselves, and may be interrupted.
@@ -323,7 +327,7 @@ class _Session:
                 "alive": progress.alive.ravel().tolist(),
             }
         )
-        total = per_step * self.spec.steps
+        total = per_step * self.attack.num_steps
         done = total * len(self.finished) + per_step * progress.step
         launches = self.launches * len(self.spec.defenses)
         self.on_report(Report(defense, done, total * launches, float(np.mean(progress.best_loss))))
@@ -336,7 +340,8 @@ class _Session:
         parts = [part for part in parts if part is not None]
         if not parts:
             return None
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in ("images", "labels", "losses", "alive")}
+        kept = ("images", "labels", "losses", "alive", "spread")
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in kept}
         return joined | {
             "compile_seconds": sum(float(part["compile_seconds"]) for part in parts),
             "run_seconds": sum(float(part["run_seconds"]) for part in parts),
@@ -351,6 +356,7 @@ def _arrays(stacked, states, count, timing):
         "labels": np.stack([found.labels for found in best]),
         "losses": np.stack([found.losses for found in best]),
         "alive": np.stack([found.alive for found in best]),
+        "spread": np.stack([found.spread for found in best]),
         "steps": int(np.max(states.step)),
         **timing,
     }
@@ -362,12 +368,15 @@ def _plain(values):
 
 
 def _score(spec, victims, originals, defense, found):
-    """Pictures in the order of the originals, and the block of `result.json` for one defense."""
+    """Pictures in the order of the originals, their spread, and the block of `result.json` for one defense."""
     images = found["images"]
     batches = len(images)
     truth = originals.reshape(-1, spec.pictures_per_update, *originals.shape[1:])[:batches]
     order = [metrics.match(guess, private) for guess, private in zip(images, truth, strict=True)]
-    matched = np.concatenate([guess[permutation] for guess, permutation in zip(images, order, strict=True)])
+    matched, spreads = (
+        np.concatenate([batch[permutation] for batch, permutation in zip(arrays, order, strict=True)])
+        for arrays in (images, found["spread"])
+    )
     nets = ("vgg", "alex") if min(matched.shape[1:3]) >= 31 and matched.shape[3] == 3 else ()
     rows = metrics.score(truth.reshape(matched.shape), matched, nets)
     losses, alive = found["losses"], found["alive"]
@@ -396,7 +405,12 @@ def _score(spec, victims, originals, defense, found):
         },
         "steps": found["steps"],
     }
-    return matched, block
+    if spec.restarts > 1:
+        agreements = attacks.agreement(spreads)
+        for row, value in zip(rows, _plain(agreements), strict=True):
+            row["agreement"] = value
+        block["confidence"] = predictive_power(spreads, agreements, matched, truth.reshape(matched.shape))
+    return matched, spreads, block
 
 
 def _score_labels(spec, victims, found):
@@ -445,10 +459,25 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
         _label_words(spec, victims),
         "The adversary knows the size of the batch and the normalization of the data.",
-        "The client applies no defense."
-        if defense == "none"
-        else f"The client applies {defense} before it sends; the attack does not adapt to it.",
+        *_defense_words(spec, victims.batches[0], defense),
         *defenses.parse(defense).words(),
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]
+
+
+def _defense_words(spec, victim, defense):
+    if defense == "none":
+        return ("The client applies no defense.",)
+    applies = f"The client applies {defense} before it sends"
+    if spec.attacker == "plain":
+        return (f"{applies}; the adversary is not told, and its attack does not adapt.",)
+    if spec.view != "server":
+        return (f"Every client applies {defense} before it sends; the attack on their sum does not adapt to it.",)
+    granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))
+    known = jax.eval_shape(granted, victim, key=jax.random.key(0)).known
+    adapted = "; ".join(attacks.adaptation_words(known)) or "there is nothing to adapt to"
+    return (
+        f"{applies}; the adversary knows that and the parameters, but not the client's random choices.",
+        f"The attack adapts: {adapted}.",
+    )

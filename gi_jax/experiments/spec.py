@@ -12,9 +12,22 @@ from gi_jax.models import MODELS
 from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat
 
 CLIENT_BN = ("running", "batch")
+ATTACKERS = ("adaptive", "plain")
 
 _PRIOR_WEIGHT = {"running": 0.0, "proxy": 0.0, "proxy-reference": 0.0, "exact-paper": 0.0}
 """Threat models whose adversary already normalizes with what it has; all others take the paper's 0.001."""
+
+
+_COSINE = ("inverting_gradients", "gradient_inversion_evaluation", "modern")
+"""Attacks that take weight and rate of the threat model; the losses of the others are in other units."""
+
+_SETTINGS = {
+    "tv": ("tv", "total variation"),
+    "bn_prior": ("bn_prior", "statistics prior"),
+    "learning_rate": ("learning_rate", "learning rate"),
+    "steps": ("num_steps", "steps"),
+}
+"""Field to the setting of a preset, and words for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +49,7 @@ class AttackSpec:
       labels: what the adversary has of the private labels: `known`, `optimize` (jointly with the pictures), `auto` or a
         key of `gi_jax.attacks.labels.METHODS` (recovered from the gradient first).
       attack: a key of `ATTACKS`; None takes the one that fits the prior.
+      attacker: `adaptive` is told the defense, its parameters included, and fits the attack to it; `plain` is not.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
       defenses: one run each, in this order; each `name:parameter=value`, stages joined by ` + `.
@@ -57,6 +71,7 @@ class AttackSpec:
     bn: str | None = None
     labels: str = "known"
     attack: str | None = None
+    attacker: str = "adaptive"
     tv: float | None = None
     bn_prior: float | None = None
     learning_rate: float | None = None
@@ -75,6 +90,7 @@ class AttackSpec:
             )
         if self.bn is not None:
             checks.one_of("bn", self.bn, THREATS)
+        checks.one_of("attacker", self.attacker, ATTACKERS)
         checks.one_of("labels", self.labels, ("known", "auto", "optimize", *METHODS))
         checks.positive(clients=self.clients)
         checks.one_of("view", self.view, VIEWS)
@@ -93,11 +109,14 @@ class AttackSpec:
         if not self.defenses:
             raise checks.InputError("defenses is empty: expected at least one, 'none' for no defense")
         written = [str(defenses.parse(text)) for text in self.defenses]
-        if self.attack == "inverting_gradients" and self.bn_prior:
-            raise checks.InputError(
-                f"attack='inverting_gradients' with bn_prior={self.bn_prior:g}: it has no statistics prior; "
-                "take gradient_inversion_evaluation, or bn_prior 0"
-            )
+        for field, (setting, words) in _SETTINGS.items():
+            value, default = getattr(self, field), getattr(AttackSpec, field)
+            if value and value != default and setting not in ATTACKS[self.attack_name].settings:
+                having = ", ".join(name for name, entry in ATTACKS.items() if setting in entry.settings)
+                raise checks.InputError(
+                    f"{field}={value:g}: the attack {self.attack_name!r} has no {words}; leave it out, or take one of "
+                    f"{having}"
+                )
         # The undefended run comes first; the rest keep their order.
         object.__setattr__(self, "defenses", tuple(sorted(written, key=lambda text: text != "none")))
 
@@ -142,6 +161,22 @@ class AttackSpec:
         if self.learning_rate is not None:
             return self.learning_rate
         return 1.0 if self.client_bn == "running" else 0.1
+
+    @property
+    def attack_name(self) -> str:
+        """The named attack, or the one that fits the prior."""
+        return self.attack or ("gradient_inversion_evaluation" if self.prior_weight > 0 else "inverting_gradients")
+
+    @property
+    def attack_settings(self) -> dict[str, float]:
+        """What replaces published settings of the attack."""
+        given = {"num_steps": self.steps, "tv": self.tv, "learning_rate": self.learning_rate, "bn_prior": self.bn_prior}
+        if self.prior_weight == 0:
+            given["bn_prior"] = 0.0
+        if self.attack_name in _COSINE:
+            given |= {"tv": self.tv_weight, "learning_rate": self.rate}
+        offered = ATTACKS[self.attack_name].settings
+        return {name: value for name, value in given.items() if name in offered and value is not None}
 
     @property
     def fingerprint(self) -> str:

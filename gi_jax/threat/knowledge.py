@@ -23,9 +23,12 @@ class Zeroed:
 
     Attributes:
       tensors: prefixes of the paths (`head/kernel`) of the tensors that this holds for; empty for all. Static.
+      bound: a scalar a tensor, in the structure of the gradient: no entry that was set to zero was larger in magnitude,
+        as where the largest are kept; None if that is not known.
     """
 
     tensors: tuple[str, ...] = _static(default=())
+    bound: Gradients | None = None
 
 
 @jax.tree_util.register_dataclass

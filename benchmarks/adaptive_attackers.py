@@ -1,0 +1,106 @@
+"""What a defense is worth against an attacker that knows it: adaptive beside plain, on the embedded photographs.
+
+Each row is one defense at one setting. `plain` attacks as if there were none (cosine distance, total variation 0.001);
+`adaptive` is told the defense and its parameters, and the objective is fitted to that (`gi_jax.attacks.adapt`). All
+else is equal: the network, the pictures, the starts, the noise, the number of steps. The attacks are those of
+`gi-jax attack --compare DEFENSE --attacker plain|adaptive`; the means are over the pictures.
+
+A defense that protects against the plain attacker only protects nobody: judge it by the adaptive columns.
+
+Rows are measured one by one and kept in the file given by `--json`; the same command again measures what is missing.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from gi_jax.experiments.attack import run_attack
+from gi_jax.experiments.environment import environment
+from gi_jax.experiments.spec import ATTACKERS, AttackSpec
+
+DEFENSES = (
+    "none",
+    "prune:p=0.9",
+    "prune:p=0.99",
+    "prune_global:p=0.99",
+    "top_k:k=1000",
+    "gaussian:sigma=0.01",
+    "gaussian:sigma=0.03",
+    "gaussian:relative=1",
+    "laplacian:scale=0.01",
+    "clip:norm=1",
+    "clip_per_example:norm=1",
+    "dpsgd:clip=3,sigma=0.003",
+    "sign",
+    "qsgd:levels=16",
+    "quantize:bits=4",
+    "soteria:p=0.5",
+    "prune:p=0.9 + gaussian:sigma=0.003",
+    "gaussian:sigma=0.003 + prune:p=0.9",
+)
+"""Every gradient defense at a strength at which the plain attacker fails or nearly does, and two in both orders."""
+QUICK = ("prune:p=0.99", "gaussian:sigma=0.03")
+
+METRICS = ("psnr", "lpips_vgg")
+
+
+def measure(defense: str, pictures: int, steps: int) -> dict[str, object]:
+    """A row: means over the pictures of each metric for each attacker, and each picture's PSNR."""
+    row = {"defense": defense, "n": pictures}
+    for attacker in reversed(ATTACKERS):
+        spec = AttackSpec(num_batches=pictures, steps=steps, defenses=(defense,), attacker=attacker)
+        with tempfile.TemporaryDirectory() as folder:
+            (run,) = run_attack(spec, Path(folder)).result["runs"]
+        row |= {f"{metric} {attacker}": run["summary"][metric]["mean"] for metric in METRICS}
+        row[f"psnr of each, {attacker}"] = [image["psnr"] for image in run["images"]]
+    return row
+
+
+def cells(row: dict[str, object]) -> list[str]:
+    """The row as text: defense, PSNR plain and adaptive and their difference, LPIPS likewise, n."""
+    psnr, lpips = ([row[f"{metric} {attacker}"] for attacker in reversed(ATTACKERS)] for metric in METRICS)
+    return [
+        row["defense"],
+        *(f"{value:.1f}" for value in psnr),
+        f"{psnr[1] - psnr[0]:+.1f}",
+        *(f"{value:.3f}" for value in lpips),
+        f"{lpips[1] - lpips[0]:+.3f}",
+        str(row["n"]),
+    ]
+
+
+HEADER = ("defense", "PSNR plain", "adaptive", "", "LPIPS plain", "adaptive", "", "n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two defenses, two pictures, 200 steps: half a minute")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="keep rows and environment here")
+    options = parser.parse_args()
+    jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "gi_jax" / "xla"))
+    settings = dict(pictures=2, steps=200) if options.quick else dict(pictures=6, steps=400)
+
+    record = {"settings": settings, "rows": [], "environment": environment()}
+    if options.json and options.json.exists():
+        kept = json.loads(options.json.read_text())
+        record["rows"] = kept["rows"] if kept["settings"] == settings else []
+    done = {row["defense"]: row for row in record["rows"]}
+    table = Table(*HEADER, title="mean over pictures")
+    for defense in QUICK if options.quick else DEFENSES:
+        row = done.get(defense) or measure(defense, **settings)
+        done[defense] = row
+        table.add_row(*cells(row))
+        print(" | ".join(cells(row)), flush=True)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(record | {"rows": list(done.values())}, indent=1) + "\n")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""From the client's gradient to what was sent: the facts of a problem, read together in the order of their stages."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gi_jax import checks
+from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Noisy, Quantized, Signs, Zeroed
+from gi_jax.types import Gradients
+
+VARIANCE = {"gaussian": 1.0, "laplacian": 2.0}
+"""Of noise of scale 1, by distribution."""
+
+_VISIBLE = 5.0
+"""Standard deviations above which an entry is not noise alone: of a million normal ones, one is mistaken."""
+
+
+class Channel(NamedTuple):
+    """What is known of the way from a gradient g to what was sent: c g + noise, rounded, some entries zeroed.
+
+    Attributes:
+      bounds: name of a tensor to a scalar, for tensors of which entries may have been zeroed: none that was is larger
+        (infinite: nothing is known of them).
+      hiding: variance of the noise that came on top of the zeros. None where they show.
+      law, variance: distribution of the noise on every entry, a key of `VARIANCE` (that of a sum is taken as normal),
+        and its variance in the units of what was sent. None and 0 without noise.
+      width: a scalar a tensor, in the structure of the gradient: rounding moved no entry further. None without.
+      norm: c is unknown, from 0 to 1, and the l2 norm of c g at most this. None for c = 1.
+      signs: nothing but the signs of the entries means anything.
+    """
+
+    bounds: dict[str, jax.Array | float]
+    hiding: jax.Array | float | None = None
+    law: str | None = None
+    variance: jax.Array | float = 0.0
+    width: Gradients | None = None
+    norm: jax.Array | float | None = None
+    signs: bool = False
+
+
+def _zeroed(channel: Channel, fact: Zeroed, names: list[str]) -> Channel:
+    concerned = [name for name in names if not fact.tensors or name.startswith(fact.tensors)]
+    known = [jnp.inf] * len(names) if fact.bound is None else jax.tree.leaves(fact.bound)
+    new = {name: bound for name, bound in zip(names, known, strict=True) if name in concerned}
+    both = {name: jnp.maximum(channel.bounds.get(name, 0.0), bound) for name, bound in new.items()}
+    return channel._replace(bounds=channel.bounds | both)
+
+
+def _noisy(channel: Channel, fact: Noisy, names: list[str]) -> Channel:
+    variance = VARIANCE[checks.one_of("distribution of noise", fact.distribution, VARIANCE)] * jnp.square(fact.scale)
+    hidden = 0.0 if channel.hiding is None else channel.hiding
+    return channel._replace(
+        hiding=hidden + variance if channel.bounds else None,
+        law=fact.distribution if channel.law is None else "gaussian",
+        variance=channel.variance + variance,
+    )
+
+
+def _quantized(channel: Channel, fact: Quantized, names: list[str]) -> Channel:
+    width = fact.width if channel.width is None else jax.tree.map(jnp.add, channel.width, fact.width)
+    return channel._replace(width=width)
+
+
+def _clipped(channel: Channel, fact: Clipped, names: list[str]) -> Channel:
+    norm = fact.bound if channel.norm is None else jnp.minimum(channel.norm, fact.bound)
+    return channel._replace(law=None, variance=0.0, norm=norm)
+
+
+def _signs(channel: Channel, fact: Signs, names: list[str]) -> Channel:
+    return channel._replace(law=None, variance=0.0, signs=True)
+
+
+def _mixed(channel: Channel, fact: Mixed, names: list[str]) -> Channel:
+    return channel  # pictures were mixed, before there was a gradient
+
+
+READ: dict[type, Callable[[Channel, Fact, list[str]], Channel]] = {
+    Zeroed: _zeroed,
+    Noisy: _noisy,
+    Quantized: _quantized,
+    Clipped: _clipped,
+    Signs: _signs,
+    Mixed: _mixed,
+}
+"""What each kind of fact adds to what is known; also given the names of the tensors, in order."""
+
+
+def names_of(gradients: Gradients) -> list[str]:
+    """`head/kernel` and so on, in the order of the leaves."""
+    paths = jax.tree_util.tree_leaves_with_path(gradients)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def read(problem: AttackProblem) -> Channel:
+    """The facts of a problem, one after the other, as one channel.
+
+    The order counts:
+
+    - Variances of independent noises add up, and so do the widths of roundings.
+    - Noise before clipping was scaled down with the gradient by an unknown factor, and noise before signs flips some:
+      both are left out.
+    - Noise on top of zeroed entries hides which they are. An entry that five standard deviations of it explain then
+      counts as one that may have been zeroed, and the smallest that they do not explain as the bound.
+
+    Raises:
+      InputError: for a fact of an unknown kind, or noise of an unknown distribution.
+    """
+    channel, names = Channel(bounds={}), names_of(problem.observed)
+    for fact in problem.known:
+        if type(fact) not in READ:
+            kinds = ", ".join(kind.__name__ for kind in READ)
+            raise checks.InputError(f"unknown fact {fact!r}: expected one of {kinds}")
+        channel = READ[type(fact)](channel, fact, names)
+    return channel
+
+
+def visible(channel: Channel) -> jax.Array | float:
+    """The magnitude above which an entry was certainly not zeroed."""
+    return 0.0 if channel.hiding is None else _VISIBLE * jnp.sqrt(channel.hiding)
