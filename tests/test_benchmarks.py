@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -95,7 +96,7 @@ def test_every_defense_has_a_row_of_overhead_and_runs_on_every_network(harness):
     assert {name for row in stages for name, _ in row} == set(overhead.defenses.DEFENSES) and () in stages
     for point in (*overhead.QUICK, *overhead.FULL):
         network, shape = overhead.models.create(point.model, 10), (point.side, point.side, 3)
-        _, batch_stats = jax.eval_shape(lambda key, init=network.init, shape=shape: init(key, shape), jax.random.key(0))
+        _, batch_stats = jax.eval_shape(partial(network.init, image_shape=shape), jax.random.key(0))
         assert batch_stats == {}
 
 
