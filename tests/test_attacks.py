@@ -31,6 +31,8 @@ from gi_jax.attacks import (
     start,
 )
 from gi_jax.checks import InputError
+from gi_jax.defenses import FunctionDefense
+from gi_jax.defenses.pruning import smallest_kept
 from gi_jax.metrics import psnr
 from gi_jax.models import create as create_network
 from gi_jax.objectives import (
@@ -41,7 +43,7 @@ from gi_jax.objectives import (
     SquaredNorm,
     TotalVariation,
 )
-from gi_jax.threat import RUNNING, THREATS, stack
+from gi_jax.threat import RUNNING, THREATS, Noisy, Zeroed, observe, stack, victim_axes
 
 STEPS = 20
 
@@ -299,6 +301,41 @@ def test_nothing_is_compiled_twice_that_is_the_same_program():
     run(small_attack(), [problem_of(1)])
     reconstruct(small_attack(), problem_of(1), jax.random.key(5), num_restarts=2)
     assert not {"jit(_advance)", "jit(_init)"} & set(COMPILED[before:])
+
+
+STRENGTHS = {
+    "noise": (
+        lambda sigma: FunctionDefense(
+            lambda key: defenses.add_gaussian_noise(sigma, key),
+            lambda sent: (Noisy(distribution="gaussian", scale=sigma),),
+        ),
+        lambda gradients: jnp.geomspace(1e-3, 10, 16),
+    ),
+    "pruning": (
+        lambda counts: FunctionDefense(
+            lambda key: defenses.keep_largest(counts), lambda sent: (Zeroed(bound=smallest_kept(sent)),)
+        ),
+        lambda gradients: jax.tree.map(lambda leaf: jnp.int32(jnp.geomspace(leaf.size, 1, 16)), gradients),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STRENGTHS)
+def test_sixteen_strengths_of_a_known_defense_are_lanes_of_one_program(kind):
+    victim, (make, strengths) = toy_victim(PLAIN), STRENGTHS[kind]
+    strengths = strengths(victim.params)
+    see = lambda strength: observe(victim, RUNNING, make(strength), jax.random.key(3))  # noqa: E731
+    axes = victim_axes(jax.eval_shape(see, jax.tree.map(lambda leaf: leaf[0], strengths)))
+    problems = jax.jit(jax.vmap(see, out_axes=axes), compiler_options=QUICK)(strengths)
+    before = len(COMPILED)
+    for num_steps in (5, 100):
+        attack = attacks.adapt(small_attack(num_steps=num_steps), problems)
+        states = start(attack, problems, lane_keys(jax.random.key(0), [0] * 16, 1))
+        *_, (states, progress) = advance(attack, problems, states)
+    assert COMPILED[before:].count("jit(_advance)") == COMPILED[before:].count("jit(_init)") == 1
+    assert progress.loss.shape == (16, 1, 1) and progress.alive.all()
+    scores = [psnr(best.images, victim.images).mean() for (best,) in reconstructions(problems, states)]
+    assert np.mean(scores[:4]) > np.mean(scores[-4:]) + 5
 
 
 def test_compilations_are_noticed():

@@ -184,6 +184,7 @@ BAD = {
     "option": (["--stpes", "3"], "--stpes"),
     "lanes": (["--lanes", "0"], "lanes=0"),
     "attack": (["--attack", "dlgg"], "unknown attack"),
+    "attacker": (["--attacker", "plane"], "did you mean 'plain'"),
     "view": (["--view", "sun"], "did you mean 'sum'"),
     "sum of one client": (["--view", "sum"], "expected 2 clients or more"),
     "eavesdropper": (["--view", "eavesdropper", "--clients", "2"], "nothing is observed"),

@@ -37,7 +37,7 @@ from gi_jax.defenses import (
 )
 from gi_jax.defenses.noise import estimate_scale
 from gi_jax.defenses.pruning import largest
-from gi_jax.defenses.quantization import stochastic_width, uniform_width
+from gi_jax.defenses.quantization import stochastic_scale, stochastic_width, uniform_width
 from gi_jax.objectives import GradientMatching, Objective, TotalVariation
 from gi_jax.threat import (
     RUNNING,
@@ -301,6 +301,8 @@ def test_stochastic_rounding_is_unbiased_and_bounded(levels):
     assert np.abs(error).max() < spacing * (1 + 1e-5)
     assert np.abs(error.mean(0)).max() < 6 * spacing / 2 / np.sqrt(draws)
     assert np.sum(error**2, axis=1).mean() <= min(50 / levels**2, np.sqrt(50) / levels) * norm**2
+    scale = np.mean([stochastic_scale(levels, one) for one in sent[:50]])
+    np.testing.assert_allclose(scale, np.sqrt(np.mean(np.square(error))), rtol=0.1)
     widths = np.array([stochastic_width(one) for one in sent[:20]])
     assert np.all(widths >= spacing * (1 - 1e-5)) and np.any(widths < spacing * (1 + 1e-5))
 
@@ -480,9 +482,10 @@ def test_nothing_that_was_dropped_is_above_the_bound(text):
 
 
 def test_what_an_adversary_reads_off_what_was_sent():
-    (levels,) = parse("qsgd:levels=2").known(SENT, 4)
+    (levels,) = parse("qsgd:levels=2").known({"a": jnp.array([3.0, -6.0, 3.0, 0.0])}, 4)
+    assert levels.distribution == "gaussian"
+    np.testing.assert_allclose(levels.scale, np.sqrt((54 - 36) / 4))  # two spacings of 3 are the norm
     (steps,) = parse("quantize:bits=3").known(SENT, 4)
-    assert isinstance(levels, Quantized) and levels.width == {"head": {"kernel": 2, "bias": 0.5}}
     assert isinstance(steps, Quantized)
     np.testing.assert_allclose(steps.width["head"]["kernel"], 4 / 3 / 2)
     (noise,) = parse("laplacian:relative=1").known(SENT, 4)

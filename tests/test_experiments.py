@@ -9,7 +9,14 @@ import pytest
 from gi_jax.attacks import loop
 from gi_jax.checks import InputError
 from gi_jax.experiments import checkpoint
-from gi_jax.experiments.attack import lanes_per_launch, make_attack, make_victims, observe_all, run_attack
+from gi_jax.experiments.attack import (
+    lanes_per_launch,
+    make_attack,
+    make_victims,
+    observe_all,
+    run_attack,
+    threat_words,
+)
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.threat import RUNNING, THREATS
 
@@ -121,6 +128,7 @@ def test_threat_model_decides_the_parts_of_the_attack(settings, threat, parts):
         ({"client_bn": "eval"}, "running, batch"),
         ({"attack": "inverting_gradient"}, "did you mean 'inverting_gradients'"),
         ({"attack": "inverting_gradients", "bn_prior": 0.1}, "no statistics prior"),
+        ({"attacker": "adaptiv"}, "did you mean 'adaptive'"),
         ({"steps": 0}, "steps=0"),
         ({"restarts": -1}, "restarts=-1"),
         ({"tv": -0.1}, "tv=-0.1"),
@@ -144,6 +152,22 @@ def test_nan_in_an_update_is_refused():
     poisoned = dataclasses.replace(victim, images=victim.images.at[0, 0, 0, 0].set(np.nan))
     with pytest.raises(InputError, match="NaN"):
         observe_all(spec, [poisoned], "none")
+
+
+def test_who_is_told_of_the_defense_adapts_and_says_so():
+    told, plain = AttackSpec(num_batches=1), AttackSpec(num_batches=1, attacker="plain")
+    victims = make_victims(told)
+    for defense in ("gaussian:sigma=0.01", "none"):
+        (knows,), (does_not,) = (observe_all(spec, victims.batches, defense) for spec in (told, plain))
+        np.testing.assert_array_equal(knows.observed["head"]["kernel"], does_not.observed["head"]["kernel"])
+        assert len(knows.known) == (defense != "none") and does_not.known == ()
+    words = {spec.attacker: " ".join(threat_words(spec, victims, "gaussian:sigma=0.01")) for spec in (told, plain)}
+    assert "The attack adapts: it weighs gradient and smoothness" in words["adaptive"]
+    assert "not the client's random choices" in words["adaptive"]
+    assert "its attack does not adapt" in words["plain"]
+    assert "nothing to adapt to" in " ".join(threat_words(told, victims, "gaussian:sigma=0"))
+    assert "The client applies no defense." in threat_words(told, victims, "none")
+    assert told.fingerprint != plain.fingerprint
 
 
 def test_lanes_shrink_with_the_picture():

@@ -72,6 +72,21 @@ def stochastic_width(sent: Gradients) -> Gradients:
     return jax.tree.map(lambda tensor: jnp.min(jnp.abs(tensor), initial=jnp.inf, where=tensor != 0), sent)
 
 
+def stochastic_scale(levels: int, sent: Gradients) -> jax.Array:
+    """Standard deviation of what QSGD's rounding added to an entry, a mean over all, as who sees only `sent` tells it.
+
+    Rounding up and down without bias is noise. The norm of a tensor is `levels` spacings, and what the tensor that was
+    sent is longer than that is the noise.
+    """
+
+    def added(tensor, spacing):
+        norm = levels * jnp.where(jnp.isinf(spacing), 0, spacing)
+        return jnp.maximum(jnp.vdot(tensor, tensor) - jnp.square(norm), 0)
+
+    squares = jax.tree.map(added, sent, stochastic_width(sent))
+    return jnp.sqrt(sum(jax.tree.leaves(squares)) / optax.tree.size(sent))
+
+
 def uniform_width(bits: int, sent: Gradients) -> Gradients:
     """How far uniform quantization can have moved an entry, a scalar a tensor: half the spacing.
 

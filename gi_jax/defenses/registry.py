@@ -21,7 +21,7 @@ from gi_jax.defenses.quantization import (
     quantize_stochastically,
     quantize_uniformly,
     send_signs,
-    stochastic_width,
+    stochastic_scale,
     uniform_width,
 )
 from gi_jax.defenses.representation import prune_representation
@@ -199,7 +199,7 @@ DEFENSES = {
     ),
     "qsgd": Entry(
         lambda key, levels: quantize_stochastically(levels, key),
-        lambda sent, batch_size, levels: (Quantized(width=stochastic_width(sent)),),
+        lambda sent, batch_size, levels: (Noisy(distribution="gaussian", scale=stochastic_scale(levels, sent)),),
         Kind.HEURISTIC,
         {"levels": Parameter("steps from 0 to the norm of a tensor; a whole number, 1 or above", int)},
         "rounds at random to a few levels, unbiased",
