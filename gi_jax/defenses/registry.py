@@ -9,6 +9,7 @@ import jax
 import optax
 
 from gi_jax import checks
+from gi_jax.defenses.batch import Mixing, inter_instahide, intra_instahide, mixup
 from gi_jax.defenses.gradients import add_gaussian_noise, add_laplacian_noise, prune_by_magnitude
 from gi_jax.threat import Fact, Noisy, Zeroed
 from gi_jax.types import Gradients, Key
@@ -25,6 +26,17 @@ class Entry(NamedTuple):
     parameters: dict[str, str]
     about: str
     paper: str
+    mixing: Callable[..., Mixing] | None = None
+
+
+def _encodes(mixing: Callable[..., Mixing], **row) -> Entry:
+    """The row of a defense that encodes pictures and leaves the gradient alone: `mixing(**parameters)` says how."""
+
+    def make(key, **values):
+        mixing(**values)  # refuses values out of range
+        return optax.identity()
+
+    return Entry(make, lambda sent, **values: (mixing(**values).known(),), mixing=mixing, **row)
 
 
 DEFENSES = {
@@ -49,14 +61,33 @@ DEFENSES = {
         "adds Laplacian noise to every entry",
         "Zhu et al. 2019",
     ),
+    "mixup": _encodes(
+        mixup,
+        parameters={"k": "pictures in a mixture, 1 or above"},
+        about="trains on mixtures of the client's pictures, with mixed labels",
+        paper="Zhang et al. 2018, arXiv 1710.09412; Huang et al. 2021, arXiv 2112.00059",
+    ),
+    "intra_instahide": _encodes(
+        intra_instahide,
+        parameters={"k": "pictures in a mixture, 1 or above"},
+        about="mixup, then a random sign for each value",
+        paper="Huang et al. 2020, arXiv 2010.02772",
+    ),
+    "inter_instahide": _encodes(
+        inter_instahide,
+        parameters={"k": "pictures in a mixture, two of them private, 3 or above"},
+        about="two private pictures mixed with public ones, then a random sign for each value",
+        paper="Huang et al. 2020, arXiv 2010.02772",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Defense:
-    """A chain of named gradient defenses, in the order in which they are applied. No stage is no defense.
+    """A chain of named defenses, in the order in which they are applied. No stage is no defense.
 
-    Called with the client's key it is the optax transformation. Equal stages are equal defenses.
+    The first stage may encode the client's pictures (`mixing`); what comes after is done to its gradient. Called with
+    the client's key it is the optax transformation of the gradient. Equal stages are equal defenses.
 
     Attributes:
       stages: ((name, ((parameter, value), ...)), ...).
@@ -65,6 +96,12 @@ class Defense:
     stages: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = ()
 
     def __post_init__(self):
+        for name, _ in self.stages[1:]:
+            if name in DEFENSES and DEFENSES[name].mixing is not None:
+                raise checks.InputError(
+                    f"defense {name!r} after {self.stages[0][0]!r}: pictures are encoded once, before there is a "
+                    "gradient; expected it first"
+                )
         for name, parameters in self.stages:
             entry = DEFENSES[checks.one_of("defense", name, DEFENSES)]
             given = dict(parameters)
@@ -84,6 +121,14 @@ class Defense:
             for number, (name, values) in enumerate(self.stages)
         ]
         return optax.chain(optax.identity(), *stages)
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How the client encodes its pictures before it computes a gradient; None if it does not."""
+        if not self.stages or DEFENSES[self.stages[0][0]].mixing is None:
+            return None
+        name, values = self.stages[0]
+        return DEFENSES[name].mixing(**dict(values))
 
     def known(self, sent: Gradients) -> tuple[Fact, ...]:
         """What an adversary that knows the defense can say of what was sent, in the order of the stages."""

@@ -15,10 +15,13 @@ from flax import serialization
 
 from gi_jax import attacks, checks, data, defenses, metrics, models
 from gi_jax.attacks.loop import compile_ahead
+from gi_jax.defenses.batch import encode_victim
 from gi_jax.experiments import checkpoint
+from gi_jax.experiments.decode import EncodedRun, Pool, public_pictures
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.spec import AttackSpec, Execution
-from gi_jax.threat import AttackProblem, ImageSpace, Victim, check_problem, observe, one_hot, stack
+from gi_jax.threat import AttackProblem, ImageSpace, Mapping, Victim, check_problem, observe, one_hot, stack
+from gi_jax.types import Images
 
 
 class Report(NamedTuple):
@@ -42,7 +45,12 @@ class Outcome(NamedTuple):
     Attributes:
       result: the content of `result.json`.
       originals: float32 [n, h, w, c] in [0, 1].
-      reconstructions: the same for each run, in the order of `result["runs"]`.
+      reconstructions: the same for each run, in the order of `result["runs"]`; under a defense that encodes pictures
+        those of the encodings of all epochs, one epoch after the other.
+      encodings: for each run what the client trained on instead of the originals, [epochs * n, h, w, c]; None where it
+        did not encode them.
+      encoded: for decoders, each complete run under such a defense, with its secret mapping.
+      pool: the private pictures as decoders need them.
       labels: class numbers, int32 [n].
       class_names: of each picture, [n].
       history: a row a chunk of steps and launch, for `history.jsonl`.
@@ -51,21 +59,26 @@ class Outcome(NamedTuple):
     result: dict
     originals: np.ndarray
     reconstructions: list[np.ndarray]
+    encodings: list[np.ndarray | None]
+    encoded: list[EncodedRun]
+    pool: Pool
     labels: np.ndarray
     class_names: list[str]
     history: list[dict]
 
 
 class Victims(NamedTuple):
-    """The private batches of a specification, and what reports say of them."""
+    """The private batches of a specification, what reports say of them, and the public pictures of its defenses."""
 
     batches: list[Victim]
+    public: Images | None
     labels: np.ndarray
     names: list[str]
     note: str
 
 
 _observe = jax.jit(observe, static_argnames=("threat", "defense"))
+_encode = jax.jit(encode_victim, static_argnames="mixing")
 
 
 def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
@@ -102,7 +115,39 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
         for batch in data.batches(chosen, spec.batch_size, num_batches)
     ]
     labels = chosen.labels[: spec.batch_size * num_batches]
-    return Victims(victims, labels, [dataset.class_names[label] for label in labels], dataset.note)
+    mixings = [defenses.parse(text).mixing for text in spec.defenses]
+    needs_public = any(mixing is not None and mixing.num_public for mixing in mixings)
+    public = public_pictures(spec.data, spec.split, data_dir, spec.image_size) if needs_public else None
+    return Victims(victims, public, labels, [dataset.class_names[label] for label in labels], dataset.note)
+
+
+def encode_victims(spec: AttackSpec, victims: Victims, defense: str) -> tuple[list[Victim], Mapping | None]:
+    """What the client trains on under a defense, and the secret of its encodings if it encodes its pictures.
+
+    Each of `spec.encodings` epochs encodes the pictures of all private batches anew, as one pool, and cuts the
+    encodings into batches again.
+
+    Raises:
+      InputError: for a pool that is smaller than a mixture.
+    """
+    mixing = defenses.parse(defense).mixing
+    if mixing is None:
+        return victims.batches, None
+    images, labels = (jnp.concatenate([getattr(victim, name) for victim in victims.batches]) for name in _OF_PICTURES)
+    pool = dataclasses.replace(victims.batches[0], images=images, labels=labels)
+    key = jax.random.fold_in(jax.random.key(spec.seed), 2)
+    batches, mappings = [], []
+    for epoch in range(spec.encodings):
+        encoded, mapping = _encode(mixing, jax.random.fold_in(key, epoch), pool, victims.public)
+        parts = [jnp.split(getattr(encoded, name), len(victims.batches)) for name in _OF_PICTURES]
+        batches += [
+            dataclasses.replace(encoded, images=images, labels=labels) for images, labels in zip(*parts, strict=True)
+        ]
+        mappings.append(mapping.without_signs())
+    return batches, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *mappings)
+
+
+_OF_PICTURES = ("images", "labels")
 
 
 def make_attack(spec: AttackSpec) -> attacks.Attack:
@@ -113,12 +158,16 @@ def make_attack(spec: AttackSpec) -> attacks.Attack:
     return attacks.create("inverting_gradients", **settings)
 
 
-def observe_all(spec: AttackSpec, victims: list[Victim], defense: str) -> list[AttackProblem]:
-    """What the adversary sees of each private batch under a defense; refuses updates that hold NaN."""
+def observe_all(
+    spec: AttackSpec, victims: list[Victim], defense: str, numbers: list[int] | None = None
+) -> list[AttackProblem]:
+    """What the adversary sees of the private batches with these numbers, or of all, under a defense; refuses NaN."""
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
     problems = [
-        _observe(victim, threat=spec.threat, defense=defenses.parse(defense), key=jax.random.fold_in(key, number))
-        for number, victim in enumerate(victims)
+        _observe(
+            victims[number], threat=spec.threat, defense=defenses.parse(defense), key=jax.random.fold_in(key, number)
+        )
+        for number in (range(len(victims)) if numbers is None else numbers)
     ]
     for problem in problems:
         check_problem(problem)
@@ -160,7 +209,7 @@ def run_attack(
     """
     execution = execution or Execution()
     victims = make_victims(spec, execution.data_dir)
-    session = _Session(spec, execution, out, victims.batches, on_report or (lambda report: None))
+    session = _Session(spec, execution, out, victims, on_report or (lambda report: None))
     if resume:
         session.restore()
     try:
@@ -173,19 +222,41 @@ def run_attack(
             raise
         complete = False
     originals = np.concatenate([np.asarray(victim.images) for victim in victims.batches])
-    runs, reconstructions = [], []
+    space = victims.batches[0].space
+    pool = Pool(originals, victims.names, space, victims.note)
+    runs, reconstructions, encodings, encoded = [], [], [], []
     for defense in spec.defenses:
         found = session.found(defense)
-        if found is not None:
-            images, block = _score(spec, victims, originals, defense, found)
-            if execution.reference_scoring:
-                block["reference_summary"] = _reference_summary(spec, victims, originals, images)
-            reconstructions.append(images)
-            runs.append(block)
+        if found is None:
+            continue
+        attacked, mapping = session.attacked[defense]
+        truth = np.concatenate([np.asarray(victim.images) for victim in attacked])
+        images, block = _score(spec, victims, truth, defense, found)
+        if execution.reference_scoring:
+            block["reference_summary"] = _reference_summary(spec, attacked[0].space, truth, images)
+        reconstructions.append(images)
+        runs.append(block)
+        encodings.append(None if mapping is None else truth)
+        if mapping is not None and len(images) == len(truth):
+            # Known labels tell the order of a batch, so nothing is matched here.
+            units = attacked[0].space.normalize
+            recovered = found["images"].reshape(truth.shape)
+            public = None if victims.public is None else space.normalize(victims.public)
+            encoded.append(EncodedRun(defense, units(truth), units(recovered), mapping, public))
     result = {"complete": complete, "environment": environment(), "runs": runs}
     if complete:
         checkpoint.remove(out)
-    return Outcome(result, originals, reconstructions, victims.labels, victims.names, session.history)
+    return Outcome(
+        result=result,
+        originals=originals,
+        reconstructions=reconstructions,
+        encodings=encodings,
+        encoded=encoded,
+        pool=pool,
+        labels=victims.labels,
+        class_names=victims.names,
+        history=session.history,
+    )
 
 
 class _Session:
@@ -193,31 +264,32 @@ class _Session:
 
     def __init__(self, spec, execution, out, victims, on_report):
         self.spec, self.execution, self.out = spec, execution, out
-        self.victims, self.on_report = victims, on_report
+        self.on_report = on_report
         self.attack = make_attack(spec)
-        limit = execution.lanes or lanes_per_launch(spec, victims[0].images.shape[1:])
-        launches = math.ceil(len(victims) / max(1, limit // spec.restarts))
-        self.launch_size = math.ceil(len(victims) / launches)
+        self.limit = execution.lanes or lanes_per_launch(spec, victims.batches[0].images.shape[1:])
+        self.attacked = {defense: encode_victims(spec, victims, defense) for defense in spec.defenses}
         self.finished = {}  # "defense/launch" -> arrays of that launch
         self.running = None  # (name, arrays so far, states)
         self.history = []
         self.saved_at = time.monotonic()
         self.restored = None
 
-    @property
-    def launches(self):
-        return math.ceil(len(self.victims) / self.launch_size)
+    def launches(self, defense):
+        """How many launches a defense takes, and how many batches each attacks."""
+        batches = len(self.attacked[defense][0])
+        launches = math.ceil(batches / max(1, self.limit // self.spec.restarts))
+        return launches, math.ceil(batches / launches)
 
     def restore(self):
         content = checkpoint.load(self.out, self.spec.fingerprint)
         if content is not None:
-            self.launch_size = int(content["launch_size"])
+            self.limit = int(content["limit"])
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
 
     def save(self):
         history = json.dumps(self.history)
-        content = {"launch_size": self.launch_size, "finished": self.finished, "history": history}
+        content = {"limit": self.limit, "finished": self.finished, "history": history}
         if self.running is not None:
             name, _, timing, states = self.running
             content["running"] = {"name": name, "timing": timing, "states": serialization.to_state_dict(states)}
@@ -227,18 +299,19 @@ class _Session:
         self.saved_at = time.monotonic()
 
     def run(self, defense):
-        names = [f"{defense}/{launch}" for launch in range(self.launches)]
+        launches, size = self.launches(defense)
+        names = [f"{defense}/{launch}" for launch in range(launches)]
         if all(name in self.finished for name in names):
             return
-        problems = observe_all(self.spec, self.victims, defense)
         for launch, name in enumerate(names):
             if name not in self.finished:
-                self._launch(defense, name, launch * self.launch_size, problems)
+                self._launch(defense, name, launch * size, size)
 
-    def _launch(self, defense, name, first, problems):
+    def _launch(self, defense, name, first, size):
         # Launches of one size share one program: the last one is filled up with its own last victim.
-        numbers = [min(first + i, len(problems) - 1) for i in range(self.launch_size)]
-        stacked = stack([problems[number] for number in numbers])
+        victims = self.attacked[defense][0]
+        numbers = [min(first + i, len(victims) - 1) for i in range(size)]
+        stacked = stack(observe_all(self.spec, victims, defense, numbers))
         keys = attacks.lane_keys(jax.random.key(self.spec.seed), numbers, self.spec.restarts)
         states = attacks.start(self.attack, stacked, keys)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
@@ -251,7 +324,7 @@ class _Session:
         began = time.monotonic()
         for latest, progress in attacks.advance(self.attack, stacked, states, chunk=self.execution.chunk):
             timing["run_seconds"] += time.monotonic() - began
-            arrays = _arrays(stacked, latest, len(problems) - first, timing)
+            arrays = _arrays(stacked, latest, len(victims) - first, timing)
             # A copy: the next chunk is given the states themselves, and may be interrupted.
             self.running, self.restored = (name, arrays, dict(timing), jax.tree.map(np.array, latest)), None
             self._note(defense, name, progress)
@@ -262,7 +335,6 @@ class _Session:
         self.running = None
 
     def _note(self, defense, name, progress):
-        per_step = self.launch_size * self.spec.restarts * self.spec.batch_size
         self.history = [row for row in self.history if row["launch"] != name or row["step"] < progress.step]
         self.history.append(
             {
@@ -275,14 +347,19 @@ class _Session:
                 "alive": progress.alive.ravel().tolist(),
             }
         )
-        total = per_step * self.spec.steps
-        done = total * len(self.finished) + per_step * progress.step
-        launches = self.launches * len(self.spec.defenses)
-        self.on_report(Report(defense, done, total * launches, float(np.mean(progress.best_loss))))
+        work = {name: self._work(name) for name in self.spec.defenses}
+        done = sum(work[name.rpartition("/")[0]] * self.spec.steps for name in self.finished)
+        total = sum(work[name] * self.launches(name)[0] for name in work) * self.spec.steps
+        report = Report(defense, done + work[defense] * progress.step, total, float(np.mean(progress.best_loss)))
+        self.on_report(report)
+
+    def _work(self, defense):
+        # Image-iterations of a step of a launch.
+        return self.launches(defense)[1] * self.spec.restarts * self.spec.batch_size
 
     def found(self, defense):
         """Arrays of a defense's launches, [batches, ...], as far as they got; None if nothing did."""
-        parts = [self.finished.get(f"{defense}/{launch}") for launch in range(self.launches)]
+        parts = [self.finished.get(f"{defense}/{launch}") for launch in range(self.launches(defense)[0])]
         if self.running is not None and self.running[0].rpartition("/")[0] == defense:
             parts[int(self.running[0].rpartition("/")[2])] = self.running[1]
         parts = [part for part in parts if part is not None]
@@ -312,12 +389,12 @@ def _plain(values):
     return [float(value) if np.isfinite(value) else None for value in np.ravel(values)]
 
 
-def _score(spec, victims, originals, defense, found):
-    """Pictures in the order of the originals, and the block of `result.json` for one defense."""
+def _score(spec, victims, private, defense, found):
+    """Pictures in the order of the private ones that were attacked, and the block of `result.json` for one defense."""
     images = found["images"]
     batches = len(images)
-    truth = originals.reshape(-1, spec.batch_size, *originals.shape[1:])[:batches]
-    order = [metrics.match(guess, private) for guess, private in zip(images, truth, strict=True)]
+    truth = private.reshape(-1, spec.batch_size, *private.shape[1:])[:batches]
+    order = [metrics.match(guess, batch) for guess, batch in zip(images, truth, strict=True)]
     matched = np.concatenate([guess[permutation] for guess, permutation in zip(images, order, strict=True)])
     nets = ("vgg", "alex") if min(matched.shape[1:3]) >= 31 and matched.shape[3] == 3 else ()
     rows = metrics.score(truth.reshape(matched.shape), matched, nets)
@@ -325,7 +402,7 @@ def _score(spec, victims, originals, defense, found):
     for number, row in enumerate(rows):
         batch = number // spec.batch_size
         row |= {
-            "label": victims.names[number],
+            "label": victims.names[number % len(victims.names)],
             "batch": batch,
             "loss": _plain(losses[batch].min())[0],
             "restart": int(losses[batch].argmin()),
@@ -349,9 +426,8 @@ def _score(spec, victims, originals, defense, found):
     return matched, block
 
 
-def _reference_summary(spec, victims, originals, images):
+def _reference_summary(spec, space, originals, images):
     """Scores by the rules of the paper's published code; comparable with its tables, and flawed (see metrics)."""
-    space = victims.batches[0].space
     rows = []
     for first in range(0, len(images), spec.batch_size):
         batch = slice(first, first + spec.batch_size)
@@ -370,9 +446,17 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
         if spec.batch_size > 1
         else "The label is known (for a single picture it follows from the gradient).",
         "The adversary knows the size of the batch and the normalization of the data.",
+        *_words_of_encoding(spec, victims, defense),
         "The client applies no defense."
         if defense == "none"
         else f"The client applies {defense} before it sends; the attack does not adapt to it.",
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]
+
+
+def _words_of_encoding(spec, victims, defense):
+    if defenses.parse(defense).mixing is None:
+        return ()
+    pictures = f"the {len(victims.names)} private pictures are one pool, encoded {spec.encodings} times"
+    return (f"What is attacked are encodings: {pictures}, all at the same weights.",)

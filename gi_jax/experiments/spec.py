@@ -34,6 +34,7 @@ class AttackSpec:
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
       defenses: one run each, in this order; each `name:parameter=value`, stages joined by ` + `.
+      encodings: epochs in which a defense that encodes pictures encodes all of them, each time anew.
       seed: of starts and of the client's noise.
     """
 
@@ -55,6 +56,7 @@ class AttackSpec:
     steps: int = 400
     restarts: int = 1
     defenses: tuple[str, ...] = ("none",)
+    encodings: int = 1
     seed: int = 0
 
     def __post_init__(self):
@@ -70,6 +72,7 @@ class AttackSpec:
         if self.attack is not None:
             checks.one_of("attack", self.attack, ATTACKS)
         checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
+        checks.positive(encodings=self.encodings)
         if self.learning_rate is not None:
             checks.positive(learning_rate=self.learning_rate)
         if self.num_batches is not None:
@@ -82,6 +85,11 @@ class AttackSpec:
             raise checks.InputError(
                 f"attack='inverting_gradients' with bn_prior={self.bn_prior:g}: it has no statistics prior; "
                 "take gradient_inversion_evaluation, or bn_prior 0"
+            )
+        if self.encodings > 1 and all(defenses.parse(text).mixing is None for text in written):
+            raise checks.InputError(
+                f"encodings={self.encodings}: none of the defenses encodes pictures; expected one that does, such as "
+                "mixup:k=4, or encodings 1"
             )
         # The undefended run comes first; the rest keep their order.
         object.__setattr__(self, "defenses", tuple(sorted(written, key=lambda text: text != "none")))
