@@ -222,7 +222,12 @@ def _text(value: object) -> str:
             return str(value)
 
 
-def main(name: str, about: str, measure: Callable[[Report, bool], None]) -> None:
+def main(
+    name: str,
+    about: str,
+    measure: Callable[..., None],
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> None:
     """Command line of a benchmark: `--quick`, `--json PATH`, `--records FOLDER`.
 
     A full run leaves a record in the repository. A quick run keeps compiled programs in a cache for the next one;
@@ -231,13 +236,16 @@ def main(name: str, about: str, measure: Callable[[Report, bool], None]) -> None
     Args:
       name: of the script, in the record.
       about: its docstring.
-      measure: fills a `Report`; told whether the run is a quick one.
+      measure: fills a `Report`; told whether the run is a quick one, and what `add_arguments` added.
+      add_arguments: options of this benchmark alone.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few points, few rounds, no record: about a minute")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write ratios, figures and environment here")
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="FOLDER", help="where full runs leave records")
+    add_arguments(parser)
     options = parser.parse_args()
+    own = {key: value for key, value in vars(options).items() if key not in ("quick", "json", "records")}
     if options.quick and jax.config.jax_compilation_cache_dir is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gi_jax" / "xla"))
@@ -250,7 +258,7 @@ def main(name: str, about: str, measure: Callable[[Report, bool], None]) -> None
             f"The machine was busy before the start (load {load} on {cores} cores), so no figure here is to be quoted: "
             "thread pools suffer unequally from company, and PyTorch's suffers most."
         )
-    measure(report, options.quick)
+    measure(report, options.quick, **own)
     report.environment["seconds"] = round(time.perf_counter() - begin, 1)
     report.print()
     if options.json:

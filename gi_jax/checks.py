@@ -18,28 +18,48 @@ def one_of(kind: str, name: str, choices: Iterable[str]) -> str:
         return name
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InputError(f"unknown {kind} {name!r}: {hint}choose from {', '.join(choices)}")
+    rest = f"choose from {', '.join(choices)}" if choices else "there is none"
+    raise InputError(f"unknown {kind} {name!r}: {hint}{rest}")
+
+
+def _known(values: dict[str, float]) -> Iterable[tuple[str, float]]:
+    # A traced number has no value yet, so whoever traces it answers for it.
+    return ((name, value) for name, value in values.items() if not isinstance(value, jax.core.Tracer))
 
 
 def positive(**values: float) -> None:
-    """Raises unless every value is a finite number above zero: `positive(num_steps=num_steps)`."""
-    for name, value in values.items():
+    """Raises unless every value is a finite number above zero: `positive(num_steps=num_steps)`. Skips traced ones."""
+    for name, value in _known(values):
         if not (np.isfinite(value) and value > 0):
             raise InputError(f"{name}={value}: expected a number above 0")
 
 
 def non_negative(**values: float) -> None:
-    """Raises unless every value is a finite number, zero or above."""
-    for name, value in values.items():
+    """Raises unless every value is a finite number, zero or above. Skips traced ones."""
+    for name, value in _known(values):
         if not (np.isfinite(value) and value >= 0):
             raise InputError(f"{name}={value}: expected a number that is 0 or above")
 
 
 def in_range(low: float, high: float, **values: float) -> None:
-    """Raises unless every value lies in the half-open interval [low, high)."""
-    for name, value in values.items():
+    """Raises unless every value lies in the half-open interval [low, high). Skips traced ones."""
+    for name, value in _known(values):
         if not low <= value < high:
             raise InputError(f"{name}={value}: expected a number in [{low:g}, {high:g})")
+
+
+def whole(name: str, value: float) -> int:
+    """Returns a whole number as an integer; raises for any other."""
+    if not float(value).is_integer():
+        raise InputError(f"{name}={value}: expected a whole number")
+    return int(value)
+
+
+def exactly_one(what: str, **values: float | None) -> None:
+    """Raises unless exactly one of the values is given, the others being None."""
+    given = [name for name, value in values.items() if value is not None]
+    if len(given) != 1:
+        raise InputError(f"{what} takes exactly one of {', '.join(values)}; got {' and '.join(given) or 'none'}")
 
 
 def all_finite(what: str, tree) -> None:

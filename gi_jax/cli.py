@@ -42,6 +42,19 @@ examples:
 OUT gets result.json, decoded.png and decoded.npz.
 """
 
+LABELS_EXAMPLES = """\
+examples:
+  gi-jax labels --batch-size 8 --method all
+      every method on the embedded photographs
+  gi-jax labels --data cifar10 --data-dir cifar-10-batches-py --model resnet18 --client-bn batch \\
+      --victim-seed 0 --batch-size 64 --method auto --method ilrg
+      two methods on random batches of CIFAR-10
+  gi-jax labels --distribution --data cifar10 --data-dir cifar-10-batches-py
+      how many pictures of a batch share a label
+
+OUT gets labels.json; with --distribution label_distribution.json and label_distribution.png.
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
@@ -75,14 +88,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _attack_parser(commands)
     _decode_parser(commands)
+    _labels_parser(commands)
     listing = commands.add_parser(
         "list",
-        help="what there is: attacks, defenses, models, data",
+        help="what there is: attacks, defenses, views, labels, models, data",
         description="Lists what there is, each with one line and its paper.",
         epilog="examples:\n  gi-jax list\n  gi-jax list models --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    listing.add_argument("kind", nargs="?", help="attacks, defenses, models or data; all of them if left out")
+    listing.add_argument(
+        "kind", nargs="?", help="attacks, defenses, views, labels, models or data; all of them if left out"
+    )
     listing.add_argument("--json", action="store_true", help="as JSON, for programs")
     listing.set_defaults(command=_list)
     return parser
@@ -94,9 +110,15 @@ def _attack_parser(commands) -> None:
         help="attack pictures and score what was recovered",
         description="Takes pictures as a client's private data, computes the update that the client would send, "
         "attacks it, and scores the reconstruction. Without arguments: the quickstart.",
-        epilog=ATTACK_EXAMPLES,
+        epilog=f"{ATTACK_EXAMPLES}\n{_defense_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _victim_arguments(parser)
+    _adversary_arguments(parser)
+    parser.set_defaults(command=_attack)
+
+
+def _victim_arguments(parser) -> None:
     add = parser.add_argument_group("private data").add_argument
     add(
         "--data",
@@ -119,7 +141,7 @@ def _attack_parser(commands) -> None:
         "--num-batches",
         type=int,
         metavar="N",
-        help="private batches (default: as many as there are, at most 6)",
+        help="observed updates (default: as many as there are, at most 6)",
     )
 
     add = parser.add_argument_group("client").add_argument
@@ -150,13 +172,30 @@ def _attack_parser(commands) -> None:
         metavar="T",
         help="epochs in which a defense that encodes pictures encodes all of them, for gi-jax decode (default: 1)",
     )
+    add("--clients", type=int, default=1, metavar="K", help="clients of a round, see --view (default: 1)")
 
+
+def _adversary_arguments(parser) -> None:
     add = parser.add_argument_group("adversary").add_argument
+    add(
+        "--view",
+        default="server",
+        metavar="V",
+        help="server (each update), sum (the server under secure aggregation: the sum over --clients), client (two "
+        "successive models) or eavesdropper (ciphertext only); see gi-jax list views (default: server)",
+    )
     add(
         "--bn",
         metavar="exact|proxy|infer",
         help="with --client-bn batch: knows the batch's statistics, takes running ones for them, or infers them "
         "(default: exact); -paper and -reference after the name: the two published readings",
+    )
+    add(
+        "--labels",
+        default="known",
+        metavar="L",
+        help="known, optimize (jointly with the pictures), or recovered first: auto, or a name of gi-jax list labels "
+        "(default: known)",
     )
     add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
     add(
@@ -192,7 +231,44 @@ def _attack_parser(commands) -> None:
         action="store_true",
         help="adds reference_summary to result.json: the scoring of the paper's published code, flaws and all",
     )
-    parser.set_defaults(command=_attack)
+
+
+def _labels_parser(commands) -> None:
+    parser = commands.add_parser(
+        "labels",
+        help="recover labels alone, by one method or all",
+        description="Recovers the labels of private batches from the gradient of the last layer, and says how many "
+        "are right.",
+        epilog=LABELS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _victim_arguments(parser)
+    add = parser.add_argument_group("adversary").add_argument
+    add(
+        "--method",
+        action="append",
+        metavar="M",
+        help="auto, all, or a name of gi-jax list labels; repeat it for several (default: auto)",
+    )
+    add("--seed", type=int, default=0, metavar="K", help="of noise and random pictures (default: 0)")
+    add("--out", type=Path, default=Path("gi-jax-labels"), metavar="DIR", help="default: gi-jax-labels")
+    add(
+        "--distribution",
+        action="store_true",
+        help="no recovery: how labels repeat in batches of --data, against the batch size (Figure 2a of the paper)",
+    )
+    parser.set_defaults(command=_labels)
+
+
+def _defense_help() -> str:
+    from gi_jax.defenses import DEFENSES
+
+    lines = ["defenses (what each promises; dp is proved, heuristic is not):"]
+    for name, entry in DEFENSES.items():
+        lines += [f"  {name} ({entry.kind}): {entry.about}"]
+        lines += [f"      {key}: {parameter.about}" for key, parameter in entry.parameters.items()]
+        lines += [f"      {entry.paper}"]
+    return "\n".join(lines) + "\n"
 
 
 def _decode_parser(commands) -> None:
@@ -319,6 +395,39 @@ def _attack(options) -> int:
     return status
 
 
+def _labels(options) -> int:
+    from rich.console import Console
+
+    from gi_jax.experiments.checkpoint import write_atomically
+    from gi_jax.experiments.labels import distribution_of, run_labels
+    from gi_jax.experiments.spec import AttackSpec
+    from gi_jax.reports import labels as reports
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    if options.distribution:
+        found = distribution_of(options.data, options.split, options.data_dir)
+        options.out.mkdir(parents=True, exist_ok=True)
+        reports.draw_distribution(options.out / "label_distribution.png", found)
+        write_atomically(options.out / "label_distribution.json", json.dumps(found, indent=1) + "\n")
+        reports.print_distribution(console, found)
+        console.print(f"picture and figures: {options.out / 'label_distribution'}.png, .json", highlight=False)
+        return 0
+    if options.compare:
+        raise InputError("labels takes one client: --defense, not --compare")
+    same = {field.name for field in dataclasses.fields(AttackSpec)} & vars(options).keys()
+    settings = {name: getattr(options, name) for name in same}
+    if options.client_bn == "batch":
+        settings["bn"] = "infer"  # grants nothing
+    spec = AttackSpec(**settings, defenses=(" + ".join(options.defense or ["none"]),))
+    _use_compilation_cache()
+    result = {"spec": dataclasses.asdict(spec), **run_labels(spec, options.method or ["auto"], options.data_dir)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.out / "labels.json", json.dumps(result, indent=1) + "\n")
+    reports.print_methods(console, result)
+    console.print(f"counts of every batch: {options.out / 'labels.json'}", highlight=False)
+    return 0
+
+
 def _finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict | None:
     """The result that lies in `out`, if it is complete, has this fingerprint, and `--resume` asks for it."""
     from gi_jax.experiments import checkpoint
@@ -430,7 +539,14 @@ class _progress_bar:
 def _list(options) -> int:
     from gi_jax.checks import one_of
 
-    kinds = {"attacks": _attacks, "defenses": _defenses, "models": _models, "data": _data}
+    kinds = {
+        "attacks": _attacks,
+        "defenses": _defenses,
+        "views": _views,
+        "labels": _label_methods,
+        "models": _models,
+        "data": _data,
+    }
     chosen = list(kinds) if options.kind is None else [one_of("list", options.kind, kinds)]
     listing = {kind: kinds[kind]() for kind in chosen}
     if options.json:
@@ -458,11 +574,27 @@ def _defenses() -> list[dict]:
     return [
         {
             "name": name,
-            "parameters": "; ".join(f"{key}: {about}" for key, about in entry.parameters.items()),
+            "kind": str(entry.kind),
+            "parameters": "\n".join(f"{key}: {parameter.about}" for key, parameter in entry.parameters.items()) or "-",
             "about": entry.about,
             "paper": entry.paper,
         }
         for name, entry in DEFENSES.items()
+    ]
+
+
+def _views() -> list[dict]:
+    from gi_jax.threat import VIEWS
+
+    return [{"name": name, "about": view.about, "kind": view.kind, "paper": view.paper} for name, view in VIEWS.items()]
+
+
+def _label_methods() -> list[dict]:
+    from gi_jax.attacks.labels import METHODS
+
+    return [
+        {"name": name, "needs": ", ".join(method.needs) or "-", "about": method.about, "paper": method.paper}
+        for name, method in METHODS.items()
     ]
 
 

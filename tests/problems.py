@@ -29,6 +29,18 @@ def accepted(**options) -> dict:
 QUICK = accepted(xla_backend_optimization_level=0, xla_cpu_use_fusion_emitters=False)
 """Compiler options for programs that run once: compiling them takes far longer than running them."""
 
+COMPILED = []
+"""The names of all programs that were compiled since this file was imported."""
+
+
+def _listen(event, seconds, **about):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(about["fun_name"])
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
 SPACE = ImageSpace(mean=jnp.array([0.5, 0.4, 0.45]), std=jnp.array([0.25, 0.2, 0.3]))
 
 
@@ -62,10 +74,25 @@ def two_layers(params, batch_stats, images):
 PLAIN = FunctionNetwork(two_layers)
 
 
-def plain_params(seed: int, side: int, num_classes: int, hidden: int = 16):
-    """Weights for `two_layers`."""
+def with_head(params, batch_stats, images):
+    """A user's plain function whose last linear layer is where the library looks for it; with inactive features."""
+    x = images.reshape(images.shape[0], -1)
+    hidden = jax.nn.relu(x @ params["block0"]["kernel"] + params["block0"]["bias"].reshape(1, -1))
+    return hidden @ params["head"]["kernel"] + params["head"]["bias"].reshape(1, -1)
+
+
+HEADED = FunctionNetwork(with_head)
+
+
+def plain_params(network: FunctionNetwork, seed: int, side: int, num_classes: int, hidden: int = 16):
+    """Weights for `two_layers` or `with_head`."""
     size = side * side * 3
     draw = np.random.default_rng(seed).standard_normal
+    if network == HEADED:
+        return {
+            "block0": {"kernel": jnp.float32(draw((size, hidden)) * size**-0.5), "bias": jnp.float32(draw(hidden))},
+            "head": {"kernel": jnp.float32(draw((hidden, num_classes))), "bias": jnp.float32(draw(num_classes))},
+        }
     return {
         "w1": jnp.float32(draw((size, hidden)) * size**-0.5),
         "b1": jnp.float32(draw(hidden)),
@@ -113,7 +140,7 @@ def toy_victim(
             params, batch_stats = draw_weights(network, key_weights, side)
             params, batch_stats = moved(params, seed), moved(batch_stats, seed + 1)
         else:
-            params, batch_stats = plain_params(seed, side, num_classes), {}
+            params, batch_stats = plain_params(network, seed, side, num_classes), {}
         return Victim(
             network=network,
             params=params,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import PLAIN, QUICK, TinyNet, toy_problem, toy_victim, truth
+from problems import COMPILED, PLAIN, QUICK, TinyNet, toy_problem, toy_victim, truth
 
 from gi_jax import attacks, defenses
 from gi_jax.attacks import (
@@ -279,18 +279,6 @@ def test_a_lane_that_starts_broken_is_never_chosen():
 
 
 # Programs.
-
-
-COMPILED = []
-"""The names of all programs that were compiled since this file was imported."""
-
-
-def listen(event, seconds, **about):
-    if event == "/jax/core/compile/backend_compile_duration":
-        COMPILED.append(about["fun_name"])
-
-
-jax.monitoring.register_event_duration_secs_listener(listen)
 
 
 def test_nothing_is_compiled_twice_that_is_the_same_program():

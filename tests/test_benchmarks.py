@@ -89,6 +89,38 @@ def test_every_goal_is_a_ratio_that_a_run_measures(harness, attack_step, points,
     assert set(getattr(attack_step, goals).values()) <= ratios.keys()
 
 
+def test_every_defense_has_a_row_of_overhead_and_runs_on_every_network(harness):
+    overhead = importlib.import_module("defense_overhead")
+    stages = [overhead.defenses.parse(row).stages for row in overhead.ROWS]
+    assert {name for row in stages for name, _ in row} == set(overhead.defenses.DEFENSES) and () in stages
+    for point in (*overhead.QUICK, *overhead.FULL):
+        shapes = jax.eval_shape(
+            overhead.models.create(point.model, 10).init, jax.random.key(0), (point.side,) * 2 + (3,)
+        )
+        assert shapes[1] == {}
+
+
+def test_overhead_is_that_of_the_same_round(harness, monkeypatch):
+    overhead = importlib.import_module("defense_overhead")
+    monkeypatch.setattr(overhead, "ROWS", ("none", "clip:norm=1"))
+    monkeypatch.setattr(overhead, "client_of", lambda point: tiny_client(overhead))
+    times = {"none": (1.0, 4.0, 2.0), "clip:norm=1": (2.0, 5.0, 4.0)}
+    monkeypatch.setattr(
+        harness, "interleave", lambda sides, rounds: {name: harness.Sample(times[name]) for name in sides}
+    )
+    report = harness.Report()
+    overhead.measure_point(report, overhead.Point("tiny", 4, 2, 3), rounds=3)
+    assert report.ratios["tiny_4_b2_clip:norm=1"].values == (2.0, 1.25, 2.0)
+    assert report.figures[1]["share of the step"]["median"] == 0.5
+    assert report.figures[0]["over none"]["median"] == 1
+
+
+def tiny_client(overhead):
+    network = overhead.models.FunctionNetwork(lambda params, batch_stats, images: images.reshape(2, -1) @ params["w"])
+    batch = overhead.threat.Batch(jnp.ones((2, 4, 4, 3)), jnp.eye(2))
+    return overhead.threat.ClientStep(network, overhead.models.Normalize.GIVEN, {"w": jnp.ones((48, 2))}, {}, batch)
+
+
 def test_without_torch_one_line_says_so(harness, attack_step, monkeypatch):
     monkeypatch.setattr(harness, "has", lambda package: False)
     monkeypatch.setattr(attack_step, "measure_point", lambda *_, **__: {})

@@ -1,5 +1,6 @@
 """The checks at the door: what passes, and that a message names the value, what was expected, and what to try."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,6 +32,40 @@ def test_one_of_suggests_the_nearest(name, message):
     with pytest.raises(InputError) as error:
         checks.one_of("model", name, CHOICES)
     assert str(error.value) == message
+
+
+def test_where_there_is_nothing_to_choose():
+    with pytest.raises(InputError, match="^unknown parameter 'p': there is none$"):
+        checks.one_of("parameter", "p", [])
+
+
+@pytest.mark.parametrize("value", [3, 3.0, np.float32(3)])
+def test_whole_numbers_become_integers(value):
+    found = checks.whole("k", value)
+    assert found == 3 and type(found) is int
+
+
+@pytest.mark.parametrize("value", [2.5, NAN, INF])
+def test_other_numbers_do_not(value):
+    with pytest.raises(InputError, match=f"^k={value}: expected a whole number$"):
+        checks.whole("k", value)
+
+
+def test_exactly_one_is_given():
+    checks.exactly_one("noise", sigma=0.0, relative=None)
+    for values, got in (({"a": None, "b": None}, "none"), ({"a": 1, "b": 0}, "a and b")):
+        with pytest.raises(InputError, match=f"^noise takes exactly one of a, b; got {got}$"):
+            checks.exactly_one("noise", **values)
+
+
+def test_traced_numbers_pass():
+    def traced(x):
+        checks.positive(x=x)
+        checks.non_negative(x=x)
+        checks.in_range(0, 1, x=x)
+        return x
+
+    assert jax.jit(traced)(-5.0) == -5.0
 
 
 def test_input_errors_are_value_errors():

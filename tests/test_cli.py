@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from gi_jax import cli
+from gi_jax.defenses import DEFENSES
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +167,9 @@ BAD = {
     "defense without its parameter": (["--defense", "prune"], "try prune:p="),
     "p of 1": (["--defense", "prune:p=1"], "p=1"),
     "p below 0": (["--defense", "prune:p=-0.1"], "p=-0.1"),
+    "a private gradient with BatchNorm": (["--defense", "dpsgd:clip=1,sigma=1"], "take a network with GroupNorm"),
+    "private gradients after pruning": (["--defense", "prune:p=0.9", "--defense", "dpsgd:clip=1,sigma=1"], "first"),
+    "no whole number": (["--defense", "top_k:k=2.5"], "k=2.5: expected a whole number"),
     "no number": (["--defense", "gaussian:sigma=loud"], "name:parameter=number"),
     "defense and compare": (["--defense", "none", "--compare", "none"], "--compare"),
     "bn": (["--client-bn", "batch", "--bn", "infre"], "did you mean 'infer'"),
@@ -180,6 +184,9 @@ BAD = {
     "option": (["--stpes", "3"], "--stpes"),
     "lanes": (["--lanes", "0"], "lanes=0"),
     "attack": (["--attack", "dlgg"], "unknown attack"),
+    "view": (["--view", "sun"], "did you mean 'sum'"),
+    "sum of one client": (["--view", "sum"], "expected 2 clients or more"),
+    "eavesdropper": (["--view", "eavesdropper", "--clients", "2"], "nothing is observed"),
     "truncated picture": (_truncated_picture, "0.png"),
     "truncated archive": (_truncated_archive, "cifar.tar.xz"),
     "model without BatchNorm": (["--model", "lenet", "--client-bn", "batch"], "has no BatchNorm"),
@@ -209,7 +216,7 @@ def test_out_that_is_a_file_is_one_line(tmp_path, capsys):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.parametrize("kind", ["attacks", "defenses", "models", "data"])
+@pytest.mark.parametrize("kind", ["attacks", "defenses", "views", "models", "data"])
 def test_list_has_a_line_and_a_source_for_everything(kind, capsys):
     assert cli.main(["list", kind, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -217,6 +224,23 @@ def test_list_has_a_line_and_a_source_for_everything(kind, capsys):
     assert cli.main(["list", kind]) == 0
     shown = capsys.readouterr().out
     assert rows[0]["name"] in shown
+
+
+def test_defenses_are_listed_with_kind_parameters_and_ranges(capsys):
+    cli.main(["list", "defenses", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["prune"]["kind"] == "heuristic" and rows["dpsgd"]["kind"] == "dp"
+    assert rows["prune"]["parameters"] == "p: fraction set to zero in each tensor, in [0, 1)"
+    assert rows["sign"]["parameters"] == "-"
+
+
+def test_help_of_attack_has_every_defense(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["attack", "--help"])
+    shown = capsys.readouterr().out
+    for name, entry in DEFENSES.items():
+        assert f"{name} ({entry.kind})" in shown and entry.paper in shown
+        assert all(f"{key}: {parameter.about}" in shown for key, parameter in entry.parameters.items())
 
 
 def test_list_models_counts_parameters(capsys):

@@ -15,7 +15,8 @@ from gi_jax import models
 from gi_jax.checks import InputError
 from gi_jax.models import FlaxNetwork, FunctionNetwork, Normalize, count_parameters
 from gi_jax.models.conv import LOWERINGS, convolve
-from gi_jax.models.layers import BatchNorm, Conv, Linear
+from gi_jax.models.factors import Factored, pays
+from gi_jax.models.layers import BatchNorm, Conv, Linear, group_norm
 from gi_jax.threat.batch_norm import running_average
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "resnet18.json").read_text())
@@ -48,6 +49,8 @@ def calls(name: str, side: int = 32) -> list[tuple[type, str, tuple[int, ...]]]:
         ("resnet18", 32, 11_171_274, 56, 17),
         ("resnet18_basic", 32, 11_173_962, 62, 20),
         ("convnet", 32, 864 + 18_432 + 73_728 + 2 * (32 + 64 + 128) + 8 * 8 * 128 * 10 + 10, 11, 3),
+        ("resnet18_group", 32, 11_171_274, 56, 17),
+        ("convnet_group", 32, 864 + 18_432 + 73_728 + 2 * (32 + 64 + 128) + 8 * 8 * 128 * 10 + 10, 11, 3),
         ("lenet", 32, 912 + 3_612 + 3_612 + 8 * 8 * 12 * 10 + 10, 8, 0),
         ("mlp", 32, 3073 * 256 + 257 * 256 + 257 * 10, 6, 0),
         ("resnet18", 16, 11_171_274, 56, 17),
@@ -58,7 +61,7 @@ def test_sizes(name, side, parameters, tensors, norms):
     params, batch_stats = shapes(name, side)
     assert count_parameters(params) == parameters
     assert len(jax.tree.leaves(params)) == tensors
-    assert len(jax.tree.leaves(batch_stats)) == 2 * norms
+    assert len(jax.tree.leaves(batch_stats)) == (0 if name.endswith("_group") else 2 * norms)
     assert sum(name.endswith("scale") for name in leaf_names(params)) == norms
 
 
@@ -98,6 +101,36 @@ def test_sorted_names_are_the_order_of_the_network(name):
     if name != "resnet18_basic":  # its shortcut is normalized before the sum, by name after it
         norms = [path for kind, path, _ in calls(name) if kind is BatchNorm]
         assert norms == sorted(norms)
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+def test_group_norm_takes_the_place_of_batch_norm(name):
+    params, _ = shapes(name)
+    grouped, batch_stats = shapes(f"{name}_group")
+    assert leaf_names(grouped) == leaf_names(params) and batch_stats == {}
+    assert [leaf.shape for leaf in jax.tree.leaves(grouped)] == [leaf.shape for leaf in jax.tree.leaves(params)]
+
+
+def test_group_norm_is_the_published_equation():
+    x = jnp.float32(np.random.default_rng(0).standard_normal((2, 3, 5, 32)) * 4 + 1)
+    scale, bias = jnp.float32(np.random.default_rng(1).standard_normal((2, 32)))
+    found = group_norm().apply({"params": {"scale": scale, "bias": bias}}, x)
+    groups = np.float64(x).reshape(2, 3, 5, 2, 16)  # Wu and He 2018, equation 1, 16 channels in a group
+    mean, var = (f(groups, (1, 2, 4), keepdims=True) for f in (np.mean, np.var))
+    expected = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape) * np.float64(scale) + np.float64(bias)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", Normalize)
+def test_pictures_of_a_group_normalized_network_do_not_meet(normalize):
+    network = models.create("convnet_group", 4)
+    params, _ = draw_weights(network, jax.random.key(0), 8)
+    images = jnp.float32(np.random.default_rng(0).standard_normal((3, 8, 8, 3)))
+    forward = jax.jit(lambda images: network(params, {}, images, normalize), compiler_options=QUICK)
+    together, statistics = forward(images)
+    alone, _ = forward(images[1:2])
+    np.testing.assert_allclose(together[1:2], alone, rtol=1e-4, atol=1e-5)
+    assert statistics == {}
 
 
 def test_a_preactivation_block_takes_its_shortcut_where_the_shape_changes():
@@ -269,13 +302,13 @@ def convolution_and_derivatives(lowering, images, kernel, stride, padding, direc
     }
 
 
-FEW_COLUMNS, FEW_ROWS = (2, 7, 2, 3), (1, 5, 8, 70)
+FEW_COLUMNS, FEW_ROWS, TILED = (2, 7, 2, 3), (1, 5, 8, 70), (2, 8, 16, 3)
 
 
 @pytest.mark.parametrize(
     "size, stride, shape",
     [(size, stride, FEW_COLUMNS) for size in (1, 2, 3, 5) for stride in (1, 2, 3)]
-    + [(1, 2, FEW_ROWS), (3, 1, FEW_ROWS), (3, 2, FEW_ROWS)],
+    + [(1, 2, FEW_ROWS), (3, 1, FEW_ROWS), (3, 2, FEW_ROWS), (3, 1, TILED)],
 )
 def test_lowerings_agree(size, stride, shape):
     # With few rows in its matmul, the derivatives of the patches take their other branch.
@@ -288,6 +321,26 @@ def test_lowerings_agree(size, stride, shape):
         assert found["lax"]["value"].shape[1] == (side + 2 * (size // 2) - size) // stride + 1
         for what, expected in found["lax"].items():
             assert relative_error(found["patches"][what], expected) < 1e-12, what
+            assert relative_error(found["winograd"][what], expected) < 1e-12, what
+
+
+def test_winograd_takes_half_the_multiplications():
+    def products(lowering):
+        images, kernel = jnp.zeros((2, 8, 8, 16)), jnp.zeros((3, 3, 16, 32))
+        convolution = jax.make_jaxpr(lambda x, k: convolve(x, k, stride=1, padding=1, lowering=lowering))(
+            images, kernel
+        )
+        return max(eqn.invars[0].aval.size for eqn in equations(convolution) if eqn.primitive.name == "dot_general")
+
+    assert products("patches") == 2 * products("winograd")
+
+
+def equations(closed):
+    for eqn in closed.jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
+            if hasattr(inner, "jaxpr"):
+                yield from equations(inner)
 
 
 def test_lowerings_agree_in_lanes_with_weights_of_their_own():
@@ -307,6 +360,27 @@ def test_a_network_is_the_same_function_in_every_lowering():
         network = jax.jit(models.create("convnet", 4, lowering=lowering), static_argnums=3, compiler_options=QUICK)
         logits.append(network(params, batch_stats, x, Normalize.BATCH)[0])
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+
+
+# The gradient of a kernel in factors.
+
+
+def test_factors_are_the_gradient():
+    rows, cotangents, other = random_like(
+        (np.zeros((2, 3, 5), "f4"), np.zeros((2, 3, 4), "f4"), np.zeros((5, 4), "f4"))
+    )
+    expected = sum(np.outer(r, c) for r, c in zip(rows.reshape(-1, 5), cotangents.reshape(-1, 4), strict=True))
+    factored = Factored(rows, cotangents, (1, 1, 5, 4))
+    np.testing.assert_allclose(factored.dense(), expected.reshape(1, 1, 5, 4), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        factored.inner(other.reshape(1, 1, 5, 4)), np.sum(expected * np.asarray(other)), rtol=1e-4
+    )
+    np.testing.assert_allclose(factored.square(), np.sum(expected**2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("count, width, features, expected", [(1, 4, 4, True), (2, 8, 8, True), (3, 8, 8, False)])
+def test_factors_are_kept_where_they_are_half_the_size(count, width, features, expected):
+    assert pays(count, width, features) is expected
 
 
 # ResNet-18 against PyTorch: tests/golden/make_resnet18.py.

@@ -75,7 +75,7 @@ def test_loss_is_zero_at_the_truth(batch_norm_case, distance, masked):
     problem = dataclasses.replace(problem, observed=update.gradients)
     matching = GradientMatching(distance=distance, masked=masked)
     np.testing.assert_allclose(matching(problem, None, update), 0, atol=1e-6)
-    other = update._replace(gradients=random_like(update.gradients))
+    other = update._replace(factored=random_like(update.gradients))
     assert matching(problem, None, other) > 0.1
 
 
@@ -123,7 +123,7 @@ def test_masked_ignores_what_was_pruned(batch_norm_case):
         masked = GradientMatching(distance=distance, masked=True)
         np.testing.assert_allclose(masked(problem, None, imagined), 0, atol=1e-6)
         assert GradientMatching(distance=distance)(problem, None, imagined) > 0.1
-        moved = imagined._replace(gradients={**imagined.gradients, "b": jnp.array([-7.0, 2.0])})
+        moved = imagined._replace(factored={**imagined.gradients, "b": jnp.array([-7.0, 2.0])})
         if distance != "cosine-per-layer":  # a tensor with one entry left has its sign alone
             assert masked(problem, None, moved) > 0.01
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,8 @@ from problems import (
 
 from gi_jax import defenses, models
 from gi_jax.checks import InputError
-from gi_jax.models import Normalize
+from gi_jax.models import FlaxNetwork, Normalize, is_factored
+from gi_jax.models.layers import BatchNorm, Conv, Linear
 from gi_jax.objectives import DISTANCES, GradientMatching
 from gi_jax.threat import (
     RUNNING,
@@ -88,6 +91,44 @@ def plain_update(network, normalize, params, batch_stats, batch):
         return -jnp.mean(jnp.sum(batch.labels * jax.nn.log_softmax(logits), axis=-1)), statistics
 
     return Update(*jax.grad(loss, has_aux=True)(params))
+
+
+class WideNet(nn.Module):
+    """A network whose convolutions have few rows for their size, so that it has their gradients in factors."""
+
+    normalize: Normalize = BATCH
+
+    @nn.compact
+    def __call__(self, images):
+        x = Conv(16, 3, 4, name="block0")(images)
+        x = nn.tanh(BatchNorm(self.normalize, name="block1")(x))
+        x = Conv(40, use_bias=True, name="block2")(x)
+        return Linear(4, name="head")(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_gradient_in_factors_gives_the_same_derivatives(distance, masked):
+    with jax.enable_x64(True):
+        network = FlaxNetwork(WideNet())
+        params, _ = as_float64(network.init(jax.random.key(0), (8, 8, 3)))
+        images = random_like(np.zeros((2, 8, 8, 3)))
+        labels = jnp.eye(4)[:2]
+        observed = jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 0), random_like(params, 1))
+        matching = GradientMatching(distance=distance, masked=masked)
+        problem = SimpleNamespace(observed=observed)
+
+        def loss(images, step):
+            update = step(network, BATCH, params, {}, Batch(images, labels))
+            return matching(problem, None, update), update
+
+        value_and_derivative = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1, compiler_options=QUICK)
+        (value, update), derivative = value_and_derivative(images, client_update)
+        (expected, plain), wanted = value_and_derivative(images, plain_update)
+        assert is_factored(update.factored["block2"]["kernel"]) and not is_factored(update.factored["block0"]["kernel"])
+        assert relative_error(update.gradients, plain.gradients) < 1e-12
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        assert relative_error(derivative, wanted) < 1e-10
 
 
 def inputs_of(case):

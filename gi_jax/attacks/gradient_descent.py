@@ -62,8 +62,7 @@ class GradientDescent:
         images = self._project(problem, self.initialize(key_images, problem))
         logits = None
         if self.optimize_labels:
-            num_classes = jax.eval_shape(lambda: self._logits(problem, images)).shape[-1]
-            logits = jax.random.normal(key_labels, (problem.image_shape[0], num_classes))
+            logits = jax.random.normal(key_labels, (problem.image_shape[0], problem.num_classes))
         candidate = Candidate(images, logits)
         info = AttackInfo(jnp.inf, dict.fromkeys(self.objective.parts, jnp.inf))
         return AttackState(
@@ -113,9 +112,6 @@ class GradientDescent:
 
     def _project(self, problem, images):
         return problem.space.clip(images) if self.boxed else images
-
-    def _logits(self, problem, images):
-        return problem.network(problem.params, problem.statistics or {}, images, problem.normalize)[0]
 
 
 def _select(condition, yes, no):

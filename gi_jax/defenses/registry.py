@@ -1,180 +1,248 @@
-"""Defenses by name, as they are written on the command line, and their composition."""
+"""The table of defenses: by name, with parameters and ranges, what each promises and what an adversary knows of it."""
 
-import re
+import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import optax
 
 from gi_jax import checks
+from gi_jax.defenses import privacy
 from gi_jax.defenses.batch import Mixing, inter_instahide, intra_instahide, mixup
-from gi_jax.defenses.gradients import add_gaussian_noise, add_laplacian_noise, prune_by_magnitude
-from gi_jax.threat import Fact, Noisy, Zeroed
-from gi_jax.types import Gradients, Key
+from gi_jax.defenses.clipping import clip_examples
+from gi_jax.defenses.noise import add_gaussian_noise, add_laplacian_noise, add_relative_noise, estimate_scale
+from gi_jax.defenses.pruning import keep_largest_overall, prune_by_magnitude, prune_globally
+from gi_jax.defenses.quantization import (
+    quantize_stochastically,
+    quantize_uniformly,
+    send_signs,
+    stochastic_width,
+    uniform_width,
+)
+from gi_jax.defenses.soteria import prune_representation
+from gi_jax.threat import Clipped, Fact, Noisy, Quantized, Signs, Zeroed
+
+
+class Kind(enum.StrEnum):
+    """What a defense promises."""
+
+    DP = "dp"
+    """A bound on what leaks, proved for every adversary: (epsilon, delta)-differential privacy."""
+    CRYPTOGRAPHIC = "cryptographic"
+    """The adversary does not see the update at all, as long as a cryptographic assumption holds."""
+    HEURISTIC = "heuristic"
+    """Nothing is proved: it is as good as the best attack that was tried on it. It never has an epsilon."""
+
+
+class Parameter(NamedTuple):
+    """A number that a defense takes: what it is, with its range; `type` is float or int."""
+
+    about: str
+    type: type = float
+    required: bool = True
 
 
 class Entry(NamedTuple):
-    """A row of the table of defenses: `make(key, **parameters)` gives the optax transformation.
+    """A row of the table of defenses.
 
-    `known(sent, **parameters)` gives what an adversary that knows the defense can say of what was sent.
+    Attributes:
+      make: `make(key, **parameters)` gives the optax transformation; refuses values out of range.
+      known: `known(sent, batch_size, **parameters)`: what an adversary that knows the defense can say of what was sent.
+      kind: what it promises.
+      parameters: by name, in the order in which they are written.
+      about, paper: one line each.
+      mixing: for a defense that encodes pictures and leaves the gradient alone: `mixing(**parameters)` says how.
+      first: it replaces the gradient by one of its own, so it can only be the first stage.
     """
 
     make: Callable[..., optax.GradientTransformation]
     known: Callable[..., tuple[Fact, ...]]
-    parameters: dict[str, str]
+    kind: Kind
+    parameters: dict[str, Parameter]
     about: str
     paper: str
+    first: bool = False
     mixing: Callable[..., Mixing] | None = None
 
 
-def _encodes(mixing: Callable[..., Mixing], **row) -> Entry:
-    """The row of a defense that encodes pictures and leaves the gradient alone: `mixing(**parameters)` says how."""
-
+def _encodes(mixing: Callable[..., Mixing], parameters: dict[str, Parameter], about: str, paper: str) -> Entry:
     def make(key, **values):
         mixing(**values)  # refuses values out of range
         return optax.identity()
 
-    return Entry(make, lambda sent, **values: (mixing(**values).known(),), mixing=mixing, **row)
+    def known(sent, batch_size, **values):
+        return (mixing(**values).known(),)
+
+    return Entry(make, known, Kind.HEURISTIC, parameters, about, paper, mixing=mixing)
+
+
+def _clip(key, norm):
+    checks.positive(norm=norm)
+    return optax.clip_by_global_norm(norm)
+
+
+def _gaussian(key, sigma=None, relative=None):
+    checks.exactly_one("gaussian", sigma=sigma, relative=relative)
+    return add_gaussian_noise(sigma, key) if relative is None else add_relative_noise("gaussian", relative, key)
+
+
+def _laplacian(key, scale=None, relative=None):
+    checks.exactly_one("laplacian", scale=scale, relative=relative)
+    return add_laplacian_noise(scale, key) if relative is None else add_relative_noise("laplacian", relative, key)
+
+
+def _noisy(distribution, sent, scale, relative):
+    if not (scale or relative):
+        return ()
+    return (Noisy(distribution=distribution, scale=scale or estimate_scale(distribution, relative, sent)),)
+
+
+def _dpsgd(key, clip, sigma, q=None, steps=None, delta=None):
+    training = (q, steps, delta)
+    if any(value is None for value in training) and training != (None, None, None):
+        raise checks.InputError("dpsgd: q, steps and delta describe the whole training; expected all three, or none")
+    if q is not None:
+        privacy.check_training(q, steps, delta)
+    return privacy.dp_sgd(clip, sigma, key)
+
+
+def _private(sent, batch_size, clip, sigma, q=None, steps=None, delta=None):
+    noisy = (Noisy(distribution="gaussian", scale=sigma * clip / batch_size),) if sigma > 0 else ()
+    return (Clipped(bound=clip), *noisy)
 
 
 DEFENSES = {
     "prune": Entry(
         lambda key, p: prune_by_magnitude(p),
-        lambda sent, p: (Zeroed(),) if p > 0 else (),
-        {"p": "fraction set to zero in each tensor, in [0, 1)"},
+        lambda sent, batch_size, p: (Zeroed(),) if p > 0 else (),
+        Kind.HEURISTIC,
+        {"p": Parameter("fraction set to zero in each tensor, in [0, 1)")},
         "keeps the largest entries of each tensor",
         "Zhu et al. 2019, arXiv 1906.08935",
     ),
+    "prune_global": Entry(
+        lambda key, p: prune_globally(p),
+        lambda sent, batch_size, p: (Zeroed(),) if p > 0 else (),
+        Kind.HEURISTIC,
+        {"p": Parameter("fraction set to zero over all tensors, in [0, 1)")},
+        "keeps the largest entries of the whole update",
+        "Wei et al. 2020, arXiv 2004.10397",
+    ),
+    "top_k": Entry(
+        lambda key, k: keep_largest_overall(k),
+        lambda sent, batch_size, k: (Zeroed(),),
+        Kind.HEURISTIC,
+        {"k": Parameter("entries sent, over all tensors; a whole number, 1 or above", int)},
+        "keeps the k largest entries of the whole update",
+        "Aji and Heafield 2017, arXiv 1704.05021; Stich et al. 2018, arXiv 1809.07599",
+    ),
     "gaussian": Entry(
-        lambda key, sigma: add_gaussian_noise(sigma, key),
-        lambda sent, sigma: (Noisy(distribution="gaussian", scale=sigma),) if sigma > 0 else (),
-        {"sigma": "standard deviation, 0 or above"},
+        _gaussian,
+        lambda sent, batch_size, sigma=None, relative=None: _noisy("gaussian", sent, sigma, relative),
+        Kind.HEURISTIC,
+        {
+            "sigma": Parameter("standard deviation, 0 or above", required=False),
+            "relative": Parameter("instead: length of the noise over that of the update, 0 or above", required=False),
+        },
         "adds normal noise to every entry",
         "Zhu et al. 2019; Wei et al. 2020, arXiv 2004.10397",
     ),
     "laplacian": Entry(
-        lambda key, scale: add_laplacian_noise(scale, key),
-        lambda sent, scale: (Noisy(distribution="laplacian", scale=scale),) if scale > 0 else (),
-        {"scale": "mean absolute value, 0 or above"},
+        _laplacian,
+        lambda sent, batch_size, scale=None, relative=None: _noisy("laplacian", sent, scale, relative),
+        Kind.HEURISTIC,
+        {
+            "scale": Parameter("mean absolute value, 0 or above", required=False),
+            "relative": Parameter("instead: length of the noise over that of the update, 0 or above", required=False),
+        },
         "adds Laplacian noise to every entry",
         "Zhu et al. 2019",
     ),
+    "clip": Entry(
+        _clip,
+        lambda sent, batch_size, norm: (Clipped(bound=norm),),
+        Kind.HEURISTIC,
+        {"norm": Parameter("largest l2 norm of the update, above 0")},
+        "scales the update down to the norm",
+        "Pascanu et al. 2013, arXiv 1211.5063",
+    ),
+    "clip_per_example": Entry(
+        lambda key, norm: clip_examples(norm),
+        lambda sent, batch_size, norm: (Clipped(bound=norm),),
+        Kind.HEURISTIC,
+        {"norm": Parameter("largest l2 norm of an example's gradient, above 0")},
+        "scales each example's gradient down to the norm",
+        "Abadi et al. 2016, arXiv 1607.00133",
+        first=True,
+    ),
+    "dpsgd": Entry(
+        _dpsgd,
+        _private,
+        Kind.DP,
+        {
+            "clip": Parameter("largest l2 norm of an example's gradient, above 0"),
+            "sigma": Parameter("noise multiplier: standard deviation over clip, on the sum, 0 or above"),
+            "q": Parameter("for epsilon: sampling probability, in (0, 1]", required=False),
+            "steps": Parameter(
+                "for epsilon: steps of the whole training; a whole number, 1 or above", int, required=False
+            ),
+            "delta": Parameter("for epsilon: in (0, 1)", required=False),
+        },
+        "clips each example's gradient and adds normal noise to the sum; no BatchNorm",
+        "Abadi et al. 2016, arXiv 1607.00133",
+        first=True,
+    ),
+    "sign": Entry(
+        lambda key: send_signs(),
+        lambda sent, batch_size: (Signs(),),
+        Kind.HEURISTIC,
+        {},
+        "sends signs only",
+        "Bernstein et al. 2018, arXiv 1802.04434",
+    ),
+    "qsgd": Entry(
+        lambda key, levels: quantize_stochastically(levels, key),
+        lambda sent, batch_size, levels: (Quantized(width=stochastic_width(sent)),),
+        Kind.HEURISTIC,
+        {"levels": Parameter("steps from 0 to the norm of a tensor; a whole number, 1 or above", int)},
+        "rounds at random to a few levels, unbiased",
+        "Alistarh et al. 2017, arXiv 1610.02132",
+    ),
+    "quantize": Entry(
+        lambda key, bits: quantize_uniformly(bits),
+        lambda sent, batch_size, bits: (Quantized(width=uniform_width(bits, sent)),),
+        Kind.HEURISTIC,
+        {"bits": Parameter("of an entry with its sign; a whole number, 2 to 16", int)},
+        "rounds to evenly spaced values, the largest entry of a tensor being the last",
+        "Krishnamoorthi 2018, arXiv 1806.08342",
+    ),
+    "soteria": Entry(
+        lambda key, p: prune_representation(p),
+        lambda sent, batch_size, p: (Zeroed(tensors=("head/kernel",)),) if p > 0 else (),
+        Kind.HEURISTIC,
+        {"p": Parameter("fraction of the features dropped, in [0, 1)")},
+        "drops the features that give most away from the last layer's gradient",
+        "Sun et al. 2021, arXiv 2012.06043",
+    ),
     "mixup": _encodes(
         mixup,
-        parameters={"k": "pictures in a mixture, 1 or above"},
-        about="trains on mixtures of the client's pictures, with mixed labels",
-        paper="Zhang et al. 2018, arXiv 1710.09412; Huang et al. 2021, arXiv 2112.00059",
+        {"k": Parameter("pictures in a mixture, 1 or above", int)},
+        "trains on mixtures of the client's pictures, with mixed labels",
+        "Zhang et al. 2018, arXiv 1710.09412; Huang et al. 2021, arXiv 2112.00059",
     ),
     "intra_instahide": _encodes(
         intra_instahide,
-        parameters={"k": "pictures in a mixture, 1 or above"},
-        about="mixup, then a random sign for each value",
-        paper="Huang et al. 2020, arXiv 2010.02772",
+        {"k": Parameter("pictures in a mixture, 1 or above", int)},
+        "mixup, then a random sign for each value",
+        "Huang et al. 2020, arXiv 2010.02772",
     ),
     "inter_instahide": _encodes(
         inter_instahide,
-        parameters={"k": "pictures in a mixture, two of them private, 3 or above"},
-        about="two private pictures mixed with public ones, then a random sign for each value",
-        paper="Huang et al. 2020, arXiv 2010.02772",
+        {
+            "k": Parameter("pictures in a mixture, two of them private, 3 or above", int),
+            "public_sum": Parameter("share of the public ones, in (0, 0.65); 0.3 if left out", required=False),
+        },
+        "two private pictures mixed with public ones, then a random sign for each value",
+        "Huang et al. 2020, arXiv 2010.02772",
     ),
 }
-
-
-@dataclass(frozen=True)
-class Defense:
-    """A chain of named defenses, in the order in which they are applied. No stage is no defense.
-
-    The first stage may encode the client's pictures (`mixing`); what comes after is done to its gradient. Called with
-    the client's key it is the optax transformation of the gradient. Equal stages are equal defenses.
-
-    Attributes:
-      stages: ((name, ((parameter, value), ...)), ...).
-    """
-
-    stages: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = ()
-
-    def __post_init__(self):
-        for name, _ in self.stages[1:]:
-            if name in DEFENSES and DEFENSES[name].mixing is not None:
-                raise checks.InputError(
-                    f"defense {name!r} after {self.stages[0][0]!r}: pictures are encoded once, before there is a "
-                    "gradient; expected it first"
-                )
-        for name, parameters in self.stages:
-            entry = DEFENSES[checks.one_of("defense", name, DEFENSES)]
-            given = dict(parameters)
-            for number, (parameter, _) in enumerate(parameters):
-                checks.one_of(f"parameter of defense {name!r}", parameter, entry.parameters)
-                if parameter in dict(parameters[:number]):
-                    raise checks.InputError(f"defense {name!r} has {parameter} twice; expected it once")
-            for parameter in entry.parameters.keys() - given.keys():
-                raise checks.InputError(
-                    f"defense {name!r} needs {parameter} ({entry.parameters[parameter]}): try {name}:{parameter}=..."
-                )
-            entry.make(jax.random.key(0), **given)  # refuses values out of range here, at the door
-
-    def __call__(self, key: Key) -> optax.GradientTransformation:
-        stages = [
-            DEFENSES[name].make(jax.random.fold_in(key, number), **dict(values))
-            for number, (name, values) in enumerate(self.stages)
-        ]
-        return optax.chain(optax.identity(), *stages)
-
-    @property
-    def mixing(self) -> Mixing | None:
-        """How the client encodes its pictures before it computes a gradient; None if it does not."""
-        if not self.stages or DEFENSES[self.stages[0][0]].mixing is None:
-            return None
-        name, values = self.stages[0]
-        return DEFENSES[name].mixing(**dict(values))
-
-    def known(self, sent: Gradients) -> tuple[Fact, ...]:
-        """What an adversary that knows the defense can say of what was sent, in the order of the stages."""
-        return tuple(fact for name, values in self.stages for fact in DEFENSES[name].known(sent, **dict(values)))
-
-    def __str__(self) -> str:
-        written = (f"{name}:{','.join(f'{k}={_shortest(v)}' for k, v in values)}" for name, values in self.stages)
-        return " + ".join(written) or "none"
-
-
-def _shortest(value: float) -> str:
-    # Parsed again, it is the same number.
-    return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
-
-
-def chain(*defenses: Defense) -> Defense:
-    """The first, then the second, and so on."""
-    return Defense(tuple(stage for defense in defenses for stage in defense.stages))
-
-
-identity = Defense()
-"""No defense."""
-
-
-def parse(text: str) -> Defense:
-    """A defense from `name:parameter=value,...`; several joined by `+`; `none` for none.
-
-    Raises:
-      InputError: for an unknown name or parameter, or a value that is not a number or out of range.
-    """
-    if text.strip() == "none":
-        return identity
-    stages = re.split(r"(?<![\d.][eE])\+", text)  # the plus of 1e+3 joins no stages
-    return chain(*(Defense((_parse_stage(stage.strip()),)) for stage in stages))
-
-
-def _parse_stage(text: str):
-    name, _, rest = text.partition(":")
-    parameters = []
-    for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise checks.InputError(f"defense {text!r}: expected name:parameter=number, such as prune:p=0.9")
-        parameters.append((key.strip(), number))
-    return name, tuple(parameters)

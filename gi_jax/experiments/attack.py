@@ -4,7 +4,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +15,26 @@ import numpy as np
 from flax import serialization
 
 from gi_jax import attacks, checks, data, defenses, metrics, models
+from gi_jax.attacks.labels import LazyDummies, choose, recover, simulate
 from gi_jax.attacks.loop import compile_ahead
 from gi_jax.defenses.batch import encode_victim
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.decode import EncodedRun, Pool, public_pictures
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.spec import AttackSpec, Execution
-from gi_jax.threat import AttackProblem, ImageSpace, Mapping, Victim, check_problem, observe, one_hot, stack
+from gi_jax.threat import (
+    VIEWS,
+    AttackProblem,
+    ImageSpace,
+    Mapping,
+    Victim,
+    check_problem,
+    look,
+    observe,
+    one_hot,
+    stack,
+)
+from gi_jax.threat.views import average
 from gi_jax.types import Images
 
 
@@ -77,7 +91,7 @@ class Victims(NamedTuple):
     note: str
 
 
-_observe = jax.jit(observe, static_argnames=("threat", "defense"))
+_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known"))
 _encode = jax.jit(encode_victim, static_argnames="mixing")
 
 
@@ -91,10 +105,11 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
     dataset = data.load(spec.data, spec.split, data_dir, image_size=spec.image_size, per_class=per_class)
     if spec.victim_seed is None:
         chosen = data.first_per_class(dataset, spec.first)
-        num_batches = spec.num_batches or max(1, min(6, len(chosen) // spec.batch_size))
+        num_updates = spec.num_batches or max(1, min(6, len(chosen) // spec.pictures_per_update))
     else:
-        num_batches = spec.num_batches or 6
-        chosen = data.choose(dataset, spec.batch_size * num_batches, spec.victim_seed)
+        num_updates = spec.num_batches or 6
+        chosen = data.choose(dataset, spec.pictures_per_update * num_updates, spec.victim_seed)
+    num_batches = num_updates * spec.batches_per_update
     network = models.create(spec.model, dataset.num_classes)
     image_shape = chosen.images.shape[1:]
     params, batch_stats = network.init(jax.random.key(spec.model_seed), image_shape)
@@ -133,51 +148,101 @@ def encode_victims(spec: AttackSpec, victims: Victims, defense: str) -> tuple[li
     mixing = defenses.parse(defense).mixing
     if mixing is None:
         return victims.batches, None
-    images, labels = (jnp.concatenate([getattr(victim, name) for victim in victims.batches]) for name in _OF_PICTURES)
-    pool = dataclasses.replace(victims.batches[0], images=images, labels=labels)
-    key = jax.random.fold_in(jax.random.key(spec.seed), 2)
+    first, count = victims.batches[0], len(victims.batches)
+    images = jnp.concatenate([victim.images for victim in victims.batches])
+    labels = jnp.concatenate([victim.labels for victim in victims.batches])
+    pool = dataclasses.replace(first, images=images, labels=labels)
+    key = jax.random.fold_in(jax.random.key(spec.seed), 4)
     batches, mappings = [], []
     for epoch in range(spec.encodings):
-        encoded, mapping = _encode(mixing, jax.random.fold_in(key, epoch), pool, victims.public)
-        parts = [jnp.split(getattr(encoded, name), len(victims.batches)) for name in _OF_PICTURES]
-        batches += [
-            dataclasses.replace(encoded, images=images, labels=labels) for images, labels in zip(*parts, strict=True)
-        ]
+        encoded, mapping = _encode(mixing, jax.random.fold_in(key, epoch), pool, public_of(mixing, victims))
+        parts = zip(jnp.split(encoded.images, count), jnp.split(encoded.labels, count), strict=True)
+        batches += [dataclasses.replace(encoded, images=images, labels=labels) for images, labels in parts]
         mappings.append(mapping.without_signs())
     return batches, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *mappings)
 
 
-_OF_PICTURES = ("images", "labels")
+def public_of(mixing: defenses.Mixing, victims: Victims) -> Images | None:
+    """The public pictures, [m, h, w, c] in [0, 1], if the defense mixes any in."""
+    return victims.public if mixing.num_public else None
 
 
 def make_attack(spec: AttackSpec) -> attacks.Attack:
     """The attack of a specification, from its preset."""
     settings = dict(tv=spec.tv_weight, learning_rate=spec.rate, num_steps=spec.steps)
     if spec.prior_weight > 0:
-        return attacks.create(spec.attack or "gradient_inversion_evaluation", bn_prior=spec.prior_weight, **settings)
-    return attacks.create("inverting_gradients", **settings)
+        name = spec.attack or "gradient_inversion_evaluation"
+        attack = attacks.create(name, bn_prior=spec.prior_weight, **settings)
+    else:
+        attack = attacks.create("inverting_gradients", **settings)
+    return dataclasses.replace(attack, optimize_labels=True) if spec.labels == "optimize" else attack
 
 
 def observe_all(
-    spec: AttackSpec, victims: list[Victim], defense: str, numbers: list[int] | None = None
+    spec: AttackSpec,
+    victims: list[Victim],
+    defense: str,
+    *,
+    labels_known: bool = True,
+    updates: Iterable[int] | None = None,
 ) -> list[AttackProblem]:
-    """What the adversary sees of the private batches with these numbers, or of all, under a defense; refuses NaN."""
+    """What the adversary sees of the private batches under a defense; refuses updates that hold NaN.
+
+    Of all of them, or of the updates with these numbers.
+    """
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
-    problems = [
-        _observe(
-            victims[number], threat=spec.threat, defense=defenses.parse(defense), key=jax.random.fold_in(key, number)
-        )
-        for number in (range(len(victims)) if numbers is None else numbers)
-    ]
-    for problem in problems:
-        check_problem(problem)
+    size = spec.batches_per_update
+    problems = []
+    for update in range(len(victims) // size) if updates is None else updates:
+        sent = [
+            _observe(
+                victims[number],
+                threat=spec.threat,
+                defense=defenses.parse(defense),
+                key=jax.random.fold_in(key, number),
+                labels_known=labels_known,
+            )
+            for number in range(update * size, (update + 1) * size)
+        ]
+        for problem in sent:
+            check_problem(problem)
+        problems += look(spec.view, sent, spec.threat, aggregate=_aggregate(spec, update))
     return problems
 
 
+def make_problems(
+    spec: AttackSpec, victims: list[Victim], defense: str, updates: Iterable[int] | None = None
+) -> list[AttackProblem]:
+    """The same, with the labels that the adversary works with: told, recovered from the gradient, or none yet."""
+    problems = observe_all(spec, victims, defense, labels_known=spec.labels == "known", updates=updates)
+    if spec.labels in ("known", "optimize"):
+        return problems
+    return [
+        dataclasses.replace(problem, labels=recover(problem, spec.labels, dummies_of(spec, problem)).labels)
+        for problem in problems
+    ]
+
+
+def dummies_of(spec: AttackSpec, problem: AttackProblem) -> LazyDummies:
+    """The random pictures that some label methods look at."""
+    return simulate(problem, jax.random.fold_in(jax.random.key(spec.seed), 3))
+
+
+def _aggregate(spec, number):
+    """How the updates of a round are added up: under masks where a server is to see nothing but the sum."""
+    if spec.view != "sum":
+        return average
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), 2), number)
+    return partial(defenses.secure_mean, key=key)
+
+
 def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
-    """How many private batches x restarts to attack side by side: a fixed budget of pixels in flight."""
-    budget = 2**15 if jax.default_backend() == "cpu" else 2**20
-    return max(1, budget // (spec.batch_size * image_shape[0] * image_shape[1]))
+    """How many private batches x restarts to attack side by side: a fixed budget of pixels in flight.
+
+    Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache.
+    """
+    budget = 2**13 if jax.default_backend() == "cpu" else 2**20
+    return max(1, budget // (spec.pictures_per_update * image_shape[0] * image_shape[1]))
 
 
 def run_attack(
@@ -221,7 +286,7 @@ def run_attack(
         if not session.finished and session.running is None:
             raise
         complete = False
-    originals = np.concatenate([np.asarray(victim.images) for victim in victims.batches])
+    originals = _pictures(victims.batches)
     space = victims.batches[0].space
     pool = Pool(originals, victims.names, space, victims.note)
     runs, reconstructions, encodings, encoded = [], [], [], []
@@ -230,18 +295,20 @@ def run_attack(
         if found is None:
             continue
         attacked, mapping = session.attacked[defense]
-        truth = np.concatenate([np.asarray(victim.images) for victim in attacked])
-        images, block = _score(spec, victims, truth, defense, found)
+        truth = _pictures(attacked)
+        images, block = _score(spec, victims, attacked, defense, found)
         if execution.reference_scoring:
             block["reference_summary"] = _reference_summary(spec, attacked[0].space, truth, images)
         reconstructions.append(images)
         runs.append(block)
         encodings.append(None if mapping is None else truth)
         if mapping is not None and len(images) == len(truth):
-            # Known labels tell the order of a batch, so nothing is matched here.
+            # Known labels tell which recovered picture is which encoding; otherwise that is granted with the mapping.
+            in_order = found["images"] if spec.labels == "known" else images
             units = attacked[0].space.normalize
-            recovered = found["images"].reshape(truth.shape)
-            public = None if victims.public is None else space.normalize(victims.public)
+            recovered = in_order.reshape(truth.shape)
+            public = public_of(defenses.parse(defense).mixing, victims)
+            public = None if public is None else space.normalize(public)
             encoded.append(EncodedRun(defense, units(truth), units(recovered), mapping, public))
     result = {"complete": complete, "environment": environment(), "runs": runs}
     if complete:
@@ -275,10 +342,10 @@ class _Session:
         self.restored = None
 
     def launches(self, defense):
-        """How many launches a defense takes, and how many batches each attacks."""
-        batches = len(self.attacked[defense][0])
-        launches = math.ceil(batches / max(1, self.limit // self.spec.restarts))
-        return launches, math.ceil(batches / launches)
+        """How many launches a defense takes, how many updates each attacks, and how many there are in all."""
+        updates = len(self.attacked[defense][0]) // self.spec.batches_per_update
+        launches = math.ceil(updates / max(1, self.limit // self.spec.restarts))
+        return launches, math.ceil(updates / launches), updates
 
     def restore(self):
         content = checkpoint.load(self.out, self.spec.fingerprint)
@@ -299,19 +366,19 @@ class _Session:
         self.saved_at = time.monotonic()
 
     def run(self, defense):
-        launches, size = self.launches(defense)
+        launches, size, updates = self.launches(defense)
         names = [f"{defense}/{launch}" for launch in range(launches)]
         if all(name in self.finished for name in names):
             return
         for launch, name in enumerate(names):
             if name not in self.finished:
-                self._launch(defense, name, launch * size, size)
+                # Launches of one size share one program: the last one is filled up with its own last update.
+                first = launch * size
+                numbers = [min(first + i, updates - 1) for i in range(size)]
+                self._launch(defense, name, numbers, min(size, updates - first))
 
-    def _launch(self, defense, name, first, size):
-        # Launches of one size share one program: the last one is filled up with its own last victim.
-        victims = self.attacked[defense][0]
-        numbers = [min(first + i, len(victims) - 1) for i in range(size)]
-        stacked = stack(observe_all(self.spec, victims, defense, numbers))
+    def _launch(self, defense, name, numbers, count):
+        stacked = stack(make_problems(self.spec, self.attacked[defense][0], defense, numbers))
         keys = attacks.lane_keys(jax.random.key(self.spec.seed), numbers, self.spec.restarts)
         states = attacks.start(self.attack, stacked, keys)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
@@ -324,7 +391,7 @@ class _Session:
         began = time.monotonic()
         for latest, progress in attacks.advance(self.attack, stacked, states, chunk=self.execution.chunk):
             timing["run_seconds"] += time.monotonic() - began
-            arrays = _arrays(stacked, latest, len(victims) - first, timing)
+            arrays = _arrays(stacked, latest, count, timing)
             # A copy: the next chunk is given the states themselves, and may be interrupted.
             self.running, self.restored = (name, arrays, dict(timing), jax.tree.map(np.array, latest)), None
             self._note(defense, name, progress)
@@ -355,7 +422,7 @@ class _Session:
 
     def _work(self, defense):
         # Image-iterations of a step of a launch.
-        return self.launches(defense)[1] * self.spec.restarts * self.spec.batch_size
+        return self.launches(defense)[1] * self.spec.restarts * self.spec.pictures_per_update
 
     def found(self, defense):
         """Arrays of a defense's launches, [batches, ...], as far as they got; None if nothing did."""
@@ -365,7 +432,7 @@ class _Session:
         parts = [part for part in parts if part is not None]
         if not parts:
             return None
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in ("images", "losses", "alive")}
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in ("images", "labels", "losses", "alive")}
         return joined | {
             "compile_seconds": sum(float(part["compile_seconds"]) for part in parts),
             "run_seconds": sum(float(part["run_seconds"]) for part in parts),
@@ -377,6 +444,7 @@ def _arrays(stacked, states, count, timing):
     best = [points[0] for points in attacks.reconstructions(stacked, states)][:count]
     return {
         "images": np.stack([found.images for found in best]),
+        "labels": np.stack([found.labels for found in best]),
         "losses": np.stack([found.losses for found in best]),
         "alive": np.stack([found.alive for found in best]),
         "steps": int(np.max(states.step)),
@@ -389,18 +457,23 @@ def _plain(values):
     return [float(value) if np.isfinite(value) else None for value in np.ravel(values)]
 
 
-def _score(spec, victims, private, defense, found):
-    """Pictures in the order of the private ones that were attacked, and the block of `result.json` for one defense."""
+def _pictures(batches):
+    return np.concatenate([np.asarray(victim.images) for victim in batches])
+
+
+def _score(spec, victims, attacked, defense, found):
+    """Pictures in the order of those that were attacked, and the block of `result.json` for one defense."""
     images = found["images"]
     batches = len(images)
-    truth = private.reshape(-1, spec.batch_size, *private.shape[1:])[:batches]
+    truth = _pictures(attacked)
+    truth = truth.reshape(-1, spec.pictures_per_update, *truth.shape[1:])[:batches]
     order = [metrics.match(guess, batch) for guess, batch in zip(images, truth, strict=True)]
     matched = np.concatenate([guess[permutation] for guess, permutation in zip(images, order, strict=True)])
     nets = ("vgg", "alex") if min(matched.shape[1:3]) >= 31 and matched.shape[3] == 3 else ()
     rows = metrics.score(truth.reshape(matched.shape), matched, nets)
     losses, alive = found["losses"], found["alive"]
     for number, row in enumerate(rows):
-        batch = number // spec.batch_size
+        batch = number // spec.pictures_per_update
         row |= {
             "label": victims.names[number % len(victims.names)],
             "batch": batch,
@@ -409,12 +482,14 @@ def _score(spec, victims, private, defense, found):
             "diverged_restarts": int((~alive[batch]).sum()),
         }
     values = [{key: row[key] for key in row if key in metrics.BEST} for row in rows]
-    iterations = batches * spec.batch_size * spec.restarts * found["steps"]
+    iterations = batches * spec.pictures_per_update * spec.restarts * found["steps"]
+    encodings = 1 if defenses.parse(defense).mixing is None else spec.encodings
     block = {
         "defense": defense,
-        "spec": dataclasses.asdict(dataclasses.replace(spec, defenses=(defense,))),
+        "spec": dataclasses.asdict(dataclasses.replace(spec, defenses=(defense,), encodings=encodings)),
         "threat_model": threat_words(spec, victims, defense),
         "images": rows,
+        **({} if spec.labels == "known" else {"labels": _score_labels(spec, attacked, found["labels"])}),
         "summary": metrics.summarize(values),
         "timing": {
             "compile_seconds": found["compile_seconds"],
@@ -426,11 +501,38 @@ def _score(spec, victims, private, defense, found):
     return matched, block
 
 
+def _score_labels(spec, attacked, found):
+    """Recovered labels, [updates, n, classes], against the true ones: mean overlaps over the observed updates."""
+    truth = np.concatenate([np.asarray(victim.labels) for victim in attacked])
+    truth = truth.reshape(-1, *found.shape[1:])[: len(found)].sum(1)
+    pairs = list(zip(found.sum(1), truth, strict=True))
+    return {
+        "from": spec.labels,
+        "set_overlap": float(np.mean([metrics.set_overlap(*pair) for pair in pairs])),
+        "count_overlap": float(np.mean([metrics.count_overlap(*pair) for pair in pairs])),
+    }
+
+
+def _label_words(spec, victims):
+    """The sentence of the threat model on labels."""
+    if spec.labels == "optimize":
+        return "The labels are unknown; the attack optimizes them together with the pictures."
+    if spec.labels == "auto":
+        has_bias = "bias" in victims.batches[0].params["head"]
+        method, why = choose(spec.pictures_per_update, has_bias=has_bias)
+        return f"The labels are unknown and recovered from the gradient by {method} ({why})."
+    if spec.labels != "known":
+        return f"The labels are unknown and recovered from the gradient by {spec.labels}."
+    if spec.pictures_per_update > 1:
+        return "ORACLE: the labels of the private batch are known."
+    return "The label is known (for a single picture it follows from the gradient)."
+
+
 def _reference_summary(spec, space, originals, images):
     """Scores by the rules of the paper's published code; comparable with its tables, and flawed (see metrics)."""
     rows = []
-    for first in range(0, len(images), spec.batch_size):
-        batch = slice(first, first + spec.batch_size)
+    for first in range(0, len(images), spec.pictures_per_update):
+        batch = slice(first, first + spec.pictures_per_update)
         rows += metrics.reference_scores(originals[batch], images[batch], np.array(space.mean), np.array(space.std))
     return metrics.summarize(rows)
 
@@ -439,17 +541,16 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
     """The threat model of a run in sentences, oracles named."""
     has_norm = bool(victims.batches[0].batch_stats)
     return [
-        f"The adversary sees one gradient of a private batch of {spec.batch_size} and the weights it was taken at.",
+        VIEWS[spec.view].words.format(clients=spec.clients, batch_size=spec.batch_size),
         f"The network ({spec.model}) is at its initialization: nothing was trained.",
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
-        "ORACLE: the labels of the private batch are known."
-        if spec.batch_size > 1
-        else "The label is known (for a single picture it follows from the gradient).",
+        _label_words(spec, victims),
         "The adversary knows the size of the batch and the normalization of the data.",
         *_words_of_encoding(spec, victims, defense),
         "The client applies no defense."
         if defense == "none"
         else f"The client applies {defense} before it sends; the attack does not adapt to it.",
+        *defenses.parse(defense).words(),
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from gi_jax import checks, defenses
 from gi_jax.attacks import ATTACKS
+from gi_jax.attacks.labels import METHODS
 from gi_jax.models import MODELS
-from gi_jax.threat import RUNNING, THREATS, BatchNormThreat
+from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat
 
 CLIENT_BN = ("running", "batch")
 
@@ -27,9 +28,13 @@ class AttackSpec:
       first: victims are the first that many pictures of each class, in scan order.
       victim_seed: draw the victims at random with this seed instead.
       model: a key of `MODELS`; weights at initialization, drawn from `model_seed`.
-      batch_size, num_batches: private batches; None takes as many as there are, six at most.
+      batch_size: pictures in a private batch.
+      num_batches: observed updates; None takes as many as there are, six at most.
+      clients, view: clients of a round, and who looks on, a key of `VIEWS`; of a sum of clients each has a batch.
       client_bn: how the client normalizes: `running` or `batch` statistics.
       bn: the adversary's setting with a client in batch mode, a key of `THREATS`; None for running.
+      labels: what the adversary has of the private labels: `known`, `optimize` (jointly with the pictures), `auto` or a
+        key of `gi_jax.attacks.labels.METHODS` (recovered from the gradient first).
       attack: a key of `ATTACKS`; None takes the one that fits the prior.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
@@ -47,8 +52,11 @@ class AttackSpec:
     model_seed: int = 0
     batch_size: int = 1
     num_batches: int | None = None
+    clients: int = 1
+    view: str = "server"
     client_bn: str = "running"
     bn: str | None = None
+    labels: str = "known"
     attack: str | None = None
     tv: float | None = None
     bn_prior: float | None = None
@@ -69,6 +77,13 @@ class AttackSpec:
             )
         if self.bn is not None:
             checks.one_of("bn", self.bn, THREATS)
+        checks.one_of("labels", self.labels, ("known", "auto", "optimize", *METHODS))
+        checks.positive(clients=self.clients)
+        checks.one_of("view", self.view, VIEWS)
+        if self.view == "sum" and self.clients < 2:
+            raise checks.InputError(
+                "view='sum' with clients=1: the sum is the update itself; expected 2 clients or more"
+            )
         if self.attack is not None:
             checks.one_of("attack", self.attack, ATTACKS)
         checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
@@ -86,13 +101,29 @@ class AttackSpec:
                 f"attack='inverting_gradients' with bn_prior={self.bn_prior:g}: it has no statistics prior; "
                 "take gradient_inversion_evaluation, or bn_prior 0"
             )
-        if self.encodings > 1 and all(defenses.parse(text).mixing is None for text in written):
+        mixes = any(defenses.parse(text).mixing is not None for text in written)
+        if mixes and self.batches_per_update > 1:
+            raise checks.InputError(
+                f"view={self.view!r} with {' and '.join(written)}: clients do not mix each other's pictures; expected "
+                "view server"
+            )
+        if self.encodings > 1 and not mixes:
             raise checks.InputError(
                 f"encodings={self.encodings}: none of the defenses encodes pictures; expected one that does, such as "
                 "mixup:k=4, or encodings 1"
             )
         # The undefended run comes first; the rest keep their order.
         object.__setattr__(self, "defenses", tuple(sorted(written, key=lambda text: text != "none")))
+
+    @property
+    def batches_per_update(self) -> int:
+        """Private batches behind one observed update: those of all clients where only their sum is seen."""
+        return self.clients if self.view in ("sum", "client") else 1
+
+    @property
+    def pictures_per_update(self) -> int:
+        """Pictures behind one observed update."""
+        return self.batch_size * self.batches_per_update
 
     @property
     def threat(self) -> BatchNormThreat:

@@ -2,12 +2,14 @@
 
 from gi_jax.metrics.assignment import match, mse_matrix
 from gi_jax.metrics.image import correlation, mse, psnr, ssim
+from gi_jax.metrics.labels import count_overlap, set_overlap
 from gi_jax.metrics.perceptual import lpips, lpips_matrix
 from gi_jax.metrics.score import BEST, reference_scores, score, summarize
 
 __all__ = [
     "BEST",
     "correlation",
+    "count_overlap",
     "lpips",
     "lpips_matrix",
     "match",
@@ -16,6 +18,7 @@ __all__ = [
     "psnr",
     "reference_scores",
     "score",
+    "set_overlap",
     "ssim",
     "summarize",
 ]

@@ -1,6 +1,19 @@
 """Networks: pure functions of (params, batch_stats, images)."""
 
+from gi_jax.models.factors import Factored, dense, is_factored
 from gi_jax.models.layers import Normalize
-from gi_jax.models.registry import MODELS, FlaxNetwork, FunctionNetwork, Network, count_parameters, create
+from gi_jax.models.registry import MODELS, FlaxNetwork, FunctionNetwork, Network, count_parameters, create, probed
 
-__all__ = ["MODELS", "FlaxNetwork", "FunctionNetwork", "Network", "Normalize", "count_parameters", "create"]
+__all__ = [
+    "MODELS",
+    "Factored",
+    "FlaxNetwork",
+    "FunctionNetwork",
+    "Network",
+    "Normalize",
+    "count_parameters",
+    "create",
+    "dense",
+    "is_factored",
+    "probed",
+]

@@ -6,12 +6,14 @@ Layers are named so that the sorted order of names (the order of a JAX pytree) i
 
 import enum
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gi_jax.models.conv import convolve
+from gi_jax.models import factors
+from gi_jax.models.conv import convolve, patches
 
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of PyTorch's convolutions and linear layers."""
@@ -68,6 +70,10 @@ class BatchNorm(nn.Module):
         return x * factor.reshape(broadcast) + shift.reshape(broadcast)
 
 
+group_norm = partial(nn.GroupNorm, num_groups=None, group_size=16, epsilon=1e-5, use_fast_variance=False)
+"""Group normalization over 16 channels each (Wu and He, 2018): every picture by itself, no statistics to share."""
+
+
 class Conv(nn.Module):
     """Square convolution with explicit zero padding on both sides, as PyTorch counts it; no bias by default."""
 
@@ -84,7 +90,12 @@ class Conv(nn.Module):
         size = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
         padding = size // 2 if self.padding is None else self.padding
-        y = convolve(x, kernel, stride=self.stride, padding=padding, lowering=self.lowering)
+        height, width = ((extent + 2 * padding - size) // self.stride + 1 for extent in x.shape[1:3])
+        weights = kernel.reshape(-1, self.features)
+        if factors.pays(x.shape[0] * height * width, *weights.shape):
+            y = factors.product(self, "kernel", patches(x, size, self.stride, padding), weights)
+        else:
+            y = convolve(x, kernel, stride=self.stride, padding=padding, lowering=self.lowering)
         if self.use_bias:
             bias = self.param("bias", torch_bias(size * size * x.shape[-1]), (self.features,))
             y = y + bias.reshape(1, 1, 1, -1)
@@ -107,4 +118,6 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", torch_bias(x.shape[-1]), (self.features,))
+        if factors.pays(x.shape[0], *kernel.shape):
+            return factors.product(self, "kernel", x, kernel) + bias.reshape(1, -1)
         return x @ kernel + bias.reshape(1, -1)

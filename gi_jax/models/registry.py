@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax import checks
-from gi_jax.models.layers import Normalize
+from gi_jax.models.layers import Normalize, group_norm
 from gi_jax.models.resnet import BasicBlock, ResNet18
 from gi_jax.models.small import MLP, ConvNet, LeNet
 from gi_jax.types import BatchStats, Images, Key, Params
@@ -29,6 +29,23 @@ class Network(Protocol):
     ) -> tuple[jax.Array, BatchStats]: ...
 
 
+def probed(
+    network: Network, params: Params, batch_stats: BatchStats, images: Images, normalize: Normalize, probes: dict
+) -> tuple[jax.Array, BatchStats, dict]:
+    """Runs a network and also returns the rows of the kernels whose gradients it has in factors.
+
+    Args:
+      network, params, batch_stats, images, normalize: as everywhere.
+      probes: added to the outputs of those kernels' matmuls, nested as `params`; `{}` adds nothing.
+
+    Returns:
+      logits, statistics, and rows nested as `params`; `{}` for a network that is not a `FlaxNetwork`.
+    """
+    if isinstance(network, FlaxNetwork):
+        return network.probed(params, batch_stats, images, normalize, probes)
+    return *network(params, batch_stats, images, normalize), {}
+
+
 @dataclass(frozen=True)
 class FlaxNetwork:
     """A linen module as a `Network`. Two of equal modules are equal, so they share their compiled programs."""
@@ -36,12 +53,17 @@ class FlaxNetwork:
     module: nn.Module
 
     def __call__(self, params, batch_stats, images, normalize):
+        logits, statistics, _ = self.probed(params, batch_stats, images, normalize, {})
+        return logits, statistics
+
+    def probed(self, params, batch_stats, images, normalize, probes):
+        """See the function of this name."""
         module = self.module
         if hasattr(module, "normalize"):
             module = module.clone(normalize=normalize)
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, written = module.apply(variables, images, mutable=["statistics"])
-        return logits, written.get("statistics", {})
+        variables = {"params": params, "batch_stats": batch_stats, "probes": probes}
+        logits, written = module.apply(variables, images, mutable=["statistics", "rows"])
+        return logits, written.get("statistics", {}), written.get("rows", {})
 
     def init(self, key: Key, image_shape: tuple[int, int, int]) -> tuple[Params, BatchStats]:
         """Fresh weights and statistics (mean 0, variance 1) for pictures of `image_shape` = (h, w, c)."""
@@ -90,6 +112,12 @@ MODELS = {
     ),
     "resnet18_basic": Entry(
         partial(ResNet18, block=BasicBlock), "textbook post-activation ResNet-18", "He et al. 2016a"
+    ),
+    "convnet_group": Entry(
+        partial(ConvNet, norm=group_norm), "convnet with GroupNorm: no statistics", "Wu and He 2018, arXiv 1803.08494"
+    ),
+    "resnet18_group": Entry(
+        partial(ResNet18, norm=group_norm), "resnet18 with GroupNorm: no statistics", "Wu and He 2018"
     ),
     "lenet": Entry(LeNet, "3 sigmoid convolutions, no BatchNorm; the network of DLG", "Zhu et al. 2019"),
     "mlp": Entry(MLP, "2 ReLU layers on the flat picture, no BatchNorm", "-"),

@@ -4,6 +4,9 @@ Both count pixels as PyTorch does (explicit padding 1) and start from PyTorch's 
 variances are a matter of `gi_jax.threat.batch_norm.running_average`, which follows PyTorch (unbiased, momentum 0.1).
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 
@@ -21,17 +24,17 @@ class PreActBlock(nn.Module):
 
     features: int
     stride: int
-    normalize: Normalize
+    norm: Callable[..., nn.Module]
     lowering: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        a = nn.relu(BatchNorm(self.normalize, name="norm1")(x))
+        a = nn.relu(self.norm(name="norm1")(x))
         shortcut = a
         if self.stride != 1 or x.shape[-1] != self.features:
             shortcut = Conv(self.features, 1, self.stride, lowering=self.lowering, name="shortcut")(a)
         y = Conv(self.features, 3, self.stride, lowering=self.lowering, name="conv1")(a)
-        y = nn.relu(BatchNorm(self.normalize, name="norm2")(y))
+        y = nn.relu(self.norm(name="norm2")(y))
         return Conv(self.features, lowering=self.lowering, name="conv2")(y) + shortcut
 
 
@@ -40,7 +43,7 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
-    normalize: Normalize
+    norm: Callable[..., nn.Module]
     lowering: str
 
     @nn.compact
@@ -48,22 +51,22 @@ class BasicBlock(nn.Module):
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.features:
             shortcut = Conv(self.features, 1, self.stride, lowering=self.lowering, name="shortcut")(x)
-            shortcut = BatchNorm(self.normalize, name="shortcut_norm")(shortcut)
+            shortcut = self.norm(name="shortcut_norm")(shortcut)
         y = Conv(self.features, 3, self.stride, lowering=self.lowering, name="conv1")(x)
-        y = nn.relu(BatchNorm(self.normalize, name="norm1")(y))
+        y = nn.relu(self.norm(name="norm1")(y))
         y = Conv(self.features, lowering=self.lowering, name="conv2")(y)
-        return nn.relu(BatchNorm(self.normalize, name="norm2")(y) + shortcut)
+        return nn.relu(self.norm(name="norm2")(y) + shortcut)
 
 
 class Stem(nn.Module):
     """The first convolution with its norm and ReLU; no pooling, for pictures of 32 pixels."""
 
-    normalize: Normalize
+    norm: Callable[..., nn.Module]
     lowering: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.relu(BatchNorm(self.normalize, name="norm")(Conv(64, lowering=self.lowering, name="conv")(x)))
+        return nn.relu(self.norm(name="norm")(Conv(64, lowering=self.lowering, name="conv")(x)))
 
 
 class ResNet18(nn.Module):
@@ -71,16 +74,19 @@ class ResNet18(nn.Module):
 
     With `PreActBlock` there is no norm or ReLU after the last block, and the 4x4 mean of the reference experiments is
     the mean over the whole picture at 32x32: 17 norm layers, 56 tensors, 11,171,274 parameters for ten classes.
+    Normalizes with `norm`; unless given, with BatchNorm in the mode `normalize`.
     """
 
     num_classes: int
     block: type[nn.Module] = PreActBlock
+    norm: Callable[..., nn.Module] | None = None
     normalize: Normalize = Normalize.BATCH
     lowering: str = "auto"
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = Stem(self.normalize, self.lowering, name="block0")(images)
+        norm = self.norm or partial(BatchNorm, self.normalize)
+        x = Stem(norm, self.lowering, name="block0")(images)
         for number, (features, stride) in enumerate(STAGES, start=1):
-            x = self.block(features, stride, self.normalize, self.lowering, name=f"block{number}")(x)
+            x = self.block(features, stride, norm, self.lowering, name=f"block{number}")(x)
         return Linear(self.num_classes, name="head")(x.mean((1, 2)))

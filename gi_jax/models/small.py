@@ -1,5 +1,8 @@
 """Small networks: a convolutional network with BatchNorm for CPUs, the sigmoid LeNet of DLG, a perceptron."""
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,27 +15,32 @@ class ConvBlock(nn.Module):
 
     features: int
     stride: int
-    normalize: Normalize
+    norm: Callable[..., nn.Module]
     lowering: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = Conv(self.features, 3, self.stride, lowering=self.lowering, name="conv")(x)
-        return nn.relu(BatchNorm(self.normalize, name="norm")(x))
+        return nn.relu(self.norm(name="norm")(x))
 
 
 class ConvNet(nn.Module):
-    """Three convolution blocks, a quarter of the height and width, linear head on all features."""
+    """Three convolution blocks, a quarter of the height and width, linear head on all features.
+
+    Normalizes with `norm`; unless given, with BatchNorm in the mode `normalize`.
+    """
 
     num_classes: int
+    norm: Callable[..., nn.Module] | None = None
     normalize: Normalize = Normalize.BATCH
     lowering: str = "auto"
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
+        norm = self.norm or partial(BatchNorm, self.normalize)
         x = images
         for number, (features, stride) in enumerate(((32, 1), (64, 2), (128, 2))):
-            x = ConvBlock(features, stride, self.normalize, self.lowering, name=f"block{number}")(x)
+            x = ConvBlock(features, stride, norm, self.lowering, name=f"block{number}")(x)
         return Linear(self.num_classes, name="head")(x.reshape(x.shape[0], -1))
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax import checks
+from gi_jax.models import is_factored
 from gi_jax.objectives.kinks import absolute
 from gi_jax.threat import AttackProblem, Update
 from gi_jax.types import Gradients
@@ -34,22 +35,34 @@ def absolute_distance(imagined: Gradients, observed: Gradients, layer_weights: G
     return _total(jax.tree.map(lambda a, b, w: w * jnp.sum(absolute(a - b)), imagined, observed, layer_weights))
 
 
+def _inner(a, b: jax.Array) -> jax.Array:
+    # Inner products as such, not as sums of products: lanes that share `observed` then never copy it.
+    return a.inner(b) if is_factored(a) else jnp.vdot(a, b)
+
+
+def _square(a) -> jax.Array:
+    return a.square() if is_factored(a) else jnp.vdot(a, a)
+
+
+def _map(function, imagined, *others):
+    return jax.tree.map(function, imagined, *others, is_leaf=is_factored)
+
+
 def cosine_distance(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:
     """1 - <g, g*> / (||g|| ||g*||) over all tensors as one vector (Geiping et al. 2020, Eq. 4).
 
     Layer weights weigh the inner product: sum_l w_l <g_l, g*_l>.
     """
-    # Inner products as such, not as sums of products: lanes that share `observed` then never copy it.
-    dot = _total(jax.tree.map(lambda a, b, w: w * jnp.vdot(a, b), imagined, observed, layer_weights))
-    square_a = _total(jax.tree.map(lambda a, w: w * jnp.vdot(a, a), imagined, layer_weights))
-    square_b = _total(jax.tree.map(lambda b, w: w * jnp.vdot(b, b), observed, layer_weights))
+    dot = _total(_map(lambda a, b, w: w * _inner(a, b), imagined, observed, layer_weights))
+    square_a = _total(_map(lambda a, w: w * _square(a), imagined, layer_weights))
+    square_b = _total(_map(lambda b, w: w * _square(b), observed, layer_weights))
     return _cosine(dot, square_a, square_b)
 
 
 def cosine_distance_per_layer(imagined: Gradients, observed: Gradients, layer_weights: Gradients) -> jax.Array:
     """sum_l w_l (1 - cos(g_l, g*_l)) / sum_l w_l, one cosine a tensor."""
-    terms = jax.tree.map(
-        lambda a, b, w: w * _cosine(jnp.vdot(a, b), jnp.vdot(a, a), jnp.vdot(b, b)),
+    terms = _map(
+        lambda a, b, w: w * _cosine(_inner(a, b), _square(a), _square(b)),
         imagined,
         observed,
         layer_weights,
@@ -63,6 +76,10 @@ DISTANCES: dict[str, Callable[[Gradients, Gradients, Gradients], jax.Array]] = {
     "squared": squared_distance,
     "absolute": absolute_distance,
 }
+
+
+_BY_INNER_PRODUCTS = ("cosine", "cosine-per-layer")
+"""The distances that need no more of the imagined gradient than inner products."""
 
 
 @jax.tree_util.register_dataclass
@@ -87,7 +104,9 @@ class GradientMatching:
 
     def __call__(self, problem: AttackProblem, candidate, update: Update) -> jax.Array:
         del candidate  # the update is what it imagines
-        imagined, observed = update.gradients, problem.observed
+        imagined, observed = update.factored, problem.observed
+        if self.masked or self.distance not in _BY_INNER_PRODUCTS:
+            imagined = update.gradients
         if self.masked:
             imagined = jax.tree.map(lambda a, b: jnp.where(b != 0, a, 0.0), imagined, observed)
         weights = self.layer_weights

@@ -14,10 +14,12 @@ from gi_jax.threat.problem import (
     stack,
     victim_axes,
 )
+from gi_jax.threat.views import VIEWS, look
 
 __all__ = [
     "RUNNING",
     "THREATS",
+    "VIEWS",
     "AttackProblem",
     "Batch",
     "BatchNormThreat",
@@ -37,6 +39,7 @@ __all__ = [
     "check_problem",
     "client_update",
     "cross_entropy",
+    "look",
     "observe",
     "one_hot",
     "stack",

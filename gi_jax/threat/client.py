@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax import checks
-from gi_jax.models import Network, Normalize
+from gi_jax.models import Factored, Network, Normalize, dense, is_factored, probed
 from gi_jax.types import BatchStats, Gradients, Images, Labels, Params
 
 
@@ -29,10 +29,20 @@ class Batch(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What one step yields: the gradient, and the batch's own statistics at the input of every normalization layer."""
+    """What one step yields: the gradient, and the batch's own statistics at the input of every normalization layer.
 
-    gradients: Gradients
+    Attributes:
+      factored: the gradient, where it is smaller as a pair of factors (`gi_jax.models.Factored`) for some kernels.
+      statistics: mean, biased variance and count a layer.
+    """
+
+    factored: Gradients
     statistics: BatchStats
+
+    @property
+    def gradients(self) -> Gradients:
+        """The gradient in the structure of the parameters."""
+        return dense(self.factored)
 
 
 def cross_entropy(logits: jax.Array, labels: Labels) -> jax.Array:
@@ -40,15 +50,31 @@ def cross_entropy(logits: jax.Array, labels: Labels) -> jax.Array:
     return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1))
 
 
-def _derivatives(network, normalize, inputs, probe):
-    """Derivative of loss + <probe, statistics> in all inputs; at probe 0 the first entry is the client's gradient."""
+class _Probes(NamedTuple):
+    """Zeros whose derivatives are what an update is made of, or which make derivatives flow into it.
 
-    def probed_loss(params, batch_stats, batch):
-        logits, statistics = network(params, batch_stats, batch.images, normalize)
-        loss = cross_entropy(logits, batch.labels)
-        return loss + sum(jax.tree.leaves(jax.tree.map(jnp.vdot, probe, statistics))), statistics
+    Attributes:
+      params: the weights whose gradient is not in factors; None in the place of the others.
+      outputs: added to the outputs of the others' matmuls; the derivative is the cotangent factor.
+      rows, statistics: directions of the inputs of those matmuls, and of the statistics, in which the loss is tilted.
+    """
 
-    return jax.grad(probed_loss, argnums=(0, 1, 2), has_aux=True)(*inputs)
+    params: Params
+    outputs: dict
+    rows: dict
+    statistics: BatchStats
+
+
+def _derivatives(network, normalize, inputs, probes: _Probes):
+    """Derivatives of the loss, tilted by <probes, rows> + <probes, statistics>, in all inputs and in the outputs."""
+
+    def tilted_loss(params, batch_stats, batch, outputs):
+        logits, statistics, rows = probed(network, params, batch_stats, batch.images, normalize, outputs)
+        tilt = jax.tree.map(jnp.vdot, (probes.rows, probes.statistics), (rows, statistics))
+        return cross_entropy(logits, batch.labels) + sum(jax.tree.leaves(tilt)), (rows, statistics)
+
+    (*derivatives, outputs), aux = jax.grad(tilted_loss, argnums=(0, 1, 2, 3), has_aux=True)(*inputs, probes.outputs)
+    return tuple(derivatives), outputs, aux
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -72,21 +98,55 @@ def client_update(
 
 
 def _forward(network, normalize, params, batch_stats, batch):
-    _, statistics = jax.eval_shape(lambda: network(params, batch_stats, batch.images, normalize))
-    probe = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), statistics)
+    def run(outputs):
+        return probed(network, params, batch_stats, batch.images, normalize, outputs)
 
-    def derivatives(weights, probe):
-        return _derivatives(network, normalize, (weights, batch_stats, batch), probe)
+    _, statistics, rows = jax.eval_shape(run, {})
+    kernels = _pick(params, rows)
+    outputs = jax.tree.map(lambda row, kernel: jnp.zeros((*row.shape[:-1], kernel.shape[-1])), rows, kernels)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (rows, statistics))
 
-    (gradients, statistics), along = jax.linearize(derivatives, params, probe)
-    return Update(gradients[0], statistics), along
+    def derivatives(probes):
+        weights = jax.tree.map(lambda own, all_: all_ if own is None else own, probes.params, params, is_leaf=_missing)
+        return _derivatives(network, normalize, (weights, batch_stats, batch), probes)
+
+    probes = _Probes(_put(params, jax.tree.map(lambda _: None, rows)), outputs, *zeros)
+    (gradients, cotangents, (rows, statistics)), along = jax.linearize(derivatives, probes)
+    factored = jax.tree.map(lambda row, own, kernel: Factored(row, own, kernel.shape), rows, cotangents, kernels)
+    return Update(_put(gradients[0], factored), statistics), (along, rows)
 
 
-def _backward(network, normalize, along, cotangent: Update):
+def _backward(network, normalize, residuals, cotangent: Update):
     # d/d(inputs) of <g, v> + <statistics, w>: second derivatives commute, so it is the tangent, along (v, w), of the
-    # derivative in the inputs. What the caller does not differentiate is dead code and never runs.
-    (tangents, _) = along(cotangent.gradients, cotangent.statistics)
+    # derivative in the inputs. For a gradient in factors, <rows, v> is a tilt and <cotangents, w> a move of the
+    # outputs. What the caller does not differentiate is dead code and never runs.
+    along, rows = residuals
+    factored = _pick(cotangent.factored, rows)
+    unfactored = _put(cotangent.factored, jax.tree.map(lambda _: None, rows))
+    tilts, moves = (jax.tree.map(lambda leaf, n=n: getattr(leaf, n), factored, is_leaf=is_factored) for n in _FACTORS)
+    (tangents, _, _) = along(_Probes(unfactored, moves, tilts, cotangent.statistics))
     return tangents
+
+
+_FACTORS = ("rows", "cotangents")
+
+
+def _missing(leaf) -> bool:
+    return leaf is None
+
+
+def _pick(tree, names):
+    """The part of a tree of dictionaries that `names`, a smaller tree of dictionaries, has leaves for."""
+    if not isinstance(names, dict):
+        return tree
+    return {name: _pick(tree[name], inner) for name, inner in names.items()}
+
+
+def _put(tree, parts):
+    """The tree of dictionaries with `parts`, a smaller one, in place of what is there."""
+    if not isinstance(parts, dict):
+        return parts
+    return {name: _put(leaf, parts[name]) if name in parts else leaf for name, leaf in tree.items()}
 
 
 client_update.defvjp(_forward, _backward)

@@ -5,6 +5,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from gi_jax import checks
-from gi_jax.models import Network, Normalize
+from gi_jax.models import Network, Normalize, is_factored
 from gi_jax.threat.batch_norm import BatchNormThreat, shared_statistics
 from gi_jax.threat.client import Batch, ClientStep, Update, client_update
 from gi_jax.threat.knowledge import Fact
@@ -99,6 +100,8 @@ class AttackProblem:
       labels: class probabilities [n, num_classes] if known, else None.
       space: units and range of the pictures.
       known: what the adversary is told about the client's defense, in the order of its stages.
+      clients: how many clients' mean update was observed, each of whom took a step on its own equal part of the batch,
+        one after the other, with its own statistics, which have a leading axis [clients] if there are several; static.
     """
 
     network: Network = _static()
@@ -110,11 +113,39 @@ class AttackProblem:
     labels: Labels | None
     space: ImageSpace
     known: tuple[Fact, ...] = ()
+    clients: int = _static(default=1)
 
     def imagine(self, batch: Batch) -> Update:
-        """The update that the client would have sent for `batch`: the same function that the client ran."""
+        """The update that the client would have sent for `batch`: the same function that the client ran.
+
+        Of several clients the mean gradient, and each one's statistics, [clients, ...].
+        """
+        update = partial(client_update, self.network, self.normalize, self.params)
         given = {} if self.statistics is None else self.statistics
-        return client_update(self.network, self.normalize, self.params, given, batch)
+        if self.clients == 1:
+            return update(given, batch)
+        batches = jax.tree.map(lambda leaf: leaf.reshape(self.clients, -1, *leaf.shape[1:]), batch)
+        updates = jax.vmap(update)(given, batches)
+        return Update(jax.tree.map(self._mean, updates.factored, is_leaf=is_factored), updates.statistics)
+
+    def _mean(self, leaf):
+        if is_factored(leaf):  # the product sums over all rows, those of all clients
+            return dataclasses.replace(leaf, cotangents=leaf.cotangents / self.clients)
+        return leaf.mean(0)
+
+    def logits(self, images: Images) -> jax.Array:
+        """The network's output [n, num_classes] for pictures of one client, in the network's units."""
+        given = {} if self.statistics is None else self.statistics
+        if self.clients > 1:
+            given = jax.tree.map(lambda leaf: leaf[0], given)
+        return self.network(self.params, given, images, self.normalize)[0]
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the network's output."""
+        size = self.image_shape[0] // self.clients
+        images = jax.ShapeDtypeStruct((size, *self.image_shape[1:]), jnp.float32)
+        return jax.eval_shape(self.logits, images).shape[-1]
 
 
 class GradientDefense(Protocol):
@@ -124,8 +155,8 @@ class GradientDefense(Protocol):
         """The transformation, from the client's randomness. Its update may take `client`, a `ClientStep`."""
         ...
 
-    def known(self, sent: Gradients) -> tuple[Fact, ...]:
-        """What an adversary that knows the defense, and sees what was sent, can say of it."""
+    def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
+        """What an adversary that knows the defense and the size of the batch, and sees what was sent, can say of it."""
         ...
 
 
@@ -167,7 +198,7 @@ def observe(
         observed=sent,
         labels=victim.labels if labels_known else None,
         space=victim.space,
-        known=defense.known(sent) if defense_known else (),
+        known=defense.known(sent, len(victim.images)) if defense_known else (),
     )
 
 
@@ -183,10 +214,7 @@ def check_problem(problem: AttackProblem) -> None:
     if problem.statistics is not None:
         checks.all_finite("statistics", problem.statistics)
     if problem.labels is not None:
-        images = jax.ShapeDtypeStruct(problem.image_shape, jnp.float32)
-        given = {} if problem.statistics is None else problem.statistics
-        network = lambda *inputs: problem.network(*inputs, problem.normalize)[0]  # noqa: E731
-        expected = jax.eval_shape(network, problem.params, given, images).shape
+        expected = (problem.image_shape[0], problem.num_classes)
         if problem.labels.shape != expected:
             raise checks.InputError(
                 f"labels have shape {problem.labels.shape}; expected class probabilities {expected}"
@@ -208,11 +236,8 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
     """
     first = problems[0]
     for other in problems[1:]:
-        same = (other.network, other.normalize, other.image_shape) == (
-            first.network,
-            first.normalize,
-            first.image_shape,
-        )
+        static = ("network", "normalize", "image_shape", "clients")
+        same = all(getattr(other, name) == getattr(first, name) for name in static)
         facts = jax.tree.structure(other.known) == jax.tree.structure(first.known)
         if not same or not facts or (other.labels is None) != (first.labels is None):
             raise checks.InputError(

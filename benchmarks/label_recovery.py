@@ -1,0 +1,154 @@
+"""How many labels each method recovers from the gradient: batch sizes, repeated labels, two untrained networks.
+
+The client takes one FedSGD step in training mode. `distinct` batches hold no label twice, `random` ones are drawn
+without replacement, `skewed` ones with class probabilities from a Dirichlet distribution of concentration 0.5. Ten
+classes are pictures (the embedded photographs, or CIFAR-10 with --data-dir); a hundred classes are synthetic smooth
+pictures with labels of no meaning, so that batches of 32 and 64 without repetition exist.
+
+`classes` is the overlap of sets: classes in both batches over classes in either. `counts` is the overlap of counts: the
+share of pictures whose label was recovered. Means over n batches; `all right` is the share of batches without an error.
+Only the gradient of the last layer is computed.
+"""
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import Report
+
+from gi_jax import data, defenses, metrics, models
+from gi_jax.attacks import labels
+from gi_jax.data.synthetic import smooth_images
+from gi_jax.threat import THREATS, AttackProblem, ImageSpace, Victim, observe, one_hot
+
+THREAT = THREATS["infer"]
+BATCH_SIZES = (1, 8, 32, 64)
+NUM_SYNTHETIC = 256
+
+
+class Pool(NamedTuple):
+    """Pictures [n, h, w, c] in [0, 1] to draw batches from, and their labels [n]."""
+
+    name: str
+    images: jax.Array
+    labels: np.ndarray
+    num_classes: int
+    space: ImageSpace
+
+
+def real_pool(data_dir: str | None) -> Pool:
+    """The photographs, or 200 pictures of each class of CIFAR-10."""
+    name = "photos" if data_dir is None else "cifar10"
+    dataset = data.load(name, "train", data_dir, per_class=200)
+    space = ImageSpace(mean=jnp.float32(dataset.mean), std=jnp.float32(dataset.std))
+    return Pool(name, jnp.asarray(dataset.as_float()), dataset.labels, dataset.num_classes, space)
+
+
+def synthetic_pool() -> Pool:
+    """A hundred classes."""
+    images = smooth_images(jax.random.key(0), NUM_SYNTHETIC, 32, 32)
+    space = ImageSpace(mean=jnp.full(3, 0.5), std=jnp.full(3, 0.25))
+    return Pool("synthetic", images, np.arange(NUM_SYNTHETIC) % 100, 100, space)
+
+
+def draw(pool: Pool, kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices [size] of a batch."""
+    if kind == "distinct":
+        order = rng.permutation(len(pool.labels))
+        _, first = np.unique(pool.labels[order], return_index=True)
+        return rng.permutation(order[first])[:size]
+    if kind == "random":
+        return rng.choice(len(pool.labels), size, replace=False)
+    shares = rng.dirichlet(np.full(pool.num_classes, 0.5))[pool.labels]
+    return rng.choice(len(pool.labels), size, p=shares / shares.sum())
+
+
+@partial(jax.jit, static_argnames="threat")
+def observed_head(victim: Victim, threat) -> dict:
+    """The gradient of the last layer; what the compiler finds unused of the others is not computed."""
+    problem = observe(victim, threat, defenses.identity, jax.random.key(0), labels_known=False)
+    return {"head": problem.observed["head"]}
+
+
+def problems(
+    pool: Pool, model: str, kind: str, size: int, num_batches: int
+) -> Iterator[tuple[AttackProblem, np.ndarray]]:
+    """Problems of random batches with their true counts; only the head of `observed` is there."""
+    network = models.create(model, pool.num_classes)
+    params, batch_stats = network.init(jax.random.key(0), (32, 32, 3))
+    rng = np.random.default_rng([size, len(kind)])
+    for _ in range(num_batches):
+        chosen = draw(pool, kind, size, rng)
+        victim = Victim(
+            network=network,
+            params=params,
+            batch_stats=batch_stats,
+            images=pool.images[chosen],
+            labels=one_hot(pool.labels[chosen], pool.num_classes),
+            space=pool.space,
+        )
+        problem = AttackProblem(
+            network=network,
+            normalize=THREAT.adversary,
+            image_shape=victim.images.shape,
+            params=params,
+            statistics=batch_stats,
+            observed=observed_head(victim, THREAT),
+            labels=None,
+            space=pool.space,
+        )
+        yield problem, np.bincount(pool.labels[chosen], minlength=pool.num_classes).astype(float)
+
+
+def measure(report: Report, quick: bool, data_dir: str | None = None) -> None:
+    """A row for each network, kind of batch, size and method."""
+    networks = ("convnet",) if quick else ("resnet18", "convnet")
+    sizes = (1, 8) if quick else BATCH_SIZES
+    num_batches = 3 if quick else 10
+    for model in networks:
+        for pool in (real_pool(data_dir), synthetic_pool()):
+            for kind in ("distinct", "random", "skewed"):
+                for size in sizes:
+                    if kind == "distinct" and size > pool.num_classes or kind != "distinct" and size == 1:
+                        continue
+                    drawn = list(problems(pool, model, kind, size, num_batches))
+                    _measure_methods(report, (model, pool, kind, size), drawn)
+    report.note("Methods whose needs the network does not meet, or the batch size, are left out of the table.")
+
+
+def _measure_methods(report, case, drawn):
+    model, pool, kind, size = case
+    ranks = [labels.estimate_num_images(problem).at_least for problem, _ in drawn]
+    dummies = labels.simulate(drawn[0][0], jax.random.key(1))
+    for method in labels.METHODS:
+        if labels.unmet(method, drawn[0][0], dummies):
+            continue
+        pairs = [(labels.recover(problem, method, dummies).counts, truth) for problem, truth in drawn]
+        report.figures.append(
+            {
+                "network": model,
+                "data": f"{pool.name}, {pool.num_classes} classes",
+                "labels": kind,
+                "batch": size,
+                "method": method,
+                "classes": float(np.mean([metrics.set_overlap(*pair) for pair in pairs])),
+                "counts": float(np.mean([metrics.count_overlap(*pair) for pair in pairs])),
+                "all right": float(np.mean([np.allclose(*pair, atol=0.01) for pair in pairs])),
+                "n": len(pairs),
+                "rank": f"{min(ranks)} to {max(ranks)}",
+            }
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options beyond those of every benchmark."""
+    parser.add_argument("--data-dir", metavar="P", help="a copy of CIFAR-10, instead of the embedded photographs")
+
+
+if __name__ == "__main__":
+    harness.main("label_recovery", __doc__, measure, add_arguments)

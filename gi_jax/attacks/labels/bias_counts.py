@@ -1,0 +1,30 @@
+"""Geng et al., Towards General Deep Leakage in Federated Learning, 2021, on the bias instead of the row sums."""
+
+import numpy as np
+
+from gi_jax.attacks.labels.counts import allocate
+from gi_jax.attacks.labels.head import LazyDummies, find_head
+from gi_jax.threat import AttackProblem, Noisy
+
+
+def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
+    """n_i = n (p[i] - (bias gradient)_i), with the mean probabilities p of random pictures.
+
+    The bias is a feature that is 1 for every picture, so that no assumption on features is needed. What the signs of
+    the gradient prove present is counted once at least (not in the paper): a class of negative bias gradient, and one
+    with a negative entry in its row if no feature is negative. Noise voids the latter.
+
+    Args:
+      problem: with a bias.
+      dummies: random pictures, see `gi_jax.attacks.labels.simulate`.
+
+    Returns:
+      Counts [classes].
+    """
+    head = find_head(problem)
+    probabilities, features = dummies()
+    present = head.bias_gradient < 0
+    if features.min() >= 0 and not any(isinstance(fact, Noisy) for fact in problem.known):
+        present |= head.kernel_gradient.min(0) < 0
+    values = head.batch_size * (probabilities.mean(0) - head.bias_gradient)
+    return allocate(values, head.batch_size, present)

@@ -1,0 +1,126 @@
+"""What every label method reads: the last linear layer, its gradient, and what the network does to random pictures.
+
+With the mean cross-entropy over n pictures, features h_k, probabilities p_k and labels y_k, the gradient of the last
+layer is
+
+    kernel, column i:  (1/n) sum_k (p_k[i] - y_k[i]) h_k        bias, entry i:  (1/n) sum_k (p_k[i] - y_k[i]),
+
+and everything about labels follows from those two lines.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from gi_jax import checks
+from gi_jax.threat import AttackProblem
+from gi_jax.types import Key, Params
+
+NUM_DUMMIES = 100
+"""Random pictures at least that a method looks at (Geng et al. 2021 take 100 to 1,000)."""
+
+
+class Head(NamedTuple):
+    """The last linear layer and its gradient, float64 on the host: label recovery runs once, on small arrays.
+
+    Attributes:
+      kernel, kernel_gradient: [features, classes].
+      bias, bias_gradient: [classes], or None.
+      batch_size: pictures behind the gradient.
+    """
+
+    kernel: np.ndarray
+    kernel_gradient: np.ndarray
+    bias: np.ndarray | None
+    bias_gradient: np.ndarray | None
+    batch_size: int
+
+
+class Dummies(NamedTuple):
+    """What the network makes of random normal pictures: probabilities [m, classes], features [m, features]."""
+
+    probabilities: np.ndarray
+    features: np.ndarray
+
+
+def find_head(problem: AttackProblem) -> Head:
+    """The layer called `head` in the parameters.
+
+    Raises:
+      InputError: if there is none that fits, or its gradient is zero throughout.
+    """
+    params, observed = problem.params, problem.observed
+    head = params.get("head") if isinstance(params, Mapping) else None
+    kernel = head.get("kernel") if isinstance(head, Mapping) else None
+    if getattr(kernel, "ndim", 0) != 2 or kernel.shape[1] != problem.num_classes:
+        raise checks.InputError(
+            f"labels from the gradient: expected params['head']['kernel'] of shape [features, {problem.num_classes}], "
+            "the last linear layer; name it so, or take labels known or optimize"
+        )
+    if not np.any(observed["head"]["kernel"]):
+        raise checks.InputError("labels from the gradient: that of the last layer is zero throughout and says nothing")
+    double = lambda leaf: None if leaf is None else np.asarray(leaf, np.float64)  # noqa: E731
+    return Head(
+        kernel=double(kernel),
+        kernel_gradient=double(observed["head"]["kernel"]),
+        bias=double(head.get("bias")),
+        bias_gradient=double(observed["head"].get("bias")),
+        batch_size=problem.image_shape[0],
+    )
+
+
+@jax.jit
+def _probabilities_and_features(problem, images):
+    def first_logit(column):
+        head = {**problem.params["head"], "kernel": problem.params["head"]["kernel"].at[:, 0].set(column)}
+        return dataclasses.replace(problem, params={**problem.params, "head": head}).logits(images)[:, 0]
+
+    # The logit is linear in the column, with the features as its derivative; nothing else is differentiated.
+    features = jax.jacrev(first_logit)(problem.params["head"]["kernel"][:, 0])
+    return jax.nn.softmax(problem.logits(images)), features
+
+
+LazyDummies = Callable[[], Dummies]
+"""Computed when first asked for, by methods that look at them at all."""
+
+
+def simulate(
+    problem: AttackProblem, key: Key, *, params: Params | None = None, num_images: int = NUM_DUMMIES
+) -> LazyDummies:
+    """Probabilities and features of at least `num_images` random pictures, in batches of the size of a client's.
+
+    They do not depend on the observed gradient: methods, and problems of one model and batch size, may share them.
+
+    Args:
+      problem: for its network.
+      key: draws N(0, 1) images in the network's units.
+      params: other weights than the problem's.
+      num_images: one batch at least.
+
+    Returns:
+      A function without arguments that computes them in its first call.
+    """
+    # The observed gradient goes into no forward pass.
+    problem = dataclasses.replace(problem, params=problem.params if params is None else params, observed=None)
+    size = problem.image_shape[0] // problem.clients
+
+    @cache
+    def dummies():
+        found = []
+        for number in range(-(-num_images // size)):
+            images = jax.random.normal(jax.random.fold_in(key, number), (size, *problem.image_shape[1:]))
+            found.append(_probabilities_and_features(problem, images))
+        probabilities, features = (np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True))
+        return Dummies(probabilities, features)
+
+    return dummies
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Along the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)

@@ -1,0 +1,48 @@
+"""How many pictures are behind a gradient: that of a linear layer is a sum of one outer product for each."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from gi_jax.threat import AttackProblem
+
+TOLERANCE = 16 * np.finfo(np.float32).eps
+"""Singular values below this share of the largest are rounding."""
+
+
+class NumImages(NamedTuple):
+    """An estimate of the batch size.
+
+    Attributes:
+      at_least: the largest rank of a linear layer's gradient; never too large without noise.
+      limited: whether that rank is as large as the layer allows, so that there may be more.
+    """
+
+    at_least: int
+    limited: bool
+
+
+def estimate_num_images(problem: AttackProblem) -> NumImages:
+    """The largest rank among the gradients of linear layers (all kernels with two axes, applied once a picture).
+
+    The rank is at most the number of pictures, and equal to it, as a rule, while it is below the layer's own limit:
+    inputs, outputs, and for the head one less than the classes, because its columns sum to zero.
+
+    Args:
+      problem: the observed gradient.
+
+    Returns:
+      The estimate; (0, True) if no layer is linear.
+    """
+    found = NumImages(0, True)
+    for gradient in jax.tree.leaves(problem.observed):
+        if gradient.ndim != 2:
+            continue
+        limit = min(gradient.shape)
+        if gradient.shape[1] == problem.num_classes:
+            limit = min(limit, problem.num_classes - 1)
+        values = np.linalg.svd(np.asarray(gradient, np.float64), compute_uv=False)
+        rank = int(np.sum(values > TOLERANCE * values[0]))
+        found = max(found, NumImages(min(rank, limit), rank >= limit), key=lambda one: (one.at_least, not one.limited))
+    return found

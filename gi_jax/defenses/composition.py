@@ -1,0 +1,197 @@
+"""Defenses as values: chains of rows of the table, and how they are written."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import optax
+
+from gi_jax import checks
+from gi_jax.defenses import privacy
+from gi_jax.defenses.batch import Mixing
+from gi_jax.defenses.registry import DEFENSES, Kind
+from gi_jax.threat import Fact
+from gi_jax.types import Gradients, Key
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A chain of named defenses, in the order in which they are applied. No stage is no defense.
+
+    The first stage may encode the client's pictures (`mixing`); what follows is done to its gradient. Called with the
+    client's key it is the optax transformation of the gradient. Equal stages are equal defenses.
+
+    Attributes:
+      stages: ((name, ((parameter, value), ...)), ...), the parameters in the order of the table.
+    """
+
+    stages: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "stages", tuple(_checked(name, values) for name, values in self.stages))
+        for name, _ in self.stages[1:]:
+            if DEFENSES[name].mixing is not None:
+                raise checks.InputError(
+                    f"defense {name!r} after {self.stages[0][0]!r}: pictures are encoded once, before there is a "
+                    "gradient; expected it first"
+                )
+        of_gradient = self.stages if self.mixing is None else self.stages[1:]
+        for name, _ in of_gradient[1:]:
+            if DEFENSES[name].first:
+                raise checks.InputError(
+                    f"defense {name!r} after {of_gradient[0][0]!r}: it starts from the gradients of the examples and "
+                    f"would undo what comes before; expected it first"
+                )
+
+    def __call__(self, key: Key) -> optax.GradientTransformation:
+        stages = [
+            DEFENSES[name].make(jax.random.fold_in(key, number), **dict(values))
+            for number, (name, values) in enumerate(self.stages)
+        ]
+        return optax.chain(optax.identity(), *stages)
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How the client encodes its pictures before it computes a gradient; None if it does not."""
+        name, values = self.stages[0] if self.stages else (None, ())
+        if name is None or DEFENSES[name].mixing is None:
+            return None
+        return DEFENSES[name].mixing(**dict(values))
+
+    def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
+        """What an adversary that knows the defense can say of what was sent, in the order of the stages.
+
+        Args:
+          sent: the update after the last stage.
+          batch_size: of the private batch, which the adversary is assumed to know.
+        """
+        facts = (DEFENSES[name].known(sent, batch_size, **dict(values)) for name, values in self.stages)
+        return tuple(fact for of_stage in facts for fact in of_stage)
+
+    def words(self) -> tuple[str, ...]:
+        """What each stage promises, in sentences. Only differential privacy has an epsilon."""
+        return tuple(_promise(name, **dict(values)) for name, values in self.stages)
+
+    def __str__(self) -> str:
+        return " + ".join(_write(name, values) for name, values in self.stages) or "none"
+
+
+def _checked(name, values):
+    """The stage in its one spelling: the table's order, whole numbers as int."""
+    entry = DEFENSES[checks.one_of("defense", name, DEFENSES)]
+    for number, (parameter, _) in enumerate(values):
+        checks.one_of(f"parameter of defense {name!r}", parameter, entry.parameters)
+        if parameter in dict(values[:number]):
+            raise checks.InputError(f"defense {name!r} has {parameter} twice; expected it once")
+    given = {}
+    for parameter, (about, kind, required) in entry.parameters.items():
+        value = dict(values).get(parameter)
+        if value is None and required:
+            raise checks.InputError(f"defense {name!r} needs {parameter} ({about}): try {name}:{parameter}=...")
+        if value is not None:
+            given[parameter] = checks.whole(parameter, value) if kind is int else value
+    entry.make(jax.random.key(0), **given)  # refuses values out of range here, at the door
+    return name, tuple(given.items())
+
+
+_PROMISES = {
+    Kind.HEURISTIC: "{} is a heuristic: nothing is proved about what it lets through.",
+    Kind.CRYPTOGRAPHIC: "{} is cryptography: to whoever holds no key, what is sent says nothing by itself.",
+    Kind.DP: "{} is differentially private; for the epsilon of a whole training, give q, steps and delta.",
+}
+
+
+def _promise(name, **values):
+    kind = DEFENSES[name].kind
+    if kind != Kind.DP or "q" not in values:
+        return _PROMISES[kind].format(name)
+    training = dict(sampling_probability=values["q"], steps=values["steps"], delta=values["delta"])
+    tight, usual = (
+        privacy.epsilon(noise_multiplier=values["sigma"], **training, accountant=accountant)
+        for accountant in privacy.ACCOUNTANTS
+    )
+    return (
+        f"{name} is differentially private: epsilon {tight:.3g} (PLD; {usual:.3g} by RDP) at delta "
+        f"{values['delta']:g} for one example more or less, over {values['steps']} steps with Poisson sampling of "
+        f"probability {values['q']:g}."
+    )
+
+
+def _write(name, values):
+    return f"{name}:{','.join(f'{key}={_shortest(value)}' for key, value in values)}" if values else name
+
+
+def _shortest(value: float) -> str:
+    # Parsed again, it is the same number.
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
+
+
+def make(name: str, **parameters: float) -> Defense:
+    """The defense called `name`: `make("prune", p=0.9)`. `gi_jax.defenses.prune(p=0.9)` is the same.
+
+    Raises:
+      InputError: for an unknown name or parameter, or a value out of range.
+    """
+    return Defense(((name, tuple(parameters.items())),))
+
+
+def chain(*defenses: Defense) -> Defense:
+    """The first, then the second, and so on: `chain(prune(p=0.9), gaussian(sigma=1e-3))`."""
+    return Defense(tuple(stage for defense in defenses for stage in defense.stages))
+
+
+identity = Defense()
+"""No defense."""
+
+
+@dataclass(frozen=True)
+class FunctionDefense:
+    """Any optax transformation as a defense: your own, or one whose numbers are traced, such as those of a sweep.
+
+        noisy = lambda sigma: FunctionDefense(lambda key: add_gaussian_noise(sigma, key))
+        jax.vmap(lambda sigma: observe(victim, RUNNING, noisy(sigma), key).observed)(sigmas)
+
+    Attributes:
+      make: from the client's key to the transformation.
+      facts: from what was sent to what an adversary that knows the defense can say of it; nothing unless given.
+    """
+
+    make: Callable[[Key], optax.GradientTransformation]
+    facts: Callable[[Gradients], tuple[Fact, ...]] = lambda sent: ()
+
+    def __call__(self, key: Key) -> optax.GradientTransformation:
+        return self.make(key)
+
+    def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
+        """The facts."""
+        return self.facts(sent)
+
+
+def parse(text: str) -> Defense:
+    """A defense from `name:parameter=value,...`; several joined by `+`; `none` for none.
+
+    Raises:
+      InputError: for an unknown name or parameter, or a value that is not a number or out of range.
+    """
+    if text.strip() == "none":
+        return identity
+    stages = re.split(r"(?<![\d.][eE])\+", text)  # the plus of 1e+3 joins no stages
+    return chain(*(Defense((_parse_stage(stage.strip()),)) for stage in stages))
+
+
+def _parse_stage(text: str):
+    name, _, rest = text.partition(":")
+    parameters = []
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise checks.InputError(f"defense {text!r}: expected name:parameter=number, such as prune:p=0.9")
+        parameters.append((key.strip(), number))
+    return name, tuple(parameters)

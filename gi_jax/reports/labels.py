@@ -1,0 +1,73 @@
+"""Label recovery on a terminal, and the distribution of labels in a batch as a picture."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_methods(console: Console, result: dict) -> None:
+    """A row a method of `gi_jax.experiments.labels.run_labels`, means over the batches."""
+    batches = len(result["true_counts"])
+    table = Table(title=f"{batches} batches of {result['batch_size']}, mean overlap with the truth")
+    table.title_justify = "left"
+    for heading in ("method", "classes", "counts", "all right"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    table.add_column("why, or what is missing", overflow="fold")
+    for row in result["methods"]:
+        if "missing" in row:
+            table.add_row(row["method"], "-", "-", "-", f"needs {' and '.join(row['missing'])}")
+        else:
+            shares = (row["set_overlap"], row["count_overlap"], row["all_counts_right"])
+            table.add_row(row["method"], *(f"{100 * share:.0f} %" for share in shares), row["why"])
+    console.print(table)
+    sizes = sorted({(one["at_least"], one["limited"]) for one in result["num_images"]})
+    words = ", ".join(f"{size} or more" if limited else str(size) for size, limited in sizes)
+    console.print(f"batch size by the rank of the gradient: {words}", highlight=False)
+
+
+def _groups(found):
+    lows = list(found["rows"][0]["shared_by"])
+    ends = [str(int(high) - 1) for high in lows[1:]] + [None]
+    names = [
+        low if low == end else f"{low} or more" if end is None else f"{low} to {end}"
+        for low, end in zip(lows, ends, strict=True)
+    ]
+    return dict(zip(lows, names, strict=True))
+
+
+def print_distribution(console: Console, found: dict) -> None:
+    """A row a batch size."""
+    table = Table(title="share of pictures whose label is carried by so many pictures of the batch")
+    table.title_justify = "left"
+    groups = _groups(found)
+    for heading in ("batch size", "different labels", *groups.values()):
+        table.add_column(heading, justify="right")
+    for row in found["rows"]:
+        shares = (f"{100 * row['shared_by'][low]:.0f} %" for low in groups)
+        table.add_row(str(row["batch_size"]), f"{row['classes']:.1f}", *shares)
+    console.print(table)
+
+
+def draw_distribution(path: Path, found: dict) -> None:
+    """Writes a PNG: a stacked bar a batch size."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    rows = found["rows"]
+    below = [0.0] * len(rows)
+    groups = _groups(found)
+    for number, (low, name) in enumerate(groups.items()):
+        shares = [row["shared_by"][low] for row in rows]
+        shade = 0.85 - 0.8 * number / max(1, len(groups) - 1)
+        axis.bar(range(len(rows)), shares, bottom=below, label=name, color=(shade, shade, 1 - 0.4 * (1 - shade)))
+        below = [a + b for a, b in zip(below, shares, strict=True)]
+    axis.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
+    axis.set_xlabel(f"batch size ({found['data']}, {found['split']})")
+    axis.set_ylabel("share of pictures")
+    axis.set_ylim(0, 1)
+    figure.legend(title="pictures with\nthat label", loc="outside right center", fontsize=8, title_fontsize=8)
+    figure.savefig(path)

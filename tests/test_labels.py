@@ -1,0 +1,385 @@
+"""Label recovery: every method is exact where its theory says so, and nobody peeks."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import PLAIN, QUICK, SPACE, pictures, plain_params, toy_victim
+
+from gi_jax import cli, defenses, metrics
+from gi_jax.attacks import labels
+from gi_jax.attacks.labels.geng import geng
+from gi_jax.checks import InputError
+from gi_jax.experiments.attack import run_attack
+from gi_jax.experiments.labels import label_distribution
+from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.models import FunctionNetwork
+from gi_jax.threat import RUNNING, Batch, Mixed, Victim, observe
+
+KEY = jax.random.key(5)
+SIDE, HIDDEN = 4, 12
+
+
+def network_with(activation):
+    """One hidden layer and a linear head, with a bias if the parameters hold one."""
+
+    def function(params, batch_stats, images):
+        features = activation(images.reshape(images.shape[0], -1) @ params["body"])
+        logits = features @ params["head"]["kernel"]
+        return logits + params["head"]["bias"].reshape(1, -1) if "bias" in params["head"] else logits
+
+    return FunctionNetwork(function)
+
+
+FEATURES = {
+    "relu": network_with(lambda x: jax.nn.relu(x) + 0.01),  # no picture without features
+    "signed": network_with(jnp.tanh),
+    "of one sum": network_with(jax.nn.softmax),  # 0 or above, and each picture's sum to 1
+}
+
+_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known"), compiler_options=QUICK)
+
+
+def weights(seed, classes, bias, blind):
+    """Random ones; a blind network's probabilities are those of its bias, whatever the picture."""
+    draw = np.random.default_rng(seed).standard_normal
+    head = {"kernel": jnp.float32(draw((HIDDEN, classes)) * (0 if blind else HIDDEN**-0.5))}
+    if bias:
+        head["bias"] = jnp.float32(0.3 * draw(classes))
+    return {"body": jnp.float32(draw((SIDE * SIDE * 3, HIDDEN)) * (SIDE * SIDE * 3) ** -0.5), "head": head}
+
+
+def make(labels, classes, features="relu", *, bias=True, blind=False, seed=0, labels_known=False):
+    """A problem whose private batch has these labels: class numbers, or rows of probabilities."""
+    labels = np.asarray(labels)
+    labels = np.eye(classes)[labels] if labels.ndim == 1 else labels
+    victim = Victim(
+        network=FEATURES[features],
+        params=weights(seed, classes, bias, blind),
+        batch_stats={},
+        images=pictures(jax.random.key(seed), len(labels), SIDE, SIDE),
+        labels=jnp.float32(labels),
+        space=SPACE,
+    )
+    return _observe(victim, RUNNING, defenses.identity, jax.random.key(1), labels_known=labels_known)
+
+
+def counts_of(numbers, classes):
+    return np.bincount(numbers, minlength=classes)
+
+
+def dummies_of(problem, **options):
+    return labels.simulate(problem, KEY, **options)
+
+
+def found(method, problem):
+    return labels.METHODS[method].estimate(problem, dummies_of(problem))
+
+
+# One picture.
+
+
+@pytest.mark.parametrize("features", ["relu", "signed"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("classes", [3, 10])
+def test_the_label_of_one_picture_is_exact_by_the_opposing_row(features, bias, classes):
+    for label in range(classes):
+        problem = make([label], classes, features, bias=bias, seed=label)
+        np.testing.assert_array_equal(found("idlg", problem), counts_of([label], classes))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_of_two_opposite_rows_the_smaller_sum_is_the_label(label):
+    np.testing.assert_array_equal(found("idlg", make([label], 2, "relu")), counts_of([label], 2))
+
+
+SOFT = {
+    "hard": [0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+    "two mixed": [0, 0.65, 0, 0.35, 0, 0, 0, 0, 0, 0],
+    "four mixed": [0.4, 0, 0.3, 0, 0, 0.2, 0, 0.1, 0, 0],
+    "smoothed": [0.01, 0.01, 0.91] + 7 * [0.01],
+}
+
+
+@pytest.mark.parametrize("features", ["relu", "signed"])
+@pytest.mark.parametrize("name", SOFT)
+def test_a_soft_label_is_exact_with_a_bias(features, name):
+    problem = make([SOFT[name]], 10, features)
+    np.testing.assert_allclose(found("soft", problem), SOFT[name], atol=3e-6)
+
+
+@pytest.mark.parametrize("features", ["relu", "signed"])
+@pytest.mark.parametrize("name", SOFT)
+def test_a_soft_label_is_close_without_a_bias(features, name):
+    problem = make([SOFT[name]], 10, features, bias=False)
+    np.testing.assert_allclose(found("soft", problem), SOFT[name], atol=1e-3)
+
+
+# Several pictures.
+
+
+@pytest.mark.parametrize("features", ["relu", "signed"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_negative_bias_gradient_proves_a_class_present(features, seed):
+    numbers = np.random.default_rng(seed).integers(0, 10, 16)
+    counts = found("bias_sign", make(numbers, 10, features, seed=seed))
+    assert set(np.flatnonzero(counts)) <= set(numbers)
+    assert np.ptp(counts[counts > 0]) <= 1  # evenly
+
+
+DISTINCT = ([3], [1, 7, 4], [0, 2, 5, 8, 9])
+
+
+@pytest.mark.parametrize("method", ["row_minimum", "bias_sign", "bias_corrected", "llg"])
+@pytest.mark.parametrize("numbers", DISTINCT)
+def test_labels_that_do_not_repeat_are_exact_before_training(method, numbers):
+    problem = make(numbers, 20, "of one sum", bias=True, blind=True)
+    np.testing.assert_array_equal(found(method, problem), counts_of(numbers, 20))
+
+
+REPEATED = ([0, 0, 0], [1, 1, 4, 4, 4, 9], [5] * 20 + [2, 3], list(range(10)) * 3, [7] * 40)
+
+
+@pytest.mark.parametrize("method", ["bias_counts", "geng", "ilrg", "llg_plus"])
+@pytest.mark.parametrize("numbers", REPEATED)
+def test_counts_are_exact_where_probabilities_do_not_depend_on_the_picture(method, numbers):
+    problem = make(numbers, 10, "of one sum", blind=True)
+    np.testing.assert_array_equal(found(method, problem), counts_of(numbers, 10))
+
+
+@pytest.mark.parametrize("method", ["bias_counts", "ilrg"])
+@pytest.mark.parametrize("numbers", REPEATED)
+def test_counts_by_the_bias_do_not_ask_for_a_sign_of_the_features(method, numbers):
+    problem = make(numbers, 10, "signed", blind=True)
+    np.testing.assert_array_equal(found(method, problem), counts_of(numbers, 10))
+
+
+def test_counts_survive_local_steps_with_the_model_before_and_after():
+    # Four full-batch steps, seen as one update: the mean gradient of the steps.
+    numbers, rate, steps = [1, 1, 4, 4, 4, 9], 2.0, 4
+    problem = make(numbers, 10, "of one sum")
+    batch = Batch(SPACE.normalize(pictures(jax.random.key(0), 6, SIDE, SIDE)), jnp.eye(10)[jnp.array(numbers)])
+    params = problem.params
+    for _ in range(steps):
+        gradients = dataclasses.replace(problem, params=params).imagine(batch).gradients
+        params = jax.tree.map(lambda weight, slope: weight - rate * slope, params, gradients)
+    observed = jax.tree.map(lambda old, new: (old - new) / (rate * steps), problem.params, params)
+    problem = dataclasses.replace(problem, observed=observed)
+    np.testing.assert_array_equal(
+        geng(problem, dummies_of(problem), dummies_after=dummies_of(problem, params=params)), counts_of(numbers, 10)
+    )
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [1, 5, 24])
+def test_counts_are_whole_and_sum_to_the_batch_size(features, bias, size):
+    problem = make(np.random.default_rng(size).integers(0, 6, size), 6, features, bias=bias)
+    tried = [name for name in labels.METHODS if not labels.unmet(name, problem, dummies_of(problem))]
+    assert "geng" in tried and ("ilrg" in tried) == bias
+    for name in tried:
+        counts = found(name, problem)
+        assert counts.sum() == pytest.approx(size, abs=1e-9) and counts.min() >= 0, name
+        assert name == "soft" or np.all(counts == np.round(counts)), name
+        rows = labels.assign(counts, size)
+        assert rows.shape == (size, 6)
+        np.testing.assert_allclose(rows.sum(0), counts)
+        np.testing.assert_allclose(rows.sum(1), 1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_allocation_is_the_nearest_of_all(seed):
+    values = 2 * np.random.default_rng(seed).standard_normal(4) + 1
+    counts = labels.allocate(values, 5)
+    every = [np.array(c) for c in itertools.product(range(6), repeat=4) if sum(c) == 5]
+    assert counts.sum() == 5
+    assert np.sum((counts - values) ** 2) == pytest.approx(min(np.sum((c - values) ** 2) for c in every))
+
+
+def test_allocation_gives_the_present_their_picture_first():
+    values, present = np.array([5.0, 0.1, 0.2, 0.0]), np.array([False, True, True, False])
+    np.testing.assert_array_equal(labels.allocate(values, 4, present), [2, 1, 1, 0])
+    np.testing.assert_array_equal(labels.allocate(values, 1, present), [0, 0, 1, 0])
+
+
+# What methods need, and who chooses.
+
+
+@pytest.mark.parametrize(
+    "size, bias, mixed, method",
+    [
+        (1, True, False, "soft"),
+        (1, True, True, "soft"),
+        (1, False, True, "soft"),
+        (1, False, False, "idlg"),
+        (8, True, False, "bias_counts"),
+        (8, False, False, "geng"),
+    ],
+)
+def test_auto_picks_by_what_the_network_offers_and_says_why(size, bias, mixed, method):
+    problem = make([2] * size, 5, bias=bias)
+    if mixed:
+        problem = dataclasses.replace(problem, known=(Mixed(k=2),))
+    recovered = labels.recover(problem, "auto", dummies_of(problem))
+    assert recovered.method == method
+    assert recovered.why.startswith("one" if size == 1 else "several") and "bias" in recovered.why
+    np.testing.assert_allclose(recovered.labels.sum(0), recovered.counts, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method, options, needs",
+    [
+        ("idlg", {}, "one picture"),
+        ("soft", {}, "one picture"),
+        ("ilrg", {"bias": False}, "a bias in the head"),
+        ("llg", {"features": "signed"}, "features that are not negative"),
+        ("row_minimum", {"features": "signed"}, "no more pictures than classes and features that are not negative"),
+    ],
+)
+def test_unmet_needs_are_named_in_one_line(method, options, needs):
+    with pytest.raises(InputError, match=f"label method '{method}' needs {needs}; try auto"):
+        problem = make([0, 1, 1, 0, 2, 3], 5, **options)
+        labels.recover(problem, method, dummies_of(problem))
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(InputError, match="did you mean 'ilrg'"):
+        problem = make([0], 3)
+        labels.recover(problem, "ilgr", dummies_of(problem))
+
+
+def test_a_network_without_a_head_is_refused():
+    victim = dataclasses.replace(toy_victim(PLAIN), params=plain_params(0, 8, 4))
+    problem = observe(victim, RUNNING, defenses.identity, jax.random.key(0))
+    with pytest.raises(InputError, match="expected params..head....kernel.. of shape .features, 4."):
+        labels.recover(problem, "auto", dummies_of(problem))
+
+
+def test_a_gradient_of_zero_is_refused():
+    problem = make([0, 1], 3)
+    zero = dataclasses.replace(problem, observed=jax.tree.map(jnp.zeros_like, problem.observed))
+    with pytest.raises(InputError, match="zero throughout"):
+        labels.recover(zero, "auto", dummies_of(zero))
+
+
+def test_no_method_looks_at_the_labels_of_a_problem():
+    hidden, told = (make([0, 3, 3], 4, labels_known=known) for known in (False, True))
+    assert hidden.labels is None
+    lying = dataclasses.replace(told, labels=jnp.roll(told.labels, 1, axis=1))
+    for name in labels.METHODS:
+        if not labels.unmet(name, hidden, dummies_of(hidden)):
+            np.testing.assert_array_equal(found(name, hidden), found(name, lying))
+
+
+def test_features_and_probabilities_are_the_networks_own():
+    problem = make([0, 1], 4, "signed")
+    dummies = dummies_of(problem, num_images=3)()
+    assert dummies.features.shape == (4, HIDDEN) and dummies.probabilities.shape == (4, 4)  # two batches of two
+    head = problem.params["head"]
+    logits = dummies.features @ np.asarray(head["kernel"], np.float64) + np.asarray(head["bias"])
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(dummies.probabilities, expected, rtol=1e-5)
+
+
+# How many pictures.
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_the_rank_of_the_gradient_is_the_number_of_pictures(size):
+    problem = make(np.arange(size) % 6, 6, "signed")
+    assert labels.estimate_num_images(problem) == (size, False)
+
+
+def test_a_rank_at_its_limit_is_a_lower_bound():
+    problem = make(np.arange(40) % 6, 6, "signed")
+    assert labels.estimate_num_images(problem) == (HIDDEN, True)
+    only_head = dataclasses.replace(problem, observed={"head": problem.observed["head"]})
+    assert labels.estimate_num_images(only_head) == (5, True)
+
+
+# Scores.
+
+
+@pytest.mark.parametrize(
+    "counts, truth, of_sets, of_counts",
+    [
+        ([2, 1, 0], [2, 1, 0], 1, 1),
+        ([1, 1, 1], [3, 0, 0], 1 / 3, 1 / 3),
+        ([0, 3, 0], [3, 0, 0], 0, 0),
+        ([0.7, 0.3, 1e-6], [0.6, 0.4, 0], 1, 0.9),
+    ],
+)
+def test_overlaps_known_answers(counts, truth, of_sets, of_counts):
+    assert metrics.set_overlap(np.array(counts), np.array(truth)) == pytest.approx(of_sets)
+    assert metrics.count_overlap(np.array(counts), np.array(truth)) == pytest.approx(of_counts)
+
+
+def test_the_distribution_of_labels_is_that_of_all_batches():
+    classes = [0, 0, 0, 0, 1, 1, 2]
+    (row,) = label_distribution(counts_of(classes, 4), batch_sizes=(4, 100))
+    assert row["batch_size"] == 4
+    batches = list(itertools.combinations(classes, 4))
+    shared = [batch.count(label) for batch in batches for label in batch]
+    assert row["classes"] == pytest.approx(np.mean([len(set(batch)) for batch in batches]))
+    for low, high in ((1, 1), (2, 3), (4, 7)):
+        share = np.mean([low <= count <= high for count in shared])
+        assert row["shared_by"][str(low)] == pytest.approx(share)
+    assert sum(row["shared_by"].values()) == pytest.approx(1)
+
+
+# The command line.
+
+
+@pytest.fixture
+def no_disk_cache(monkeypatch):
+    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+
+
+def test_labels_command_shows_every_method(tmp_path, capsys, no_disk_cache):
+    arguments = ["labels", "--model", "mlp", "--batch-size", "12", "--first", "3", "--num-batches", "2"]
+    assert cli.main([*arguments, "--method", "all", "--method", "auto", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in labels.METHODS)
+    result = json.loads((tmp_path / "labels.json").read_text())
+    rows = {row["method"]: row for row in result["methods"]}
+    assert rows["idlg"]["missing"] == ["one picture"]
+    assert rows["auto: bias_counts"]["count_overlap"] > 0.8
+    assert rows["auto: bias_counts"]["counts"] == rows["bias_counts"]["counts"]
+    assert result["num_images"] == 2 * [{"at_least": 12, "limited": False}]
+    assert [sum(counts) for counts in result["true_counts"]] == [12, 12]
+
+
+def test_labels_command_draws_the_distribution(tmp_path, capsys):
+    assert cli.main(["labels", "--distribution", "--out", str(tmp_path)]) == 0
+    assert "16 or more" in capsys.readouterr().out
+    result = json.loads((tmp_path / "label_distribution.json").read_text())
+    assert [row["batch_size"] for row in result["rows"]] == [1, 2, 4, 8, 16, 32, 64]
+    alone = [row["shared_by"]["1"] for row in result["rows"]]
+    assert alone[0] == 1 and all(a > b for a, b in itertools.pairwise(alone))
+    assert (tmp_path / "label_distribution.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("how, overlap", [("auto", 1.0), ("ilrg", 0.4), ("optimize", 0.0)])
+def test_an_attack_recovers_labels_first_or_optimizes_them(how, overlap, tmp_path):
+    spec = AttackSpec(model="mlp", batch_size=2, num_batches=1, steps=10, labels=how)
+    run = run_attack(spec, tmp_path, Execution()).result["runs"][0]
+    assert run["labels"]["from"] == how
+    assert run["labels"]["count_overlap"] >= overlap
+    words = " ".join(run["threat_model"])
+    assert "labels are unknown" in words and "ORACLE" not in words
+
+
+def test_bad_label_options_are_one_line(tmp_path, capsys):
+    for arguments, message in (
+        (["labels", "--method", "ilgr"], "did you mean 'ilrg'"),
+        (["labels", "--method", "soft", "--batch-size", "2"], "needs one picture"),
+        (["attack", "--labels", "ilgr"], "did you mean 'ilrg'"),
+        (["labels", "--compare", "none"], "not --compare"),
+    ):
+        assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err and captured.err.count("\n") == 1
