@@ -19,10 +19,12 @@ from gi_jax.defenses import (
     Defense,
     FunctionDefense,
     Kind,
+    Mixing,
     add_gaussian_noise,
     add_laplacian_noise,
     add_relative_noise,
     chain,
+    encode_victim,
     identity,
     keep_counts,
     keep_largest,
@@ -42,6 +44,7 @@ from gi_jax.objectives import GradientMatching, Objective, TotalVariation
 from gi_jax.threat import (
     RUNNING,
     Clipped,
+    Mixed,
     Noisy,
     Quantized,
     Signs,
@@ -610,6 +613,9 @@ EXAMPLES = {
     "qsgd": "qsgd:levels=4",
     "quantize": "quantize:bits=4",
     "soteria": "soteria:p=0.5",
+    "mixup": "mixup:k=2",
+    "intra_instahide": "intra_instahide:k=2",
+    "inter_instahide": "inter_instahide:k=3,public_sum=0.2",
 }
 VICTIM = toy_victim(HEADED)
 
@@ -619,11 +625,27 @@ def test_every_entry_of_the_table_can_be_used(name):
     entry, text = DEFENSES[name], EXAMPLES[name]
     assert entry.about and entry.paper and all(parameter.about for parameter in entry.parameters.values())
     assert str(parse(text)) == text
-    plain, defended = toy_problem(VICTIM, RUNNING), toy_problem(VICTIM, RUNNING, parse(text))
+    victim = VICTIM
+    if entry.mixing is not None:
+        public = VICTIM.images[:, ::-1] if name == "inter_instahide" else None
+        victim, _ = encode_victim(parse(text).mixing, jax.random.key(0), VICTIM, public)
+    plain, defended = toy_problem(VICTIM, RUNNING), toy_problem(victim, RUNNING, parse(text))
     assert leaf_names(defended.observed) == leaf_names(plain.observed)
     assert relative_error(defended.observed, plain.observed) > 1e-3
     assert defended.known and plain.known == ()
     check_problem(defended)
+
+
+def test_pictures_are_encoded_first_and_once():
+    encoded = parse("intra_instahide:k=4 + dpsgd:clip=1,sigma=1")  # which has to be the first on the gradient only
+    assert encoded.mixing == Mixing(k=4, flipped=True) and parse("prune:p=0.5").mixing is None
+    assert encoded.known(SENT, 2)[0] == Mixed(k=4, flipped=True)
+    assert chain(make("mixup", k=4), A).mixing == Mixing(k=4) and identity.mixing is None
+    for text in ("prune:p=0.5 + mixup:k=4", "mixup:k=4 + mixup:k=4"):
+        with pytest.raises(InputError, match="pictures are encoded once"):
+            parse(text)
+    with pytest.raises(InputError, match="after 'prune'"):
+        parse("mixup:k=4 + prune:p=0.5 + dpsgd:clip=1,sigma=1")
 
 
 # Sweeps.

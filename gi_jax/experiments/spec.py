@@ -53,6 +53,7 @@ class AttackSpec:
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
       defenses: one run each, in this order; each `name:parameter=value`, stages joined by ` + `.
+      encodings: epochs in which a defense that encodes pictures encodes all of them, each time anew.
       seed: of starts and of the client's noise.
     """
 
@@ -78,6 +79,7 @@ class AttackSpec:
     steps: int = 400
     restarts: int = 1
     defenses: tuple[str, ...] = ("none",)
+    encodings: int = 1
     seed: int = 0
 
     def __post_init__(self):
@@ -101,6 +103,7 @@ class AttackSpec:
         if self.attack is not None:
             checks.one_of("attack", self.attack, ATTACKS)
         checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
+        checks.positive(encodings=self.encodings)
         if self.learning_rate is not None:
             checks.positive(learning_rate=self.learning_rate)
         if self.num_batches is not None:
@@ -117,6 +120,17 @@ class AttackSpec:
                     f"{field}={value:g}: the attack {self.attack_name!r} has no {words}; leave it out, or take one of "
                     f"{having}"
                 )
+        mixes = any(defenses.parse(text).mixing is not None for text in written)
+        if mixes and self.batches_per_update > 1:
+            raise checks.InputError(
+                f"view={self.view!r} with {' and '.join(written)}: clients do not mix each other's pictures; expected "
+                "view server"
+            )
+        if self.encodings > 1 and not mixes:
+            raise checks.InputError(
+                f"encodings={self.encodings}: none of the defenses encodes pictures; expected one that does, such as "
+                "mixup:k=4, or encodings 1"
+            )
         # The undefended run comes first; the rest keep their order.
         object.__setattr__(self, "defenses", tuple(sorted(written, key=lambda text: text != "none")))
 
