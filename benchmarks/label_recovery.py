@@ -106,22 +106,23 @@ def measure(report: Report, quick: bool, data_dir: str | None = None) -> None:
     """A row for each network, kind of batch, size and method."""
     networks = ("convnet",) if quick else ("resnet18", "convnet")
     sizes = (1, 8) if quick else BATCH_SIZES
-    num_batches = 3 if quick else 10
+    num_batches = 3 if quick else 5
     for model in networks:
         for pool in (real_pool(data_dir), synthetic_pool()):
-            for kind in ("distinct", "random"):
-                for size in sizes:
-                    if kind == "distinct" and size > pool.num_classes or kind != "distinct" and size == 1:
+            for size in sizes:
+                dummies = None  # the same for all batches of a size
+                for kind in ("distinct", "random"):
+                    if kind == "distinct" and size > pool.num_classes or kind == "random" and size == 1:
                         continue
                     drawn = list(problems(pool, model, kind, size, num_batches))
-                    _measure_methods(report, (model, pool, kind, size), drawn)
+                    dummies = dummies or labels.simulate(drawn[0][0], jax.random.key(1))
+                    _measure_methods(report, (model, pool, kind, size), drawn, dummies)
     report.note("Methods whose needs the network does not meet, or the batch size, are left out of the table.")
 
 
-def _measure_methods(report, case, drawn):
+def _measure_methods(report, case, drawn, dummies):
     model, pool, kind, size = case
     ranks = [labels.estimate_num_images(problem).at_least for problem, _ in drawn]
-    dummies = labels.simulate(drawn[0][0], jax.random.key(1))
     for method in labels.METHODS:
         if labels.unmet(method, drawn[0][0], dummies):
             continue
