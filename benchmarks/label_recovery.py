@@ -102,13 +102,14 @@ def problems(
         yield problem, np.bincount(pool.labels[chosen], minlength=pool.num_classes).astype(float)
 
 
-def measure(report: Report, quick: bool, data_dir: str | None = None) -> None:
+def measure(report: Report, quick: bool, data_dir: str | None = None, network: str | None = None) -> None:
     """A row for each network, kind of batch, size and method."""
-    networks = ("convnet",) if quick else ("resnet18", "convnet")
+    networks = ("convnet",) if quick else ("convnet", "resnet18")
     sizes = (1, 8) if quick else BATCH_SIZES
     num_batches = 3 if quick else 5
-    for model in networks:
+    for model in networks if network is None else (network,):
         for pool in (real_pool(data_dir), synthetic_pool()):
+            print(f"{model}, {pool.name}", flush=True)
             for size in sizes:
                 dummies = None  # the same for all batches of a size
                 for kind in ("distinct", "random"):
@@ -145,6 +146,7 @@ def _measure_methods(report, case, drawn, dummies):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options beyond those of every benchmark."""
+    parser.add_argument("--network", metavar="M", help="only this one, see gi-jax list models")
     parser.add_argument("--data-dir", metavar="P", help="a copy of CIFAR-10, instead of the embedded photographs")
 
 
