@@ -102,26 +102,28 @@ def problems(
         yield problem, np.bincount(pool.labels[chosen], minlength=pool.num_classes).astype(float)
 
 
-def measure(report: Report, quick: bool, data_dir: str | None = None) -> None:
+def measure(report: Report, quick: bool, data_dir: str | None = None, network: str | None = None) -> None:
     """A row for each network, kind of batch, size and method."""
-    networks = ("convnet",) if quick else ("resnet18", "convnet")
+    networks = ("convnet",) if quick else ("convnet", "resnet18")
     sizes = (1, 8) if quick else BATCH_SIZES
-    num_batches = 3 if quick else 10
-    for model in networks:
+    num_batches = 3 if quick else 5
+    for model in networks if network is None else (network,):
         for pool in (real_pool(data_dir), synthetic_pool()):
-            for kind in ("distinct", "random"):
-                for size in sizes:
-                    if kind == "distinct" and size > pool.num_classes or kind != "distinct" and size == 1:
+            print(f"{model}, {pool.name}", flush=True)
+            for size in sizes:
+                dummies = None  # the same for all batches of a size
+                for kind in ("distinct", "random"):
+                    if kind == "distinct" and size > pool.num_classes or kind == "random" and size == 1:
                         continue
                     drawn = list(problems(pool, model, kind, size, num_batches))
-                    _measure_methods(report, (model, pool, kind, size), drawn)
+                    dummies = dummies or labels.simulate(drawn[0][0], jax.random.key(1))
+                    _measure_methods(report, (model, pool, kind, size), drawn, dummies)
     report.note("Methods whose needs the network does not meet, or the batch size, are left out of the table.")
 
 
-def _measure_methods(report, case, drawn):
+def _measure_methods(report, case, drawn, dummies):
     model, pool, kind, size = case
     ranks = [labels.estimate_num_images(problem).at_least for problem, _ in drawn]
-    dummies = labels.simulate(drawn[0][0], jax.random.key(1))
     for method in labels.METHODS:
         if labels.unmet(method, drawn[0][0], dummies):
             continue
@@ -144,6 +146,7 @@ def _measure_methods(report, case, drawn):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options beyond those of every benchmark."""
+    parser.add_argument("--network", metavar="M", help="only this one, see gi-jax list models")
     parser.add_argument("--data-dir", metavar="P", help="a copy of CIFAR-10, instead of the embedded photographs")
 
 
