@@ -7,6 +7,8 @@ the defense in the step is 1 - 1 / ratio (below 0 where the noise of the machine
 
 Soteria takes one backward pass for each input of the last layer, 8,192 for `convnet_group` at 32x32 and 512 for
 `resnet18_group`: its row is timed in steps of its own, fewer a round.
+
+Defenses that encode pictures do it in every step, the batch being its own pool (and its own public pictures).
 """
 
 from functools import partial
@@ -36,6 +38,9 @@ ROWS = (
     "qsgd:levels=16",
     "quantize:bits=8",
     "soteria:p=0.5",
+    "mixup:k=4",
+    "intra_instahide:k=4",
+    "inter_instahide:k=4",
 )
 """As on the command line."""
 
@@ -79,15 +84,19 @@ class Trainer:
     """Trains by one compiled step, and keeps weights and the defense's state between rounds."""
 
     def __init__(self, client: threat.ClientStep, defense: defenses.Defense, steps: int):
-        transformation = defense(jax.random.key(1))
+        transformation, mixing = defense(jax.random.key(1)), defense.mixing
 
         @partial(jax.jit, donate_argnums=(0, 1))
-        def step(params, state, batch):
+        def step(params, state, key, batch):
+            key, key_encode = jax.random.split(key)
+            if mixing is not None:
+                public = batch.images if mixing.num_public else None
+                batch = threat.Batch(*mixing(key_encode, *batch, public)[:2])
             now = client._replace(params=params, batch=batch)
             sent, state = transformation.update(now.update().gradients, state, params, client=now)
-            return jax.tree.map(lambda weights, change: weights - LEARNING_RATE * change, params, sent), state
+            return jax.tree.map(lambda weights, change: weights - LEARNING_RATE * change, params, sent), state, key
 
-        self.weights = jax.tree.map(jnp.copy, (client.params, transformation.init(client.params)))
+        self.weights = jax.tree.map(jnp.copy, (client.params, transformation.init(client.params), jax.random.key(2)))
         self.built = harness.build(step, *self.weights, client.batch)
         self.batch, self.steps = client.batch, steps
 

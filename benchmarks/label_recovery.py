@@ -1,9 +1,9 @@
 """How many labels each method recovers from the gradient: batch sizes, repeated labels, two untrained networks.
 
-The client takes one FedSGD step in training mode. `distinct` batches hold no label twice, `random` ones are drawn
-without replacement, `skewed` ones with class probabilities from a Dirichlet distribution of concentration 0.5. Ten
-classes are pictures (the embedded photographs, or CIFAR-10 with --data-dir); a hundred classes are synthetic smooth
-pictures with labels of no meaning, so that batches of 32 and 64 without repetition exist.
+The client takes one FedSGD step in training mode. `distinct` batches hold no label twice, `random` ones are drawn from
+all pictures, so that labels repeat. Ten classes are pictures (the embedded photographs, or CIFAR-10 with --data-dir); a
+hundred classes are synthetic smooth pictures with labels of no meaning, so that batches of 32 and 64 without repetition
+exist.
 
 `classes` is the overlap of sets: classes in both batches over classes in either. `counts` is the overlap of counts: the
 share of pictures whose label was recovered. Means over n batches; `all right` is the share of batches without an error.
@@ -62,10 +62,7 @@ def draw(pool: Pool, kind: str, size: int, rng: np.random.Generator) -> np.ndarr
         order = rng.permutation(len(pool.labels))
         _, first = np.unique(pool.labels[order], return_index=True)
         return rng.permutation(order[first])[:size]
-    if kind == "random":
-        return rng.choice(len(pool.labels), size, replace=False)
-    shares = rng.dirichlet(np.full(pool.num_classes, 0.5))[pool.labels]
-    return rng.choice(len(pool.labels), size, p=shares / shares.sum())
+    return rng.choice(len(pool.labels), size, replace=False)
 
 
 @partial(jax.jit, static_argnames="threat")
@@ -112,7 +109,7 @@ def measure(report: Report, quick: bool, data_dir: str | None = None) -> None:
     num_batches = 3 if quick else 10
     for model in networks:
         for pool in (real_pool(data_dir), synthetic_pool()):
-            for kind in ("distinct", "random", "skewed"):
+            for kind in ("distinct", "random"):
                 for size in sizes:
                     if kind == "distinct" and size > pool.num_classes or kind != "distinct" and size == 1:
                         continue

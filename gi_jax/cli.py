@@ -25,9 +25,22 @@ examples:
       CIFAR-10 from a local copy
 
 OUT gets result.json, reconstructions.png, reconstructions.npz and history.jsonl.
+Under a defense that encodes pictures it gets encodings.npz and mapping.npz too, for gi-jax decode.
 After Ctrl-C it holds what was done so far; the same command with --resume goes on.
 """
 
+DECODE_EXAMPLES = """\
+examples:
+  gi-jax decode
+      50 embedded photographs, each in 20 encodings: what MixUp and InstaHide hide from who knows the mapping
+  gi-jax decode --data cifar10 --data-dir cifar-10-batches-py --defense intra_instahide:k=6
+      the pictures and the number of epochs of the paper
+  gi-jax attack --first 5 --num-batches 50 --encodings 20 --defense mixup:k=4 --out mixed
+  gi-jax decode mixed
+      the same from encodings that an attack recovered from gradients
+
+OUT gets result.json, decoded.png and decoded.npz.
+"""
 
 LABELS_EXAMPLES = """\
 examples:
@@ -74,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gi-jax {importlib.metadata.version('gi_jax')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _attack_parser(commands)
+    _decode_parser(commands)
     _labels_parser(commands)
     listing = commands.add_parser(
         "list",
@@ -151,7 +165,13 @@ def _victim_arguments(parser) -> None:
         metavar="DEFENSE",
         help="a run for each: none, a defense, or several joined by +; repeat it",
     )
-
+    add(
+        "--encodings",
+        type=int,
+        default=1,
+        metavar="T",
+        help="epochs in which a defense that encodes pictures encodes all of them, for gi-jax decode (default: 1)",
+    )
     add("--clients", type=int, default=1, metavar="K", help="clients of a round, see --view (default: 1)")
 
 
@@ -189,7 +209,7 @@ def _adversary_arguments(parser) -> None:
         "--tv",
         type=float,
         metavar="A",
-        help="weight of total variation (default: 0.001; client-bn batch: 0.05)",
+        help="weight of total variation (default with a cosine: 0.001; client-bn batch: 0.05; else as published)",
     )
     add(
         "--bn-prior",
@@ -197,7 +217,12 @@ def _adversary_arguments(parser) -> None:
         metavar="A",
         help="weight of the BatchNorm statistics prior (default: 0.001 where --bn calls for it, else 0)",
     )
-    add("--lr", type=float, metavar="L", help="learning rate (default: 1; client-bn batch: the published 0.1)")
+    add(
+        "--lr",
+        type=float,
+        metavar="L",
+        help="learning rate (default: 1; client-bn batch, or no cosine: the published one)",
+    )
     add("--steps", type=int, default=400, metavar="S", help="steps of the attack (default: 400)")
     add(
         "--restarts",
@@ -258,6 +283,92 @@ def _defense_help() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _decode_parser(commands) -> None:
+    parser = commands.add_parser(
+        "decode",
+        help="decode MixUp and InstaHide encodings, with the mapping granted",
+        description="Rebuilds private pictures from their encodings in several epochs, true ones or those that an "
+        "attack recovered, by the paper's decoder and by a better one. Both are granted the secret mapping: what they "
+        "find is an upper bound. The floor, what a decoder leaves undone on true encodings, stands beside it.",
+        epilog=DECODE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="FOLDER",
+        help="of a finished gi-jax attack under such a defense; left out: true encodings of --data",
+    )
+    add = parser.add_argument_group("true encodings").add_argument
+    add("--data", metavar="D", help="photos (embedded), cifar10 or folder:PATH (default: photos)")
+    add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
+    add("--split", metavar="train|test", help="default: train")
+    add("--image-size", type=int, metavar="S", help="resize to S x S (default: the data set's own; folders 32)")
+    add("--first", type=int, metavar="N", help="the pool is the first N of each class (default: 5)")
+    add("--encodings", type=int, metavar="T", help="epochs, each with an encoding a picture (default: 20)")
+    add("--defense", metavar="NAME:P=V", help="mixup:k=K, intra_instahide:k=K or inter_instahide:k=K")
+    add(
+        "--compare", action="append", metavar="DEFENSE", help="a run for each (default: mixup:k=4, intra_instahide:k=4)"
+    )
+    add = parser.add_argument_group("running").add_argument
+    add("--seed", type=int, default=0, metavar="K", help="of encodings and of the decoder's starts (default: 0)")
+    add("--out", type=Path, default=Path("gi-jax-decode"), metavar="DIR", help="default: gi-jax-decode")
+    add("--overwrite", action="store_true", help="replace results of other settings in DIR")
+    parser.set_defaults(command=_decode)
+
+
+def _decode(options) -> int:
+    if options.defense and options.compare:
+        raise InputError("--defense and --compare: take --compare for each defense")
+    settings = {name: getattr(options, name) for name in ("data", "split", "image_size", "first", "encodings")}
+    settings["defenses"] = tuple(options.compare or ([options.defense] if options.defense else ())) or None
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if options.folder and (settings or options.data_dir):
+        raise InputError(
+            f"{options.folder} and settings of true encodings: the folder says what was encoded and how; "
+            "give one or the other"
+        )
+    _use_compilation_cache()
+    from gi_jax.experiments import decode
+
+    if options.folder:
+        pool, runs = decode.read_attack(options.folder)
+        fingerprint = decode.fingerprint_of_attack(options.folder, options.seed)
+    else:
+        spec = decode.DecodeSpec(**settings, seed=options.seed)
+        pool, runs = decode.encode_pool(spec, options.data_dir)
+        fingerprint = spec.fingerprint
+    _finished(options.out, fingerprint, resume=False, overwrite=options.overwrite)
+    options.out.mkdir(parents=True, exist_ok=True)
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    with Console(stderr=True).status("decoding") as status:
+        outcome = decode.decode(pool, runs, seed=options.seed, on_report=status.update)
+    result = {"fingerprint": fingerprint, **outcome.result}
+    _write_decoded(options.out, outcome, result)
+    console.print(f"- {result['oracle']}", highlight=False)
+    from gi_jax.reports.terminal import print_decoded
+
+    print_decoded(console, result["runs"])
+    console.print(f"picture: {options.out / 'decoded.png'}   figures: {options.out / 'result.json'}", highlight=False)
+    return 0
+
+
+def _write_decoded(out: Path, outcome, result: dict) -> None:
+    import numpy as np
+
+    from gi_jax.experiments.checkpoint import write_atomically
+    from gi_jax.reports import picture
+
+    pool, runs = outcome.pool, result["runs"]
+    numbered = {f"run{number}": images for number, images in enumerate(outcome.decoded)}
+    np.savez_compressed(out / "decoded.npz", originals=pool.images, **numbered)
+    picture.draw_decoded(out / "decoded.png", pool.images, pool.names, runs, outcome.decoded, outcome.encodings)
+    write_atomically(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
 def _attack(options) -> int:
     from gi_jax.experiments.spec import DEMONSTRATION, AttackSpec, Execution
 
@@ -266,17 +377,17 @@ def _attack(options) -> int:
             "--defense and --compare: take --compare with the stages joined by +, such as 'prune:p=0.9 + ...'"
         )
     same = {field.name for field in dataclasses.fields(AttackSpec)} & vars(options).keys()
-    spec = AttackSpec(**{name: getattr(options, name) for name in same}, learning_rate=options.lr)
+    settings = {name: getattr(options, name) for name in same} | {"learning_rate": options.lr}
     if options.compare:
         compared = tuple(options.compare)
     elif options.defense:
         compared = (" + ".join(options.defense),)
     else:
-        compared = DEMONSTRATION if spec == AttackSpec() else ("none",)
-    spec = dataclasses.replace(spec, defenses=compared)
+        compared = DEMONSTRATION if AttackSpec(**settings) == AttackSpec() else ("none",)
+    spec = AttackSpec(**settings, defenses=compared)
     execution = Execution(data_dir=options.data_dir, lanes=options.lanes, reference_scoring=options.reference_scoring)
 
-    finished = _finished(options.out, spec, resume=options.resume, overwrite=options.overwrite)
+    finished = _finished(options.out, spec.fingerprint, resume=options.resume, overwrite=options.overwrite)
     if finished is not None:
         return _show(options.out, finished)
 
@@ -329,8 +440,8 @@ def _labels(options) -> int:
     return 0
 
 
-def _finished(out: Path, spec, *, resume: bool, overwrite: bool) -> dict | None:
-    """The result that lies in `out`, if it is complete, of this specification, and `--resume` asks for it."""
+def _finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict | None:
+    """The result that lies in `out`, if it is complete, has this fingerprint, and `--resume` asks for it."""
     from gi_jax.experiments import checkpoint
 
     unfinished = out / checkpoint.NAME
@@ -344,15 +455,16 @@ def _finished(out: Path, spec, *, resume: bool, overwrite: bool) -> dict | None:
         fingerprint = result["fingerprint"]
     except (ValueError, KeyError) as error:
         raise InputError(f"{path} is not a result of gi-jax ({error}): choose another --out") from error
-    if fingerprint != spec.fingerprint and not overwrite:
+    if fingerprint != wanted and not overwrite:
         raise InputError(f"{path} holds results of other settings: choose another --out, or add --overwrite")
-    return result if resume and fingerprint == spec.fingerprint and result["complete"] else None
+    return result if resume and fingerprint == wanted and result["complete"] else None
 
 
 def _write(out: Path, spec, outcome) -> None:
     import numpy as np
 
     from gi_jax.experiments.checkpoint import write_atomically
+    from gi_jax.experiments.decode import save_attack
     from gi_jax.reports import picture
 
     result = {"fingerprint": spec.fingerprint, **outcome.result}
@@ -365,6 +477,7 @@ def _write(out: Path, spec, outcome) -> None:
         reconstructions=first,
         labels=outcome.labels[: len(first)],
         **{f"run{number}": images for number, images in enumerate(outcome.reconstructions)},
+        **({f"spread{number}": spread for number, spread in enumerate(outcome.spreads)} if spec.restarts > 1 else {}),
     )
     picture.draw(
         out / "reconstructions.png",
@@ -372,7 +485,10 @@ def _write(out: Path, spec, outcome) -> None:
         outcome.reconstructions,
         outcome.result["runs"],
         outcome.class_names,
+        outcome.encodings,
     )
+    if outcome.encoded:
+        save_attack(out, outcome.pool, outcome.encoded)
     write_atomically(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 

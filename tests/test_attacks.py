@@ -660,7 +660,7 @@ def test_table_of_attacks(name, weights, num_steps):
     assert attack.objective.parts["matching"].distance == "cosine"
     assert (attack.learning_rate, attack.num_steps) == (0.1, num_steps)
     assert attack.optimizer is signed_adam() and attack.schedule is schedules.step_decay and attack.boxed
-    assert ATTACKS[name].about and "arXiv" in ATTACKS[name].paper and len(ATTACKS) == 2
+    assert ATTACKS[name].about and "arXiv" in ATTACKS[name].paper
 
 
 def test_settings_of_a_published_attack_can_be_replaced():

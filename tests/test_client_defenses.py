@@ -21,7 +21,7 @@ from problems import (
 
 from gi_jax.checks import InputError
 from gi_jax.defenses import clip_examples, parse
-from gi_jax.defenses.soteria import leakage_scores
+from gi_jax.defenses.representation import leakage_scores
 from gi_jax.models import Normalize
 from gi_jax.threat import RUNNING, THREATS, Batch, ClientStep
 
@@ -96,16 +96,16 @@ def scores_by_loops(client):
     """|r_j| / ||dr_j / dx||, with the head set to pass one feature on at a time: float64 [n, d]."""
     head = client.params["head"]
 
-    @once
     def feature(images, column):
         kernel = jnp.zeros_like(head["kernel"]).at[:, 0].set(column)
         params = {**client.params, "head": {"kernel": kernel, "bias": 0 * head["bias"]}}
         return client.network(params, client.batch_stats, images, client.normalize)[0][:, 0]
 
+    passed_on = once(feature)
     derivative = once(jax.grad(lambda images, column: jnp.sum(feature(images, column))))
     scores = np.zeros((len(client.batch.labels), len(head["kernel"])))
     for j, column in enumerate(np.eye(scores.shape[1])):
-        r, gradients = feature(client.batch.images, column), derivative(client.batch.images, column)
+        r, gradients = passed_on(client.batch.images, column), derivative(client.batch.images, column)
         for i in range(len(scores)):
             norm = np.linalg.norm(gradients[i])
             scores[i, j] = 0 if r[i] == 0 else abs(r[i]) / norm

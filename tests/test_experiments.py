@@ -17,6 +17,7 @@ from gi_jax.experiments.attack import (
     run_attack,
     threat_words,
 )
+from gi_jax.experiments.confidence import predictive_power
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.threat import RUNNING, THREATS
 
@@ -112,12 +113,32 @@ def test_truncated_unfinished_file_is_refused(tmp_path):
         ({"client_bn": "batch", "bn": "proxy"}, THREATS["proxy"], {"matching", "tv"}),
         ({"client_bn": "batch", "bn": "infer"}, THREATS["infer"], {"matching", "tv", "bn_prior"}),
         ({"client_bn": "batch", "bn": "infer", "bn_prior": 0.0}, THREATS["infer"], {"matching", "tv"}),
+        ({"client_bn": "batch", "attack": "inverting_gradients"}, THREATS["exact"], {"matching", "tv"}),
+        ({"attack": "gradient_inversion_evaluation"}, RUNNING, {"matching", "tv"}),
+        ({"attack": "grad_inversion"}, RUNNING, {"matching", "tv", "norm", "group"}),
+        ({"attack": "dlg"}, RUNNING, {"matching"}),
     ],
 )
 def test_threat_model_decides_the_parts_of_the_attack(settings, threat, parts):
     spec = AttackSpec(**settings)
     assert spec.threat == threat
     assert set(make_attack(spec).objective.parts) == parts
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        ({}, {"tv": 1e-3, "learning_rate": 1.0, "num_steps": 400}),
+        ({"client_bn": "batch"}, {"tv": 0.05, "learning_rate": 0.1, "num_steps": 400}),
+        ({"attack": "modern"}, {"tv": 1e-3, "learning_rate": 1.0, "num_steps": 400}),
+        ({"attack": "grad_inversion", "tv": 0.5, "steps": 7}, {"tv": 0.5, "bn_prior": 0.0, "num_steps": 7}),
+        ({"attack": "grad_inversion", "client_bn": "batch"}, {"num_steps": 400}),
+        ({"attack": "cpl", "tv": 0.0}, {"num_steps": 400}),
+        ({"attack": "rgap"}, {}),
+    ],
+)
+def test_what_a_specification_changes_in_the_published_settings(settings, given):
+    assert AttackSpec(**settings).attack_settings == given
 
 
 @pytest.mark.parametrize(
@@ -129,6 +150,9 @@ def test_threat_model_decides_the_parts_of_the_attack(settings, threat, parts):
         ({"attack": "inverting_gradient"}, "did you mean 'inverting_gradients'"),
         ({"attack": "inverting_gradients", "bn_prior": 0.1}, "no statistics prior"),
         ({"attacker": "adaptiv"}, "did you mean 'adaptive'"),
+        ({"attack": "dlg", "tv": 0.1}, "tv=0.1: the attack 'dlg' has no total variation; leave it out, or take one of"),
+        ({"attack": "cpl", "learning_rate": 0.5}, "'cpl' has no learning rate"),
+        ({"attack": "phong", "steps": 30}, "'phong' has no steps"),
         ({"steps": 0}, "steps=0"),
         ({"restarts": -1}, "restarts=-1"),
         ({"tv": -0.1}, "tv=-0.1"),
@@ -171,8 +195,8 @@ def test_who_is_told_of_the_defense_adapts_and_says_so():
 
 
 def test_lanes_shrink_with_the_picture():
-    assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 32
-    assert lanes_per_launch(AttackSpec(batch_size=16), (32, 32, 3)) == 2
+    assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 8
+    assert lanes_per_launch(AttackSpec(batch_size=4), (32, 32, 3)) == 2
     assert lanes_per_launch(AttackSpec(batch_size=16), (224, 224, 3)) == 1
 
 
@@ -186,3 +210,25 @@ def test_result_is_plain_json_with_every_promised_field(whole):
         assert {"compile_seconds", "run_seconds", "image_iterations_per_second"} <= block["timing"].keys()
         again = AttackSpec(**{**block["spec"], "defenses": tuple(block["spec"]["defenses"])})
         assert again.defenses == (block["defense"],)
+
+
+def test_confidence_ranks_what_it_can_rank():
+    draw = np.random.default_rng(0).random((4, 3, 3, 1))
+    originals = np.zeros_like(draw)
+    perfect = predictive_power(draw, -np.square(draw).mean((1, 2, 3)), draw, originals)
+    assert perfect == {"pixels": pytest.approx(1), "pictures": pytest.approx(1)}
+    reverse = predictive_power(1 - draw, np.square(draw).mean((1, 2, 3)), draw, originals)
+    assert reverse == {"pixels": pytest.approx(-1), "pictures": pytest.approx(-1)}
+    flat = predictive_power(np.ones_like(draw), np.full(4, np.nan), draw, originals)
+    assert flat == {"pixels": None, "pictures": None}
+
+
+def test_restarts_give_a_confidence_and_closed_forms_run_from_a_specification(tmp_path):
+    spec = AttackSpec(model="mlp", attack="inverting_gradients", steps=10, num_batches=3, restarts=2)
+    outcome = run_attack(spec, tmp_path)
+    (block,) = outcome.result["runs"]
+    assert block["confidence"].keys() == {"pixels", "pictures"} and outcome.spreads[0].shape == (3, 32, 32, 3)
+    assert all(0 < row["agreement"] < 100 for row in block["images"])
+    block = run_attack(AttackSpec(model="mlp", attack="phong", num_batches=2), tmp_path).result["runs"][0]
+    assert block["summary"]["psnr"]["mean"] > 60 and "confidence" not in block
+    json.dumps(outcome.result, allow_nan=False)

@@ -2,7 +2,7 @@
 
 from gi_jax.attacks.adaptive import ADAPTATIONS, adapt, adaptation_words
 from gi_jax.attacks.base import Attack, AttackInfo, AttackState
-from gi_jax.attacks.gradient_descent import GradientDescent, adam, signed_adam
+from gi_jax.attacks.gradient_descent import GradientDescent
 from gi_jax.attacks.loop import (
     Progress,
     Reconstruction,
@@ -12,7 +12,9 @@ from gi_jax.attacks.loop import (
     reconstructions,
     start,
 )
+from gi_jax.attacks.optimizers import adam, signed_adam
 from gi_jax.attacks.presets import ATTACKS, create
+from gi_jax.attacks.uncertainty import agreement
 
 __all__ = [
     "ADAPTATIONS",
@@ -27,6 +29,7 @@ __all__ = [
     "adapt",
     "adaptation_words",
     "advance",
+    "agreement",
     "create",
     "lane_keys",
     "reconstruct",

@@ -31,6 +31,7 @@ class AttackState(NamedTuple):
       best, best_loss: the candidate of the lowest finite loss so far, and that loss.
       alive: False once a loss or derivative was not finite; the lane then stays where it is.
       info: of the last evaluation.
+      seed: of whatever the attack draws on its way, a uint32.
     """
 
     step: jax.Array
@@ -40,6 +41,7 @@ class AttackState(NamedTuple):
     best_loss: jax.Array
     alive: jax.Array
     info: AttackInfo
+    seed: jax.Array
 
 
 class Attack(Protocol):
@@ -50,6 +52,10 @@ class Attack(Protocol):
     """
 
     num_steps: Any
+
+    def check(self, problems: AttackProblem) -> None:
+        """Raises an `InputError` for a stack of problems (with a leading victim axis) that it cannot attack."""
+        ...
 
     def init(self, key: Key, problem: AttackProblem) -> AttackState: ...
 

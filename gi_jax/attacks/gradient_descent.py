@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import optax
 
 from gi_jax.attacks import initial, schedules
 from gi_jax.attacks.base import AttackInfo, AttackState
+from gi_jax.attacks.optimizers import signed_adam
 from gi_jax.objectives import Candidate, Objective
 from gi_jax.threat import AttackProblem
 from gi_jax.types import Key
@@ -17,19 +17,6 @@ from gi_jax.types import Key
 
 def _static(**options):
     return field(metadata={"static": True}, **options)
-
-
-@lru_cache
-def signed_adam() -> optax.GradientTransformation:
-    """Adam on the sign of the gradient at learning rate 1; label logits keep their gradient (Geiping et al. 2020)."""
-    only_images = Candidate(images=True, label_logits=False)
-    return optax.chain(optax.masked(optax.scale_by_sign(), only_images), optax.adam(1.0))
-
-
-@lru_cache
-def adam() -> optax.GradientTransformation:
-    """Adam at learning rate 1."""
-    return optax.adam(1.0)
 
 
 @jax.tree_util.register_dataclass
@@ -41,9 +28,11 @@ class GradientDescent:
       objective: its weights are leaves.
       learning_rate, num_steps: leaves. Each update of the optimizer is multiplied by learning_rate * schedule.
       optimizer: any optax transformation that makes descending updates at learning rate 1 (`optax.adam(1.0)`,
-        `optax.lbfgs()`); static, compared by identity, so build it once.
+        `optax.lbfgs()`, those of `optimizers`); static, compared by identity, so build it once. Its update is also
+        handed `value`, `grad`, `value_fn`, and a `key` that is new in every step and lane.
       schedule: from the fraction done to a factor; static.
-      initialize: (key, problem) to images in the network's units; static.
+      initialize: (key, problem) to images in the network's units; static. One that cannot start from every problem
+        has a method `check(problems)`.
       boxed: keep the candidate among pictures in [0, 1] after each step; static.
       optimize_labels: optimize label logits too, starting from N(0, 1) (Zhu et al. 2019); static.
     """
@@ -57,7 +46,13 @@ class GradientDescent:
     boxed: bool = _static(default=True)
     optimize_labels: bool = _static(default=False)
 
+    def check(self, problems: AttackProblem) -> None:
+        """Refuses a stack of problems that the start cannot be computed from, see `Attack`."""
+        if hasattr(self.initialize, "check"):
+            self.initialize.check(problems)
+
     def init(self, key: Key, problem: AttackProblem) -> AttackState:
+        seed = jax.random.bits(jax.random.fold_in(key, 2))
         key_images, key_labels = jax.random.split(key)
         images = self._project(problem, self.initialize(key_images, problem))
         logits = None
@@ -68,11 +63,12 @@ class GradientDescent:
         return AttackState(
             step=jnp.int32(0),
             candidate=candidate,
-            optimizer=self.optimizer.init(candidate),
+            optimizer=jax.tree.map(_strongly_typed, self.optimizer.init(candidate)),
             best=candidate,
             best_loss=jnp.float32(jnp.inf),
             alive=jnp.bool(True),
             info=jax.tree.map(jnp.float32, info),
+            seed=seed,
         )
 
     def step(self, problem: AttackProblem, state: AttackState) -> AttackState:
@@ -94,7 +90,8 @@ class GradientDescent:
             state.candidate,
             value=loss,
             grad=gradient,
-            value_fn=lambda candidate: objective(candidate)[0],
+            value_fn=lambda candidate, key: objective(candidate)[0],  # line searches hand it whatever they are handed
+            key=jax.random.fold_in(jax.random.key(state.seed), state.step),
         )
         rate = self.learning_rate * self.schedule(state.step / self.num_steps)
         updates = jax.tree.map(lambda update: rate * update, updates)
@@ -108,10 +105,16 @@ class GradientDescent:
             best_loss=jnp.where(better, loss, state.best_loss),
             alive=alive,
             info=AttackInfo(loss, parts),
+            seed=state.seed,
         )
 
     def _project(self, problem, images):
         return problem.space.clip(images) if self.boxed else images
+
+
+def _strongly_typed(leaf):
+    # Optax starts some numbers as Python would; the first step would then be another program than the second.
+    return jnp.asarray(leaf, jnp.result_type(leaf))
 
 
 def _select(condition, yes, no):

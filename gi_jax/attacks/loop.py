@@ -1,8 +1,10 @@
 """The loop, written once: lanes side by side in one compiled program, chunks of steps on the host.
 
 A lane is one guess at one victim's batch. Lanes are victims x sweep points x restarts, three nested `vmap`s: the model
-is shared by all, the observed gradient by all lanes of a victim. A program depends on the model, the shapes and the
-form of the objective; steps, rates, weights and seeds are numbers that go in.
+is shared by all, the observed gradient by all lanes of a victim. The innermost `vmap` has a name, `RESTARTS`, by which
+an objective can look at the other restarts of its victim and point (`GroupConsistency`); all other lanes are alone. A
+program depends on the model, the shapes and the form of the objective; steps, rates, weights and seeds are numbers that
+go in.
 """
 
 import dataclasses
@@ -16,6 +18,8 @@ import jax.numpy as jnp
 from gi_jax import checks
 from gi_jax.attacks.adaptive import adapt
 from gi_jax.attacks.base import Attack, AttackState
+from gi_jax.attacks.uncertainty import spread
+from gi_jax.objectives import RESTARTS
 from gi_jax.threat import AttackProblem, check_problem, stack, victim_axes
 from gi_jax.types import Images, Key
 
@@ -43,7 +47,7 @@ def _over_lanes(function, attack: Attack, problems: AttackProblem, lane_axes: in
     """`function(attack, problem, lane)` for one lane, mapped over [victims, points, restarts]."""
     points = sweep_axes(attack)
     swept = any(axis == 0 for axis in jax.tree.leaves(points))
-    function = jax.vmap(function, in_axes=(None, None, 0))
+    function = jax.vmap(function, in_axes=(None, None, 0), axis_name=RESTARTS)
     if swept:
         function = jax.vmap(function, in_axes=(points, None, lane_axes))
     else:
@@ -90,7 +94,12 @@ def lane_keys(key: Key, victims: list[int], num_restarts: int) -> jax.Array:
 
 
 def start(attack: Attack, problems: AttackProblem, keys: jax.Array) -> AttackState:
-    """States of all lanes before the first step; keys [victims, restarts]."""
+    """States of all lanes before the first step; keys [victims, restarts].
+
+    Raises:
+      InputError: for problems that this attack cannot be used on.
+    """
+    attack.check(problems)
     return _init(_as_arrays(attack), problems, keys)
 
 
@@ -149,6 +158,7 @@ class Reconstruction(NamedTuple):
       restart: which restart it was.
       losses: best loss of each restart, [restarts].
       alive: [restarts]; False where a lane was frozen by a value that is not finite.
+      spread: how far the other restarts are from `images`, [n, h, w, c]; NaN if there are none. See `uncertainty`.
     """
 
     images: Images
@@ -157,6 +167,7 @@ class Reconstruction(NamedTuple):
     restart: int
     losses: jax.Array
     alive: jax.Array
+    spread: jax.Array
 
 
 def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[Reconstruction]]:
@@ -179,6 +190,7 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
             restart=restart,
             losses=losses[victim, point],
             alive=alive[victim, point],
+            spread=spread(images[victim, point], alive[victim, point], restart),
         )
 
     victims, points = losses.shape[:2]

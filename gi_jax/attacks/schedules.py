@@ -3,8 +3,15 @@
 Being functions of the fraction, they need no number of steps, and so no recompilation when it changes.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
+
+from gi_jax import checks
+
+Schedule = Callable[[jax.Array], jax.Array]
 
 
 def constant(progress: jax.Array) -> jax.Array:
@@ -21,3 +28,13 @@ def step_decay(progress: jax.Array) -> jax.Array:
 def cosine_decay(progress: jax.Array) -> jax.Array:
     """Half a cosine from 1 to 0."""
     return 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
+@lru_cache
+def warm_up(schedule: Schedule, fraction: float) -> Schedule:
+    """From 0 to `schedule` in a straight line, over the first `fraction` of the attack, then `schedule`.
+
+    Built once for given arguments: an attack compares its schedule by identity.
+    """
+    checks.positive(fraction=fraction)
+    return lambda progress: jnp.minimum(1.0, progress / fraction) * schedule(progress)

@@ -5,8 +5,10 @@ Every row of the table is a function of its parameters here: `chain(prune(p=0.9)
 
 from functools import partial
 
+from gi_jax.defenses.batch import Encoded, Mixing, encode, encode_victim
 from gi_jax.defenses.clipping import clip_examples
 from gi_jax.defenses.composition import Defense, FunctionDefense, chain, identity, make, parse
+from gi_jax.defenses.entropy import entropy_key, entropy_signs
 from gi_jax.defenses.noise import add_gaussian_noise, add_laplacian_noise, add_relative_noise
 from gi_jax.defenses.privacy import dp_sgd, poisson_sample
 from gi_jax.defenses.pruning import (
@@ -19,20 +21,26 @@ from gi_jax.defenses.pruning import (
 )
 from gi_jax.defenses.quantization import quantize_stochastically, quantize_uniformly, send_signs
 from gi_jax.defenses.registry import DEFENSES, Kind
+from gi_jax.defenses.representation import prune_representation
 from gi_jax.defenses.secure_aggregation import secure_mean
-from gi_jax.defenses.soteria import prune_representation
 
 __all__ = [
     "DEFENSES",
     "Defense",
+    "Encoded",
     "FunctionDefense",
     "Kind",
+    "Mixing",
     "add_gaussian_noise",
     "add_laplacian_noise",
     "add_relative_noise",
     "chain",
     "clip_examples",
     "dp_sgd",
+    "encode",
+    "encode_victim",
+    "entropy_key",
+    "entropy_signs",
     "identity",
     "keep_count",
     "keep_counts",

@@ -84,6 +84,8 @@ class Mixing:
     def __post_init__(self):
         if self.k != int(self.k) or self.k < 1:
             raise checks.InputError(f"k={self.k}: expected a whole number of pictures, 1 or above")
+        object.__setattr__(self, "k", int(self.k))
+        object.__setattr__(self, "num_public", int(self.num_public))
         if not 0 <= self.num_public < self.k:
             raise checks.InputError(f"num_public={self.num_public}: expected 0 or above, and below k={self.k}")
         if self.public_sum is not None:

@@ -9,6 +9,7 @@ import optax
 
 from gi_jax import checks
 from gi_jax.defenses import privacy
+from gi_jax.defenses.batch import Mixing
 from gi_jax.defenses.registry import DEFENSES, Kind
 from gi_jax.threat import Fact
 from gi_jax.types import Gradients, Key
@@ -16,9 +17,10 @@ from gi_jax.types import Gradients, Key
 
 @dataclass(frozen=True)
 class Defense:
-    """A chain of named gradient defenses, in the order in which they are applied. No stage is no defense.
+    """A chain of named defenses, in the order in which they are applied. No stage is no defense.
 
-    Called with the client's key it is the optax transformation. Equal stages are equal defenses.
+    The first stage may encode the client's pictures (`mixing`); what follows is done to its gradient. Called with the
+    client's key it is the optax transformation of the gradient. Equal stages are equal defenses.
 
     Attributes:
       stages: ((name, ((parameter, value), ...)), ...), the parameters in the order of the table.
@@ -29,9 +31,16 @@ class Defense:
     def __post_init__(self):
         object.__setattr__(self, "stages", tuple(_checked(name, values) for name, values in self.stages))
         for name, _ in self.stages[1:]:
+            if DEFENSES[name].mixing is not None:
+                raise checks.InputError(
+                    f"defense {name!r} after {self.stages[0][0]!r}: pictures are encoded once, before there is a "
+                    "gradient; expected it first"
+                )
+        of_gradient = self.stages if self.mixing is None else self.stages[1:]
+        for name, _ in of_gradient[1:]:
             if DEFENSES[name].first:
                 raise checks.InputError(
-                    f"defense {name!r} after {self.stages[0][0]!r}: it starts from the gradients of the examples and "
+                    f"defense {name!r} after {of_gradient[0][0]!r}: it starts from the gradients of the examples and "
                     f"would undo what comes before; expected it first"
                 )
 
@@ -41,6 +50,14 @@ class Defense:
             for number, (name, values) in enumerate(self.stages)
         ]
         return optax.chain(optax.identity(), *stages)
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How the client encodes its pictures before it computes a gradient; None if it does not."""
+        name, values = self.stages[0] if self.stages else (None, ())
+        if name is None or DEFENSES[name].mixing is None:
+            return None
+        return DEFENSES[name].mixing(**dict(values))
 
     def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
         """What an adversary that knows the defense can say of what was sent, in the order of the stages.

@@ -8,6 +8,7 @@ import optax
 
 from gi_jax import checks
 from gi_jax.defenses import privacy
+from gi_jax.defenses.batch import Mixing, inter_instahide, intra_instahide, mixup
 from gi_jax.defenses.clipping import clip_examples
 from gi_jax.defenses.noise import add_gaussian_noise, add_laplacian_noise, add_relative_noise, estimate_scale
 from gi_jax.defenses.pruning import (
@@ -24,7 +25,7 @@ from gi_jax.defenses.quantization import (
     stochastic_scale,
     uniform_width,
 )
-from gi_jax.defenses.soteria import prune_representation
+from gi_jax.defenses.representation import prune_representation
 from gi_jax.threat import Clipped, Fact, Noisy, Quantized, Signs, Zeroed
 
 
@@ -56,6 +57,7 @@ class Entry(NamedTuple):
       kind: what it promises.
       parameters: by name, in the order in which they are written.
       about, paper: one line each.
+      mixing: for a defense that encodes pictures and leaves the gradient alone: `mixing(**parameters)` says how.
       first: it replaces the gradient by one of its own, so it can only be the first stage.
     """
 
@@ -66,6 +68,23 @@ class Entry(NamedTuple):
     about: str
     paper: str
     first: bool = False
+    mixing: Callable[..., Mixing] | None = None
+
+
+def _encodes(mixing: Callable[..., Mixing], parameters: dict[str, Parameter], about: str, paper: str) -> Entry:
+    def make(key, **values):
+        mixing(**values)  # refuses values out of range
+        return optax.identity()
+
+    def known(sent, batch_size, **values):
+        return (mixing(**values).known(),)
+
+    return Entry(make, known, Kind.HEURISTIC, parameters, about, paper, mixing=mixing)
+
+
+def _top_k(key, k):
+    checks.positive(k=k)
+    return keep_largest_overall(k)
 
 
 def _clip(key, norm):
@@ -121,7 +140,7 @@ DEFENSES = {
         "Wei et al. 2020, arXiv 2004.10397",
     ),
     "top_k": Entry(
-        lambda key, k: keep_largest_overall(k),
+        _top_k,
         lambda sent, batch_size, k: (Zeroed(bound=smallest_kept_overall(sent)),),
         Kind.HEURISTIC,
         {"k": Parameter("entries sent, over all tensors; a whole number, 1 or above", int)},
@@ -215,5 +234,26 @@ DEFENSES = {
         {"p": Parameter("fraction of the features dropped, in [0, 1)")},
         "drops the features that give most away from the last layer's gradient",
         "Sun et al. 2021, arXiv 2012.06043",
+    ),
+    "mixup": _encodes(
+        mixup,
+        {"k": Parameter("pictures in a mixture, 1 or above", int)},
+        "trains on mixtures of the client's pictures, with mixed labels",
+        "Zhang et al. 2018, arXiv 1710.09412; Huang et al. 2021, arXiv 2112.00059",
+    ),
+    "intra_instahide": _encodes(
+        intra_instahide,
+        {"k": Parameter("pictures in a mixture, 1 or above", int)},
+        "mixup, then a random sign for each value",
+        "Huang et al. 2020, arXiv 2010.02772",
+    ),
+    "inter_instahide": _encodes(
+        inter_instahide,
+        {
+            "k": Parameter("pictures in a mixture, two of them private, 3 or above", int),
+            "public_sum": Parameter("share of the public ones, in (0, 0.65); 0.3 if left out", required=False),
+        },
+        "two private pictures mixed with public ones, then a random sign for each value",
+        "Huang et al. 2020, arXiv 2010.02772",
     ),
 }

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +17,26 @@ from flax import serialization
 from gi_jax import attacks, checks, data, defenses, metrics, models
 from gi_jax.attacks.labels import LazyDummies, choose, recover, simulate
 from gi_jax.attacks.loop import compile_ahead
+from gi_jax.defenses.batch import encode_victim
 from gi_jax.experiments import checkpoint
+from gi_jax.experiments.confidence import predictive_power
+from gi_jax.experiments.decode import EncodedRun, Pool, public_pictures
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.spec import AttackSpec, Execution
-from gi_jax.threat import VIEWS, AttackProblem, ImageSpace, Victim, check_problem, look, observe, one_hot, stack
+from gi_jax.threat import (
+    VIEWS,
+    AttackProblem,
+    ImageSpace,
+    Mapping,
+    Victim,
+    check_problem,
+    look,
+    observe,
+    one_hot,
+    stack,
+)
 from gi_jax.threat.views import average
+from gi_jax.types import Images
 
 
 class Report(NamedTuple):
@@ -45,7 +60,13 @@ class Outcome(NamedTuple):
     Attributes:
       result: the content of `result.json`.
       originals: float32 [n, h, w, c] in [0, 1].
-      reconstructions: the same for each run, in the order of `result["runs"]`.
+      reconstructions: the same for each run, in the order of `result["runs"]`; under a defense that encodes pictures
+        those of the encodings of all epochs, one epoch after the other.
+      encodings: for each run what the client trained on instead of the originals, [epochs * n, h, w, c]; None where it
+        did not encode them.
+      encoded: for decoders, each complete run under such a defense, with its secret mapping.
+      pool: the private pictures as decoders need them.
+      spreads: how far restarts are apart, likewise (`gi_jax.attacks.uncertainty`); NaN for a single restart.
       labels: class numbers, int32 [n].
       class_names: of each picture, [n].
       history: a row a chunk of steps and launch, for `history.jsonl`.
@@ -54,21 +75,27 @@ class Outcome(NamedTuple):
     result: dict
     originals: np.ndarray
     reconstructions: list[np.ndarray]
+    spreads: list[np.ndarray]
+    encodings: list[np.ndarray | None]
+    encoded: list[EncodedRun]
+    pool: Pool
     labels: np.ndarray
     class_names: list[str]
     history: list[dict]
 
 
 class Victims(NamedTuple):
-    """The private batches of a specification, and what reports say of them."""
+    """The private batches of a specification, what reports say of them, and the public pictures of its defenses."""
 
     batches: list[Victim]
+    public: Images | None
     labels: np.ndarray
     names: list[str]
     note: str
 
 
 _observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known", "defense_known"))
+_encode = jax.jit(encode_victim, static_argnames="mixing")
 
 
 def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
@@ -106,52 +133,88 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
         for batch in data.batches(chosen, spec.batch_size, num_batches)
     ]
     labels = chosen.labels[: spec.batch_size * num_batches]
-    return Victims(victims, labels, [dataset.class_names[label] for label in labels], dataset.note)
+    mixings = [defenses.parse(text).mixing for text in spec.defenses]
+    needs_public = any(mixing is not None and mixing.num_public for mixing in mixings)
+    public = public_pictures(spec.data, spec.split, data_dir, spec.image_size) if needs_public else None
+    return Victims(victims, public, labels, [dataset.class_names[label] for label in labels], dataset.note)
+
+
+def encode_victims(spec: AttackSpec, victims: Victims, defense: str) -> tuple[list[Victim], Mapping | None]:
+    """What the client trains on under a defense, and the secret of its encodings if it encodes its pictures.
+
+    Each of `spec.encodings` epochs encodes the pictures of all private batches anew, as one pool, and cuts the
+    encodings into batches again.
+
+    Raises:
+      InputError: for a pool that is smaller than a mixture.
+    """
+    mixing = defenses.parse(defense).mixing
+    if mixing is None:
+        return victims.batches, None
+    first, count = victims.batches[0], len(victims.batches)
+    images = jnp.concatenate([victim.images for victim in victims.batches])
+    labels = jnp.concatenate([victim.labels for victim in victims.batches])
+    pool = dataclasses.replace(first, images=images, labels=labels)
+    key = jax.random.fold_in(jax.random.key(spec.seed), 4)
+    batches, mappings = [], []
+    for epoch in range(spec.encodings):
+        encoded, mapping = _encode(mixing, jax.random.fold_in(key, epoch), pool, public_of(mixing, victims))
+        parts = zip(jnp.split(encoded.images, count), jnp.split(encoded.labels, count), strict=True)
+        batches += [dataclasses.replace(encoded, images=images, labels=labels) for images, labels in parts]
+        mappings.append(mapping.without_signs())
+    return batches, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *mappings)
+
+
+def public_of(mixing: defenses.Mixing, victims: Victims) -> Images | None:
+    """The public pictures, [m, h, w, c] in [0, 1], if the defense mixes any in."""
+    return victims.public if mixing.num_public else None
 
 
 def make_attack(spec: AttackSpec) -> attacks.Attack:
     """The attack of a specification, from its preset."""
-    settings = dict(tv=spec.tv_weight, learning_rate=spec.rate, num_steps=spec.steps)
-    if spec.prior_weight > 0:
-        name = spec.attack or "gradient_inversion_evaluation"
-        attack = attacks.create(name, bn_prior=spec.prior_weight, **settings)
-    else:
-        attack = attacks.create("inverting_gradients", **settings)
+    attack = attacks.create(spec.attack_name, **spec.attack_settings)
     return dataclasses.replace(attack, optimize_labels=True) if spec.labels == "optimize" else attack
 
 
 def observe_all(
-    spec: AttackSpec, victims: list[Victim], defense: str, *, labels_known: bool = True
+    spec: AttackSpec,
+    victims: list[Victim],
+    defense: str,
+    *,
+    labels_known: bool = True,
+    updates: Iterable[int] | None = None,
 ) -> list[AttackProblem]:
     """What the adversary sees of the private batches under a defense; refuses updates that hold NaN.
 
-    A plain attacker is told nothing of the defense, so that its program is the same under all of them.
+    Of all of them, or of the updates with these numbers. A plain attacker is told nothing of the defense, so that its
+    program is the same under all of them.
     """
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
-    sent = [
-        _observe(
-            victim,
-            threat=spec.threat,
-            defense=defenses.parse(defense),
-            key=jax.random.fold_in(key, number),
-            labels_known=labels_known,
-            defense_known=spec.attacker == "adaptive",
-        )
-        for number, victim in enumerate(victims)
-    ]
-    for problem in sent:
-        check_problem(problem)
     size = spec.batches_per_update
-    return [
-        problem
-        for number, first in enumerate(range(0, len(sent), size))
-        for problem in look(spec.view, sent[first : first + size], spec.threat, aggregate=_aggregate(spec, number))
-    ]
+    problems = []
+    for update in range(len(victims) // size) if updates is None else updates:
+        sent = [
+            _observe(
+                victims[number],
+                threat=spec.threat,
+                defense=defenses.parse(defense),
+                key=jax.random.fold_in(key, number),
+                labels_known=labels_known,
+                defense_known=spec.attacker == "adaptive",
+            )
+            for number in range(update * size, (update + 1) * size)
+        ]
+        for problem in sent:
+            check_problem(problem)
+        problems += look(spec.view, sent, spec.threat, aggregate=_aggregate(spec, update))
+    return problems
 
 
-def make_problems(spec: AttackSpec, victims: list[Victim], defense: str) -> list[AttackProblem]:
+def make_problems(
+    spec: AttackSpec, victims: list[Victim], defense: str, updates: Iterable[int] | None = None
+) -> list[AttackProblem]:
     """The same, with the labels that the adversary works with: told, recovered from the gradient, or none yet."""
-    problems = observe_all(spec, victims, defense, labels_known=spec.labels == "known")
+    problems = observe_all(spec, victims, defense, labels_known=spec.labels == "known", updates=updates)
     if spec.labels in ("known", "optimize"):
         return problems
     return [
@@ -211,7 +274,7 @@ def run_attack(
     """
     execution = execution or Execution()
     victims = make_victims(spec, execution.data_dir)
-    session = _Session(spec, execution, out, victims.batches, on_report or (lambda report: None))
+    session = _Session(spec, execution, out, victims, on_report or (lambda report: None))
     if resume:
         session.restore()
     try:
@@ -223,20 +286,46 @@ def run_attack(
         if not session.finished and session.running is None:
             raise
         complete = False
-    originals = np.concatenate([np.asarray(victim.images) for victim in victims.batches])
-    runs, reconstructions = [], []
+    originals = _pictures(victims.batches)
+    space = victims.batches[0].space
+    pool = Pool(originals, victims.names, space, victims.note)
+    runs, reconstructions, spreads, encodings, encoded = [], [], [], [], []
     for defense in spec.defenses:
         found = session.found(defense)
-        if found is not None:
-            images, block = _score(spec, victims, originals, defense, found)
-            if execution.reference_scoring:
-                block["reference_summary"] = _reference_summary(spec, victims, originals, images)
-            reconstructions.append(images)
-            runs.append(block)
+        if found is None:
+            continue
+        attacked, mapping = session.attacked[defense]
+        truth = _pictures(attacked)
+        images, spread, block = _score(spec, victims, attacked, defense, found)
+        if execution.reference_scoring:
+            block["reference_summary"] = _reference_summary(spec, attacked[0].space, truth, images)
+        reconstructions.append(images)
+        spreads.append(spread)
+        runs.append(block)
+        encodings.append(None if mapping is None else truth)
+        if mapping is not None and len(images) == len(truth):
+            # Known labels tell which recovered picture is which encoding; otherwise that is granted with the mapping.
+            in_order = found["images"] if spec.labels == "known" else images
+            units = attacked[0].space.normalize
+            recovered = in_order.reshape(truth.shape)
+            public = public_of(defenses.parse(defense).mixing, victims)
+            public = None if public is None else space.normalize(public)
+            encoded.append(EncodedRun(defense, units(truth), units(recovered), mapping, public))
     result = {"complete": complete, "environment": environment(), "runs": runs}
     if complete:
         checkpoint.remove(out)
-    return Outcome(result, originals, reconstructions, victims.labels, victims.names, session.history)
+    return Outcome(
+        result=result,
+        originals=originals,
+        reconstructions=reconstructions,
+        spreads=spreads,
+        encodings=encodings,
+        encoded=encoded,
+        pool=pool,
+        labels=victims.labels,
+        class_names=victims.names,
+        history=session.history,
+    )
 
 
 class _Session:
@@ -244,32 +333,32 @@ class _Session:
 
     def __init__(self, spec, execution, out, victims, on_report):
         self.spec, self.execution, self.out = spec, execution, out
-        self.victims, self.on_report = victims, on_report
+        self.on_report = on_report
         self.attack = make_attack(spec)
-        limit = execution.lanes or lanes_per_launch(spec, victims[0].images.shape[1:])
-        self.num_updates = len(victims) // spec.batches_per_update
-        launches = math.ceil(self.num_updates / max(1, limit // spec.restarts))
-        self.launch_size = math.ceil(self.num_updates / launches)
+        self.limit = execution.lanes or lanes_per_launch(spec, victims.batches[0].images.shape[1:])
+        self.attacked = {defense: encode_victims(spec, victims, defense) for defense in spec.defenses}
         self.finished = {}  # "defense/launch" -> arrays of that launch
         self.running = None  # (name, arrays so far, states)
         self.history = []
         self.saved_at = time.monotonic()
         self.restored = None
 
-    @property
-    def launches(self):
-        return math.ceil(self.num_updates / self.launch_size)
+    def launches(self, defense):
+        """How many launches a defense takes, how many updates each attacks, and how many there are in all."""
+        updates = len(self.attacked[defense][0]) // self.spec.batches_per_update
+        launches = math.ceil(updates / max(1, self.limit // self.spec.restarts))
+        return launches, math.ceil(updates / launches), updates
 
     def restore(self):
         content = checkpoint.load(self.out, self.spec.fingerprint)
         if content is not None:
-            self.launch_size = int(content["launch_size"])
+            self.limit = int(content["limit"])
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
 
     def save(self):
         history = json.dumps(self.history)
-        content = {"launch_size": self.launch_size, "finished": self.finished, "history": history}
+        content = {"limit": self.limit, "finished": self.finished, "history": history}
         if self.running is not None:
             name, _, timing, states = self.running
             content["running"] = {"name": name, "timing": timing, "states": serialization.to_state_dict(states)}
@@ -279,19 +368,20 @@ class _Session:
         self.saved_at = time.monotonic()
 
     def run(self, defense):
-        names = [f"{defense}/{launch}" for launch in range(self.launches)]
+        launches, size, updates = self.launches(defense)
+        names = [f"{defense}/{launch}" for launch in range(launches)]
         if all(name in self.finished for name in names):
             return
-        problems = make_problems(self.spec, self.victims, defense)
-        attack = attacks.adapt(self.attack, problems[0])
         for launch, name in enumerate(names):
             if name not in self.finished:
-                self._launch(attack, defense, name, launch * self.launch_size, problems)
+                # Launches of one size share one program: the last one is filled up with its own last update.
+                first = launch * size
+                numbers = [min(first + i, updates - 1) for i in range(size)]
+                self._launch(defense, name, numbers, min(size, updates - first))
 
-    def _launch(self, attack, defense, name, first, problems):
-        # Launches of one size share one program: the last one is filled up with its own last victim.
-        numbers = [min(first + i, len(problems) - 1) for i in range(self.launch_size)]
-        stacked = stack([problems[number] for number in numbers])
+    def _launch(self, defense, name, numbers, count):
+        problems = make_problems(self.spec, self.attacked[defense][0], defense, numbers)
+        attack, stacked = attacks.adapt(self.attack, problems[0]), stack(problems)
         keys = attacks.lane_keys(jax.random.key(self.spec.seed), numbers, self.spec.restarts)
         states = attacks.start(attack, stacked, keys)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
@@ -304,7 +394,7 @@ class _Session:
         began = time.monotonic()
         for latest, progress in attacks.advance(attack, stacked, states, chunk=self.execution.chunk):
             timing["run_seconds"] += time.monotonic() - began
-            arrays = _arrays(stacked, latest, len(problems) - first, timing)
+            arrays = _arrays(stacked, latest, count, timing)
             # A copy: the next chunk is given the states themselves, and may be interrupted.
             self.running, self.restored = (name, arrays, dict(timing), jax.tree.map(np.array, latest)), None
             self._note(defense, name, progress)
@@ -315,7 +405,6 @@ class _Session:
         self.running = None
 
     def _note(self, defense, name, progress):
-        per_step = self.launch_size * self.spec.restarts * self.spec.pictures_per_update
         self.history = [row for row in self.history if row["launch"] != name or row["step"] < progress.step]
         self.history.append(
             {
@@ -328,20 +417,26 @@ class _Session:
                 "alive": progress.alive.ravel().tolist(),
             }
         )
-        total = per_step * self.spec.steps
-        done = total * len(self.finished) + per_step * progress.step
-        launches = self.launches * len(self.spec.defenses)
-        self.on_report(Report(defense, done, total * launches, float(np.mean(progress.best_loss))))
+        work = {name: self._work(name) for name in self.spec.defenses}
+        done = sum(work[name.rpartition("/")[0]] * self.attack.num_steps for name in self.finished)
+        total = sum(work[name] * self.launches(name)[0] for name in work) * self.attack.num_steps
+        report = Report(defense, done + work[defense] * progress.step, total, float(np.mean(progress.best_loss)))
+        self.on_report(report)
+
+    def _work(self, defense):
+        # Image-iterations of a step of a launch.
+        return self.launches(defense)[1] * self.spec.restarts * self.spec.pictures_per_update
 
     def found(self, defense):
         """Arrays of a defense's launches, [batches, ...], as far as they got; None if nothing did."""
-        parts = [self.finished.get(f"{defense}/{launch}") for launch in range(self.launches)]
+        parts = [self.finished.get(f"{defense}/{launch}") for launch in range(self.launches(defense)[0])]
         if self.running is not None and self.running[0].rpartition("/")[0] == defense:
             parts[int(self.running[0].rpartition("/")[2])] = self.running[1]
         parts = [part for part in parts if part is not None]
         if not parts:
             return None
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in ("images", "labels", "losses", "alive")}
+        kept = ("images", "labels", "losses", "alive", "spread")
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in kept}
         return joined | {
             "compile_seconds": sum(float(part["compile_seconds"]) for part in parts),
             "run_seconds": sum(float(part["run_seconds"]) for part in parts),
@@ -356,6 +451,7 @@ def _arrays(stacked, states, count, timing):
         "labels": np.stack([found.labels for found in best]),
         "losses": np.stack([found.losses for found in best]),
         "alive": np.stack([found.alive for found in best]),
+        "spread": np.stack([found.spread for found in best]),
         "steps": int(np.max(states.step)),
         **timing,
     }
@@ -366,20 +462,28 @@ def _plain(values):
     return [float(value) if np.isfinite(value) else None for value in np.ravel(values)]
 
 
-def _score(spec, victims, originals, defense, found):
-    """Pictures in the order of the originals, and the block of `result.json` for one defense."""
+def _pictures(batches):
+    return np.concatenate([np.asarray(victim.images) for victim in batches])
+
+
+def _score(spec, victims, attacked, defense, found):
+    """Pictures in the order of those that were attacked, their spread, and the block of `result.json` for one defense."""
     images = found["images"]
     batches = len(images)
-    truth = originals.reshape(-1, spec.pictures_per_update, *originals.shape[1:])[:batches]
-    order = [metrics.match(guess, private) for guess, private in zip(images, truth, strict=True)]
-    matched = np.concatenate([guess[permutation] for guess, permutation in zip(images, order, strict=True)])
+    truth = _pictures(attacked)
+    truth = truth.reshape(-1, spec.pictures_per_update, *truth.shape[1:])[:batches]
+    order = [metrics.match(guess, batch) for guess, batch in zip(images, truth, strict=True)]
+    matched, spreads = (
+        np.concatenate([batch[permutation] for batch, permutation in zip(arrays, order, strict=True)])
+        for arrays in (images, found["spread"])
+    )
     nets = ("vgg", "alex") if min(matched.shape[1:3]) >= 31 and matched.shape[3] == 3 else ()
     rows = metrics.score(truth.reshape(matched.shape), matched, nets)
     losses, alive = found["losses"], found["alive"]
     for number, row in enumerate(rows):
         batch = number // spec.pictures_per_update
         row |= {
-            "label": victims.names[number],
+            "label": victims.names[number % len(victims.names)],
             "batch": batch,
             "loss": _plain(losses[batch].min())[0],
             "restart": int(losses[batch].argmin()),
@@ -387,12 +491,13 @@ def _score(spec, victims, originals, defense, found):
         }
     values = [{key: row[key] for key in row if key in metrics.BEST} for row in rows]
     iterations = batches * spec.pictures_per_update * spec.restarts * found["steps"]
+    encodings = 1 if defenses.parse(defense).mixing is None else spec.encodings
     block = {
         "defense": defense,
-        "spec": dataclasses.asdict(dataclasses.replace(spec, defenses=(defense,))),
+        "spec": dataclasses.asdict(dataclasses.replace(spec, defenses=(defense,), encodings=encodings)),
         "threat_model": threat_words(spec, victims, defense),
         "images": rows,
-        **({} if spec.labels == "known" else {"labels": _score_labels(spec, victims, found["labels"])}),
+        **({} if spec.labels == "known" else {"labels": _score_labels(spec, attacked, found["labels"])}),
         "summary": metrics.summarize(values),
         "timing": {
             "compile_seconds": found["compile_seconds"],
@@ -401,12 +506,17 @@ def _score(spec, victims, originals, defense, found):
         },
         "steps": found["steps"],
     }
-    return matched, block
+    if spec.restarts > 1:
+        agreements = attacks.agreement(spreads)
+        for row, value in zip(rows, _plain(agreements), strict=True):
+            row["agreement"] = value
+        block["confidence"] = predictive_power(spreads, agreements, matched, truth.reshape(matched.shape))
+    return matched, spreads, block
 
 
-def _score_labels(spec, victims, found):
+def _score_labels(spec, attacked, found):
     """Recovered labels, [updates, n, classes], against the true ones: mean overlaps over the observed updates."""
-    truth = np.concatenate([np.asarray(victim.labels) for victim in victims.batches])
+    truth = np.concatenate([np.asarray(victim.labels) for victim in attacked])
     truth = truth.reshape(-1, *found.shape[1:])[: len(found)].sum(1)
     pairs = list(zip(found.sum(1), truth, strict=True))
     return {
@@ -431,9 +541,8 @@ def _label_words(spec, victims):
     return "The label is known (for a single picture it follows from the gradient)."
 
 
-def _reference_summary(spec, victims, originals, images):
+def _reference_summary(spec, space, originals, images):
     """Scores by the rules of the paper's published code; comparable with its tables, and flawed (see metrics)."""
-    space = victims.batches[0].space
     rows = []
     for first in range(0, len(images), spec.pictures_per_update):
         batch = slice(first, first + spec.pictures_per_update)
@@ -450,6 +559,7 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
         _label_words(spec, victims),
         "The adversary knows the size of the batch and the normalization of the data.",
+        *_words_of_encoding(spec, victims, defense),
         *_defense_words(spec, victims.batches[0], defense),
         *defenses.parse(defense).words(),
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
@@ -472,3 +582,10 @@ def _defense_words(spec, victim, defense):
         f"{applies}; the adversary knows that and the parameters, but not the client's random choices.",
         f"The attack adapts: {adapted}.",
     )
+
+
+def _words_of_encoding(spec, victims, defense):
+    if defenses.parse(defense).mixing is None:
+        return ()
+    pictures = f"the {len(victims.names)} private pictures are one pool, encoded {spec.encodings} times"
+    return (f"What is attacked are encodings: {pictures}, all at the same weights.",)

@@ -7,7 +7,7 @@ from scipy.stats import hypergeom
 
 from gi_jax import checks, data, metrics
 from gi_jax.attacks import labels
-from gi_jax.experiments.attack import dummies_of, make_victims, observe_all
+from gi_jax.experiments.attack import dummies_of, encode_victims, make_victims, observe_all
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.spec import AttackSpec
 
@@ -34,8 +34,9 @@ def run_labels(spec: AttackSpec, methods: Sequence[str], data_dir: str | None = 
     for name in listed:
         checks.one_of("label method", name, ["auto", "all", *labels.METHODS])
     victims = make_victims(spec, data_dir)
-    problems = observe_all(spec, victims.batches, spec.defenses[0], labels_known=False)
-    truth = np.concatenate([np.asarray(victim.labels, np.float64) for victim in victims.batches])
+    batches, _ = encode_victims(spec, victims, spec.defenses[0])
+    problems = observe_all(spec, batches, spec.defenses[0], labels_known=False)
+    truth = np.concatenate([np.asarray(victim.labels, np.float64) for victim in batches])
     truth = truth.reshape(len(problems), -1, truth.shape[1]).sum(1)
     dummies = dummies_of(spec, problems[0])
     rows = []

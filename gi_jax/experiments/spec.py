@@ -18,6 +18,18 @@ _PRIOR_WEIGHT = {"running": 0.0, "proxy": 0.0, "proxy-reference": 0.0, "exact-pa
 """Threat models whose adversary already normalizes with what it has; all others take the paper's 0.001."""
 
 
+_COSINE = ("inverting_gradients", "gradient_inversion_evaluation", "modern")
+"""Attacks that take weight and rate of the threat model; the losses of the others are in other units."""
+
+_SETTINGS = {
+    "tv": ("tv", "total variation"),
+    "bn_prior": ("bn_prior", "statistics prior"),
+    "learning_rate": ("learning_rate", "learning rate"),
+    "steps": ("num_steps", "steps"),
+}
+"""Field to the setting of a preset, and words for it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackSpec:
     """Everything that decides the numbers of a run.
@@ -41,6 +53,7 @@ class AttackSpec:
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
       defenses: one run each, in this order; each `name:parameter=value`, stages joined by ` + `.
+      encodings: epochs in which a defense that encodes pictures encodes all of them, each time anew.
       seed: of starts and of the client's noise.
     """
 
@@ -66,6 +79,7 @@ class AttackSpec:
     steps: int = 400
     restarts: int = 1
     defenses: tuple[str, ...] = ("none",)
+    encodings: int = 1
     seed: int = 0
 
     def __post_init__(self):
@@ -89,6 +103,7 @@ class AttackSpec:
         if self.attack is not None:
             checks.one_of("attack", self.attack, ATTACKS)
         checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
+        checks.positive(encodings=self.encodings)
         if self.learning_rate is not None:
             checks.positive(learning_rate=self.learning_rate)
         if self.num_batches is not None:
@@ -97,10 +112,24 @@ class AttackSpec:
         if not self.defenses:
             raise checks.InputError("defenses is empty: expected at least one, 'none' for no defense")
         written = [str(defenses.parse(text)) for text in self.defenses]
-        if self.attack == "inverting_gradients" and self.bn_prior:
+        for field, (setting, words) in _SETTINGS.items():
+            value, default = getattr(self, field), getattr(AttackSpec, field)
+            if value and value != default and setting not in ATTACKS[self.attack_name].settings:
+                having = ", ".join(name for name, entry in ATTACKS.items() if setting in entry.settings)
+                raise checks.InputError(
+                    f"{field}={value:g}: the attack {self.attack_name!r} has no {words}; leave it out, or take one of "
+                    f"{having}"
+                )
+        mixes = any(defenses.parse(text).mixing is not None for text in written)
+        if mixes and self.batches_per_update > 1:
             raise checks.InputError(
-                f"attack='inverting_gradients' with bn_prior={self.bn_prior:g}: it has no statistics prior; "
-                "take gradient_inversion_evaluation, or bn_prior 0"
+                f"view={self.view!r} with {' and '.join(written)}: clients do not mix each other's pictures; expected "
+                "view server"
+            )
+        if self.encodings > 1 and not mixes:
+            raise checks.InputError(
+                f"encodings={self.encodings}: none of the defenses encodes pictures; expected one that does, such as "
+                "mixup:k=4, or encodings 1"
             )
         # The undefended run comes first; the rest keep their order.
         object.__setattr__(self, "defenses", tuple(sorted(written, key=lambda text: text != "none")))
@@ -146,6 +175,22 @@ class AttackSpec:
         if self.learning_rate is not None:
             return self.learning_rate
         return 1.0 if self.client_bn == "running" else 0.1
+
+    @property
+    def attack_name(self) -> str:
+        """The named attack, or the one that fits the prior."""
+        return self.attack or ("gradient_inversion_evaluation" if self.prior_weight > 0 else "inverting_gradients")
+
+    @property
+    def attack_settings(self) -> dict[str, float]:
+        """What replaces published settings of the attack."""
+        given = {"num_steps": self.steps, "tv": self.tv, "learning_rate": self.learning_rate, "bn_prior": self.bn_prior}
+        if self.prior_weight == 0:
+            given["bn_prior"] = 0.0
+        if self.attack_name in _COSINE:
+            given |= {"tv": self.tv_weight, "learning_rate": self.rate}
+        offered = ATTACKS[self.attack_name].settings
+        return {name: value for name, value in given.items() if name in offered and value is not None}
 
     @property
     def fingerprint(self) -> str:

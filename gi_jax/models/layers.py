@@ -109,15 +109,19 @@ def torch_bias(fan_in: int) -> Callable:
 
 
 class Linear(nn.Module):
-    """Linear layer with bias, [n, d] to [n, features]."""
+    """Linear layer, [n, d] to [n, features]; with bias by default."""
 
     features: int
+    use_bias: bool = True
     kernel_init: Callable = torch_kernel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", torch_bias(x.shape[-1]), (self.features,))
         if factors.pays(x.shape[0], *kernel.shape):
-            return factors.product(self, "kernel", x, kernel) + bias.reshape(1, -1)
-        return x @ kernel + bias.reshape(1, -1)
+            y = factors.product(self, "kernel", x, kernel)
+        else:
+            y = x @ kernel
+        if self.use_bias:
+            y = y + self.param("bias", torch_bias(x.shape[-1]), (self.features,)).reshape(1, -1)
+        return y

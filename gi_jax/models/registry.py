@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax import checks
+from gi_jax.models.chain import Chain
 from gi_jax.models.layers import Normalize, group_norm
 from gi_jax.models.resnet import BasicBlock, ResNet18
 from gi_jax.models.small import MLP, ConvNet, LeNet
@@ -120,6 +121,11 @@ MODELS = {
         partial(ResNet18, norm=group_norm), "resnet18 with GroupNorm: no statistics", "Wu and He 2018"
     ),
     "lenet": Entry(LeNet, "3 sigmoid convolutions, no BatchNorm; the network of DLG", "Zhu et al. 2019"),
+    "rgap_cnn": Entry(
+        Chain,
+        "6 strided LeakyReLU convolutions, no pooling or BatchNorm; invertible layer by layer",
+        "Zhu & Blaschko 2021",
+    ),
     "mlp": Entry(MLP, "2 ReLU layers on the flat picture, no BatchNorm", "-"),
 }
 

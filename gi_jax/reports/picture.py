@@ -1,16 +1,36 @@
-"""One picture of a run: originals on top, a row of reconstructions for each defense."""
+"""One picture of a run: originals on top, a row for each of what was made of them."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 MAX_COLUMNS = 8
 
 
+class Row(NamedTuple):
+    """A row of tiles.
+
+    Attributes:
+      title: stands on the left.
+      images: [n, h, w, c] in [0, 1]; rows may hold fewer than the first one.
+      captions: of the tiles, [n], or empty for none.
+    """
+
+    title: str
+    images: np.ndarray
+    captions: list[str] = []
+
+
 def draw(
-    path: Path, originals: np.ndarray, reconstructions: list[np.ndarray], runs: list[dict], names: list[str]
+    path: Path,
+    originals: np.ndarray,
+    reconstructions: list[np.ndarray],
+    runs: list[dict],
+    names: list[str],
+    encodings: list[np.ndarray | None],
 ) -> None:
-    """Writes a PNG: at most eight columns, LPIPS (VGG) and PSNR under each tile.
+    """Writes a PNG of an attack: at most eight columns, LPIPS (VGG) and PSNR under each tile.
 
     Args:
       path: where to.
@@ -18,28 +38,64 @@ def draw(
       reconstructions: the same for each run; a run that was interrupted may hold fewer.
       runs: blocks of `result.json`.
       names: of the classes of the originals, [n].
+      encodings: for each run what the client trained on in place of the originals, or None.
     """
+    rows = [Row("original", originals, names)]
+    for images, run, encoded in zip(reconstructions, runs, encodings, strict=True):
+        if encoded is not None:
+            rows.append(Row("encoding", encoded))
+        rows.append(Row(_row_name(run["defense"]), images, [_caption(row) for row in run["images"]]))
+    lpips = "LPIPS (VGG, 0 is identical) / " if runs[0]["images"][0].get("lpips_vgg") is not None else ""
+    _draw_rows(path, rows, f"under each reconstruction: {lpips}PSNR")
+
+
+def draw_decoded(
+    path: Path,
+    originals: np.ndarray,
+    names: list[str],
+    runs: list[dict],
+    decoded: list[np.ndarray],
+    encodings: dict[str, np.ndarray],
+) -> None:
+    """Writes a PNG of what decoders made of encodings: at most eight columns, correlation and PSNR under each tile.
+
+    Args:
+      path: where to.
+      originals: [n, h, w, c] in [0, 1].
+      names: of their classes, [n].
+      runs: blocks of `result.json`.
+      decoded: [n, h, w, c] in [0, 1] for each block.
+      encodings: an epoch of true encodings [n, h, w, c] in [0, 1] for each defense.
+    """
+    rows = [Row("original", originals, names)]
+    shown = None
+    for run, images in zip(runs, decoded, strict=True):
+        if run["defense"] != shown:
+            shown = run["defense"]
+            rows.append(Row(f"{_row_name(shown)}\nencoding", encodings[shown]))
+        floor = " (floor)" if run["encodings"] == "true" else ""
+        captions = [f"{row['correlation']:.2f} / {row['psnr']:.1f} dB" for row in run["images"]]
+        rows.append(Row(f"from {run['encodings']}{floor}:\n{run['decoder']}", images, captions))
+    _draw_rows(path, rows, "under each decoded picture: correlation with the original / PSNR")
+
+
+def _draw_rows(path, rows, footnote):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(len(originals), MAX_COLUMNS)
-    rows = 1 + len(runs)
-    figure = Figure(figsize=(1.35 + 1.35 * columns, 1.6 * rows + 0.1), dpi=110, layout="constrained")
+    columns = min(len(rows[0].images), MAX_COLUMNS)
+    figure = Figure(figsize=(1.35 + 1.35 * columns, 1.6 * len(rows) + 0.1), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.ravel():
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
-    for column in range(columns):
-        _tile(axes[0, column], originals[column], names[column])
-        for row, (images, run) in enumerate(zip(reconstructions, runs, strict=True), start=1):
-            if column < len(images):
-                _tile(axes[row, column], images[column], _caption(run["images"][column]))
-    for row, text in enumerate(["original", *(_row_name(run["defense"]) for run in runs)]):
-        axes[row, 0].set_ylabel(text, fontsize=9, rotation=0, ha="right", va="center", labelpad=8)
-    lpips = "LPIPS (VGG, 0 is identical) / " if runs[0]["images"][0].get("lpips_vgg") is not None else ""
-    figure.supxlabel(f"under each reconstruction: {lpips}PSNR", fontsize=8)
+    for line, row in zip(axes, rows, strict=True):
+        for column in range(min(columns, len(row.images))):
+            _tile(line[column], row.images[column], row.captions[column] if row.captions else "")
+        line[0].set_ylabel(row.title, fontsize=9, rotation=0, ha="right", va="center", labelpad=8)
+    figure.supxlabel(footnote, fontsize=8)
     figure.savefig(path)
 
 

@@ -27,6 +27,29 @@ def print_runs(console: Console, runs: list[dict]) -> None:
     console.print(table)
 
 
+DECODED = (
+    ("correlation", "correlation", "{:.3f}"),
+    ("correlation_any_sign", "up to sign", "{:.3f}"),
+    *COLUMNS[:3],
+)
+
+
+def print_decoded(console: Console, runs: list[dict]) -> None:
+    """A row a defense, source and decoder: mean over pictures. True encodings give the decoder's floor."""
+    metrics = [column for column in DECODED if column[0] in runs[0]["summary"]]
+    table = Table(title="decoded pictures: mean (most leaked picture)", title_justify="left")
+    for heading in ("defense", "encodings", "decoder"):
+        table.add_column(heading)
+    for _, heading, _ in metrics:
+        table.add_column(heading, justify="right")
+    table.add_column("pictures", justify="right")
+    for run in runs:
+        source = f"{run['count']} {run['encodings']}" + (" (floor)" if run["encodings"] == "true" else "")
+        cells = [_cell(run["summary"][name], form) for name, _, form in metrics]
+        table.add_row(run["defense"], source, run["decoder"], *cells, str(len(run["images"])))
+    console.print(table)
+
+
 def _cell(summary: dict, form: str) -> str:
     if summary["mean"] is None:
         return "diverged"

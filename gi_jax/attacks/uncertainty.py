@@ -1,0 +1,43 @@
+"""How sure an attacker can be of a reconstruction without the truth: what its other restarts say.
+
+A part of a picture that the gradient determines comes out alike from every start; where restarts differ, the prior and
+the start have filled in. Restarts that were drawn to each other (`GroupConsistency`) agree for that reason alone.
+"""
+
+import numpy as np
+
+from gi_jax.metrics import match
+
+
+def spread(images: np.ndarray, usable: np.ndarray, chosen: int) -> np.ndarray:
+    """How far the other restarts are from the chosen one: root of the mean square difference.
+
+    Each restart is first brought into the order of the chosen one (optimal one-to-one matching of its pictures).
+
+    Args:
+      images: [restarts, n, h, w, c] in [0, 1].
+      usable: [restarts], False for those that broke.
+      chosen: which restart is the answer.
+
+    Returns:
+      float32 [n, h, w, c] in the units of pictures; NaN if there is no other usable restart.
+    """
+    answer = images[chosen]
+    others = [images[number] for number in np.flatnonzero(usable) if number != chosen]
+    if not others or not usable[chosen]:
+        return np.full(answer.shape, np.nan, np.float32)
+    squares = [np.square(other[match(other, answer)] - answer) for other in others]
+    return np.sqrt(np.mean(squares, axis=0, dtype=np.float32))
+
+
+def agreement(spread: np.ndarray) -> np.ndarray:
+    """PSNR of the other restarts, taken together, against the chosen one: the attacker's estimate of its own PSNR.
+
+    Args:
+      spread: [n, h, w, c], of pictures in [0, 1].
+
+    Returns:
+      [n], decibels, at most 100; NaN where the spread is.
+    """
+    error = np.mean(np.square(spread, dtype=np.float64), axis=(1, 2, 3))
+    return -10 * np.log10(np.maximum(error, 1e-10))

@@ -1,0 +1,253 @@
+"""Decodes MixUp and InstaHide: from true encodings, the floor, and from those that an attack recovered."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gi_jax import checks, data, defenses, metrics
+from gi_jax.attacks.decode import decode_instahide, decode_mixup, decode_paper
+from gi_jax.experiments.environment import environment
+from gi_jax.threat import ImageSpace, Mapping
+from gi_jax.types import Images
+
+ENCODINGS = "encodings.npz"
+MAPPING = "mapping.npz"
+
+ORACLE = "ORACLE: the mapping, which the client draws in secret: granted to decoders as an upper bound of what leaks."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSpec:
+    """Everything that decides the numbers of decoding true encodings.
+
+    Attributes:
+      data, split, image_size: as in `AttackSpec`.
+      first: the pool is the first that many pictures of each class, in scan order (the paper: 5, so 50 pictures).
+      encodings: epochs T; each encodes the whole pool once.
+      defenses: one run each, input defenses such as `mixup:k=4`.
+      seed: of the encodings and of the decoder's starts.
+    """
+
+    data: str = "photos"
+    split: str = "train"
+    image_size: int | None = None
+    first: int = 5
+    encodings: int = 20
+    defenses: tuple[str, ...] = ("mixup:k=4", "intra_instahide:k=4")
+    seed: int = 0
+
+    def __post_init__(self):
+        checks.positive(first=self.first, encodings=self.encodings)
+        written = []
+        for text in self.defenses:
+            defense = defenses.parse(text)
+            if defense.mixing is None or len(defense.stages) > 1:
+                raise checks.InputError(
+                    f"defense {text!r}: expected one that encodes pictures, and nothing else, such as mixup:k=4; "
+                    "to decode what an attack recovered under several, give the folder of the attack"
+                )
+            written.append(str(defense))
+        object.__setattr__(self, "defenses", tuple(written))
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that are equal for equal specifications."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class EncodedRun(NamedTuple):
+    """What is decoded under one defense.
+
+    Attributes:
+      defense: as written.
+      true: encodings of all epochs, one epoch after the other, [T N, h, w, c] in the network's units.
+      recovered: the same as an attack recovered them, or None.
+      mapping: ORACLE, of all of them, without signs.
+      public: public pictures [m, h, w, c] in the network's units, where some were mixed in.
+    """
+
+    defense: str
+    true: Images
+    recovered: Images | None
+    mapping: Mapping
+    public: Images | None = None
+
+
+class Pool(NamedTuple):
+    """The private pictures that were encoded: the truth, for scoring.
+
+    Attributes:
+      images: float32 [N, h, w, c] in [0, 1].
+      names: of their classes, [N].
+      space: their units.
+      note: a sentence about where they come from; may be empty.
+    """
+
+    images: np.ndarray
+    names: list[str]
+    space: ImageSpace
+    note: str = ""
+
+
+class DecodeOutcome(NamedTuple):
+    """What decoding yields.
+
+    Attributes:
+      result: the content of `result.json`.
+      pool: the truth.
+      encodings: an epoch of true encodings for each defense, as pictures [N, h, w, c] in [0, 1].
+      decoded: pictures [N, h, w, c] in [0, 1], in the order of `result["runs"]`.
+    """
+
+    result: dict
+    pool: Pool
+    encodings: dict[str, np.ndarray]
+    decoded: list[np.ndarray]
+
+
+def encode_pool(spec: DecodeSpec, data_dir: str | None = None) -> tuple[Pool, list[EncodedRun]]:
+    """Loads a pool of pictures and encodes it T times under each defense.
+
+    Raises:
+      InputError: for data that is missing or too small.
+    """
+    dataset = data.load(spec.data, spec.split, data_dir, image_size=spec.image_size, per_class=spec.first)
+    chosen = data.first_per_class(dataset, spec.first)
+    space = ImageSpace(mean=jnp.float32(chosen.mean), std=jnp.float32(chosen.std))
+    pool = Pool(chosen.as_float(), [chosen.class_names[label] for label in chosen.labels], space, chosen.note)
+    images = space.normalize(jnp.asarray(pool.images))
+    labels = jnp.zeros((len(images), 0))  # no decoder reads them
+    key = jax.random.key(spec.seed)
+    runs = []
+    for text in spec.defenses:
+        mixing = defenses.parse(text).mixing
+        public = public_pictures(spec.data, spec.split, data_dir, spec.image_size) if mixing.num_public else None
+        public = None if public is None else space.normalize(public)
+        epochs = jax.jit(jax.vmap(mixing, (0, None, None, None)))
+        encoded = epochs(jax.random.split(key, spec.encodings), images, labels, public)
+        true, mapping = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (encoded.images, encoded.mapping))
+        runs.append(EncodedRun(text, true, None, mapping.without_signs(), public))
+    return pool, runs
+
+
+def public_pictures(name: str, split: str, data_dir: str | None, image_size: int | None) -> Images:
+    """The public pool that goes with a data set: the first pictures of its other split, at most 20 of a class."""
+    other = "test" if split == "train" else "train"
+    dataset = data.load(name, other, data_dir, image_size=image_size, per_class=20)
+    return jnp.asarray(dataset.as_float())
+
+
+def save_attack(folder: Path, pool: Pool, runs: list[EncodedRun]) -> None:
+    """Leaves for `read_attack` what an attack recovered; the mapping, an oracle, in a file of its own."""
+    arrays = {"pictures": pool.images, "names": np.array(pool.names), "note": np.array(pool.note)}
+    arrays |= {"mean": pool.space.mean, "std": pool.space.std, "defenses": np.array([run.defense for run in runs])}
+    secrets = {"note": np.array(ORACLE)}
+    for number, run in enumerate(runs):
+        arrays |= {f"true{number}": run.true, f"recovered{number}": run.recovered}
+        if run.public is not None:
+            arrays[f"public{number}"] = run.public
+        secrets |= {f"indices{number}": run.mapping.indices, f"coefficients{number}": run.mapping.coefficients}
+    np.savez_compressed(folder / ENCODINGS, **arrays)
+    np.savez_compressed(folder / MAPPING, **secrets)
+
+
+def read_attack(folder: Path) -> tuple[Pool, list[EncodedRun]]:
+    """What `save_attack` left.
+
+    Raises:
+      InputError: if there is nothing, or it is damaged.
+    """
+    for name in (ENCODINGS, MAPPING):
+        if not (folder / name).exists():
+            raise checks.InputError(
+                f"{folder} holds no {name}: expected the folder of a finished gi-jax attack under a defense that "
+                "encodes pictures, such as mixup:k=4"
+            )
+    try:
+        with np.load(folder / ENCODINGS) as arrays, np.load(folder / MAPPING) as secrets:
+            space = ImageSpace(mean=jnp.asarray(arrays["mean"]), std=jnp.asarray(arrays["std"]))
+            pool = Pool(arrays["pictures"], arrays["names"].tolist(), space, str(arrays["note"]))
+            runs = [
+                EncodedRun(
+                    defense=defense,
+                    true=jnp.asarray(arrays[f"true{number}"]),
+                    recovered=jnp.asarray(arrays[f"recovered{number}"]),
+                    mapping=Mapping(
+                        indices=jnp.asarray(secrets[f"indices{number}"]),
+                        coefficients=jnp.asarray(secrets[f"coefficients{number}"]),
+                    ),
+                    public=jnp.asarray(arrays[f"public{number}"]) if f"public{number}" in arrays else None,
+                )
+                for number, defense in enumerate(arrays["defenses"].tolist())
+            ]
+    except Exception as error:  # zip, zlib and numpy raise errors of many kinds on damaged files
+        raise checks.InputError(f"{folder} is damaged ({type(error).__name__}): run the attack again") from error
+    return pool, runs
+
+
+def fingerprint_of_attack(folder: Path, seed: int) -> str:
+    """Sixteen hexadecimal digits that are equal for equal encodings and seeds."""
+    return hashlib.sha256((folder / ENCODINGS).read_bytes() + str(seed).encode()).hexdigest()[:16]
+
+
+def decode(
+    pool: Pool, runs: list[EncodedRun], *, seed: int = 0, on_report: Callable[[str], None] = lambda text: None
+) -> DecodeOutcome:
+    """Decodes every run, by the paper's decoder and by a better one, from true encodings and from recovered ones.
+
+    Args:
+      pool: the truth; decoders get its units and its size.
+      runs: what to decode.
+      seed: of the sign-aware decoder's starts.
+      on_report: told what comes next.
+    """
+    blocks, decoded, shown = [], [], {}
+    for run in runs:
+        mixing = defenses.parse(run.defense).mixing
+        space = pool.space.signed() if mixing.flipped else pool.space
+        shown[run.defense] = np.asarray(space.denormalize(run.true[: len(pool.images)]))
+        for source, encodings in (("recovered", run.recovered), ("true", run.true)):
+            if encodings is None:
+                continue
+            for decoder in ("sign-aware" if mixing.flipped else "least squares", "paper"):
+                on_report(f"{run.defense}, {source} encodings, decoder {decoder}")
+                images = _decoded(decoder, encodings, run, pool, mixing.flipped, seed)
+                block = {"defense": run.defense, "decoder": decoder, "encodings": source}
+                block |= {"count": len(encodings), "images": _score(pool, images)}
+                block["summary"] = metrics.summarize(
+                    [{name: row[name] for name in row if name in metrics.BEST} for row in block["images"]]
+                )
+                blocks.append(block)
+                decoded.append(images)
+    result = {"complete": True, "environment": environment(), "oracle": ORACLE, "note": pool.note, "runs": blocks}
+    return DecodeOutcome(result, pool, shown, decoded)
+
+
+def _decoded(decoder, encodings, run, pool, flipped, seed):
+    """Pictures [N, h, w, c] in [0, 1]."""
+    size = len(pool.images)
+    if decoder == "paper":
+        return np.asarray((decode_paper(encodings, run.mapping, size, flipped=flipped) + 1) / 2)
+    if flipped:
+        key = jax.random.key(seed)
+        images = decode_instahide(key, encodings, run.mapping, size, pool.space, public=run.public)
+    else:
+        images = decode_mixup(encodings, run.mapping, size, public=run.public)
+    return np.asarray(pool.space.denormalize(images))
+
+
+def _score(pool, images):
+    nets = ("vgg", "alex") if min(images.shape[1:3]) >= 31 and images.shape[3] == 3 else ()
+    rows = metrics.score(pool.images, images, nets)
+    for row, name, found in zip(rows, pool.names, metrics.correlation(pool.images, images).tolist(), strict=True):
+        row |= {"label": name, "correlation": found, "correlation_any_sign": abs(found)}
+    return rows
