@@ -467,7 +467,7 @@ def _pictures(batches):
 
 
 def _score(spec, victims, attacked, defense, found):
-    """Pictures in the order of those that were attacked, their spread, and the block of `result.json` for one defense."""
+    """Pictures in the order of those that were attacked, their spread, and the block of `result.json` for a defense."""
     images = found["images"]
     batches = len(images)
     truth = _pictures(attacked)
