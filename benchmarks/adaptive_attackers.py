@@ -42,8 +42,11 @@ DEFENSES = (
     "soteria:p=0.5",
     "prune:p=0.9 + gaussian:sigma=0.003",
     "gaussian:sigma=0.003 + prune:p=0.9",
+    "mixup:k=4",
+    "intra_instahide:k=4",
+    "inter_instahide:k=4",
 )
-"""Every gradient defense at a strength at which the plain attacker fails or nearly does, and two in both orders."""
+"""Every defense, most at a strength that troubles the plain attacker, and one pair in both orders."""
 QUICK = ("prune:p=0.99", "gaussian:sigma=0.03")
 
 METRICS = ("psnr", "lpips_vgg")
@@ -51,11 +54,12 @@ METRICS = ("psnr", "lpips_vgg")
 
 def measure(defense: str, pictures: int, steps: int) -> dict[str, object]:
     """A row: means over the pictures of each metric for each attacker, and each picture's PSNR."""
-    row = {"defense": defense, "n": pictures}
+    row = {"defense": defense}
     for attacker in reversed(ATTACKERS):
         spec = AttackSpec(num_batches=pictures, steps=steps, defenses=(defense,), attacker=attacker)
         with tempfile.TemporaryDirectory() as folder:
             (run,) = run_attack(spec, Path(folder)).result["runs"]
+        row["n"] = len(run["images"])
         row |= {f"{metric} {attacker}": run["summary"][metric]["mean"] for metric in METRICS}
         row[f"psnr of each, {attacker}"] = [image["psnr"] for image in run["images"]]
     return row

@@ -75,13 +75,16 @@ def stochastic_width(sent: Gradients) -> Gradients:
 def stochastic_scale(levels: int, sent: Gradients) -> jax.Array:
     """Standard deviation of what QSGD's rounding added to an entry, a mean over all, as who sees only `sent` tells it.
 
-    Rounding up and down without bias is noise. The norm of a tensor is `levels` spacings, and what the tensor that was
-    sent is longer than that is the noise.
+    Rounding up and down without bias is noise. Where the spacing of a tensor is small (levels^2 above its size n, so
+    that a typical entry is above it), entries lie anywhere between two levels, and the noise has the variance
+    spacing^2 / 6. Else most entries go to 0; the norm of the tensor is `levels` spacings, and the noise is what the
+    tensor that was sent is longer than that.
     """
 
     def added(tensor, spacing):
-        norm = levels * jnp.where(jnp.isinf(spacing), 0, spacing)
-        return jnp.maximum(jnp.vdot(tensor, tensor) - jnp.square(norm), 0)
+        spacing = jnp.where(jnp.isinf(spacing), 0, spacing)
+        coarse = jnp.maximum(jnp.vdot(tensor, tensor) - jnp.square(levels * spacing), 0)
+        return jnp.where(levels**2 > tensor.size, tensor.size * jnp.square(spacing) / 6, coarse)
 
     squares = jax.tree.map(added, sent, stochastic_width(sent))
     return jnp.sqrt(sum(jax.tree.leaves(squares)) / optax.tree.size(sent))
