@@ -572,6 +572,11 @@ ALL = ", ".join(DEFENSES)
         ("gaussian:sigma=-1", "sigma=-1.0: expected a number that is 0 or above"),
         ("laplacian:scale=inf", "scale=inf: expected a number that is 0 or above"),
         ("prune:p=0.5,p=0.9", "defense 'prune' has p twice; expected it once"),
+        (
+            "mixup:k=2 + dpsgd:clip=1,sigma=1",
+            "defense 'dpsgd' after 'mixup': a picture is in several mixtures, so a bound for one mixture is none for a "
+            "picture; expected one or the other",
+        ),
         ("prune:p=0.9 + none", f"unknown defense 'none': choose from {ALL}"),
         ("prune:p=0.9 +", f"unknown defense '': choose from {ALL}"),
         ("", f"unknown defense '': choose from {ALL}"),
