@@ -23,7 +23,19 @@ def no_disk_cache(monkeypatch):
 def attacked(tmp_path_factory):
     """An attack on two epochs of encodings of four photographs in two batches, beside one on the photographs."""
     out = tmp_path_factory.mktemp("attacked") / "out"
-    arguments = ["attack", "--batch-size", "2", "--num-batches", "2", "--steps", "20", "--encodings", "2"]
+    arguments = [
+        "attack",
+        "--batch-size",
+        "2",
+        "--num-batches",
+        "2",
+        "--steps",
+        "20",
+        "--encodings",
+        "2",
+        "--model",
+        "mlp",
+    ]
     arguments += ["--compare", "none", "--compare", "intra_instahide:k=2 + prune:p=0.1", "--compare", "mixup:k=2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "_use_compilation_cache", lambda: None)

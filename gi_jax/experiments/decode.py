@@ -173,7 +173,8 @@ def read_attack(folder: Path) -> tuple[Pool, list[EncodedRun]]:
                 "encodes pictures, such as mixup:k=4"
             )
     try:
-        with np.load(folder / ENCODINGS) as arrays, np.load(folder / MAPPING) as secrets:
+        with (folder / ENCODINGS).open("rb") as encodings, (folder / MAPPING).open("rb") as mapping:
+            arrays, secrets = np.load(encodings), np.load(mapping)
             space = ImageSpace(mean=jnp.asarray(arrays["mean"]), std=jnp.asarray(arrays["std"]))
             pool = Pool(arrays["pictures"], arrays["names"].tolist(), space, str(arrays["note"]))
             runs = [
