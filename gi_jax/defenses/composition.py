@@ -40,8 +40,8 @@ class Defense:
         for name, _ in of_gradient if self.mixing is not None else ():
             if DEFENSES[name].kind == Kind.DP:
                 raise checks.InputError(
-                    f"defense {name!r} after {self.stages[0][0]!r}: a picture is in several mixtures, so a bound for one "
-                    "mixture is none for a picture; expected one or the other"
+                    f"defense {name!r} after {self.stages[0][0]!r}: a picture is in several mixtures, so a bound for "
+                    "one mixture is none for a picture; expected one or the other"
                 )
         for name, _ in of_gradient[1:]:
             if DEFENSES[name].first:
