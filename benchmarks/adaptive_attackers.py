@@ -54,9 +54,10 @@ METRICS = ("psnr", "lpips_vgg")
 
 def measure(defense: str, pictures: int, steps: int) -> dict[str, object]:
     """A row: means over the pictures of each metric for each attacker, and each picture's PSNR."""
-    row = {"defense": defense}
+    row: dict[str, object] = {"defense": defense}
     for attacker in reversed(ATTACKERS):
-        spec = AttackSpec(num_batches=pictures, steps=steps, defenses=(defense,), attacker=attacker)
+        model = "convnet_group" if defense.startswith("dpsgd") else "convnet"  # DP-SGD refuses BatchNorm
+        spec = AttackSpec(model=model, num_batches=pictures, steps=steps, defenses=(defense,), attacker=attacker)
         with tempfile.TemporaryDirectory() as folder:
             (run,) = run_attack(spec, Path(folder)).result["runs"]
         row["n"] = len(run["images"])
