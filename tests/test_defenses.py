@@ -304,10 +304,17 @@ def test_stochastic_rounding_is_unbiased_and_bounded(levels):
     assert np.abs(error).max() < spacing * (1 + 1e-5)
     assert np.abs(error.mean(0)).max() < 6 * spacing / 2 / np.sqrt(draws)
     assert np.sum(error**2, axis=1).mean() <= min(50 / levels**2, np.sqrt(50) / levels) * norm**2
-    scale = np.mean([stochastic_scale(levels, one) for one in sent[:50]])
-    np.testing.assert_allclose(scale, np.sqrt(np.mean(np.square(error))), rtol=0.25)
     widths = np.array([stochastic_width(one) for one in sent[:20]])
     assert np.all(widths >= spacing * (1 - 1e-5)) and np.any(widths < spacing * (1 + 1e-5))
+
+
+@pytest.mark.parametrize("levels", [1, 4, 255])
+def test_what_was_sent_tells_how_much_rounding_added(levels):
+    gradient = numbers(5000)  # enough entries that one of them is sent as the first level
+    sent = [send(quantize_stochastically(levels, jax.random.key(i)), gradient) for i in range(3)]
+    scale = np.mean([stochastic_scale(levels, one) for one in sent])
+    added = np.sqrt(np.mean([np.square(one - gradient) for one in sent]))
+    np.testing.assert_allclose(scale, added, rtol=0.25)
 
 
 def test_stochastic_rounding_of_nothing_is_nothing():
@@ -642,7 +649,7 @@ def test_every_entry_of_the_table_can_be_used(name):
 
 
 def test_pictures_are_encoded_first_and_once():
-    encoded = parse("intra_instahide:k=4 + dpsgd:clip=1,sigma=1")  # which has to be the first on the gradient only
+    encoded = parse("intra_instahide:k=4 + clip_per_example:norm=1")  # which has to be the first on the gradient only
     assert encoded.mixing == Mixing(k=4, flipped=True) and parse("prune:p=0.5").mixing is None
     assert encoded.known(SENT, 2)[0] == Mixed(k=4, flipped=True)
     assert chain(make("mixup", k=4), A).mixing == Mixing(k=4) and identity.mixing is None
@@ -650,7 +657,7 @@ def test_pictures_are_encoded_first_and_once():
         with pytest.raises(InputError, match="pictures are encoded once"):
             parse(text)
     with pytest.raises(InputError, match="after 'prune'"):
-        parse("mixup:k=4 + prune:p=0.5 + dpsgd:clip=1,sigma=1")
+        parse("mixup:k=4 + prune:p=0.5 + clip_per_example:norm=1")
 
 
 # Sweeps.

@@ -253,7 +253,7 @@ def test_an_unknown_method_is_refused():
 
 
 def test_a_network_without_a_head_is_refused():
-    victim = dataclasses.replace(toy_victim(PLAIN), params=plain_params(0, 8, 4))
+    victim = dataclasses.replace(toy_victim(PLAIN), params=plain_params(PLAIN, 0, 8, 4))
     problem = observe(victim, RUNNING, defenses.identity, jax.random.key(0))
     with pytest.raises(InputError, match="expected params..head....kernel.. of shape .features, 4."):
         labels.recover(problem, "auto", dummies_of(problem))
