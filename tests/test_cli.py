@@ -17,7 +17,7 @@ from gi_jax.defenses import DEFENSES
 
 @pytest.fixture(autouse=True)
 def no_disk_cache(monkeypatch):
-    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -100,19 +100,19 @@ def test_ctrl_c_leaves_results_and_resume_completes_them(tmp_path, monkeypatch, 
         "prune:p=0.5",
     ]
     arguments += ["--defense", "laplacian:scale=1e-4", "--out", str(tmp_path / "out")]
-    report = cli._progress_bar.report
+    report = cli.terminal.progress_bar.report
 
     def interrupt(self, update):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli._progress_bar, "report", interrupt)
+    monkeypatch.setattr(cli.terminal.progress_bar, "report", interrupt)
     assert cli.main(arguments) == 130
     assert "--resume" in capsys.readouterr().err
     partial = json.loads((tmp_path / "out" / "result.json").read_text())
     assert not partial["complete"] and partial["runs"][0]["steps"] == 50
     assert cli.main(arguments) == 2  # neither lost nor repeated by accident
     assert "--resume" in capsys.readouterr().err
-    monkeypatch.setattr(cli._progress_bar, "report", report)
+    monkeypatch.setattr(cli.terminal.progress_bar, "report", report)
     assert cli.main([*arguments, "--resume"]) == 0
     whole = json.loads((tmp_path / "out" / "result.json").read_text())
     assert whole["complete"] and whole["runs"][0]["steps"] == 100

@@ -9,14 +9,14 @@ from PIL import Image
 from gi_jax import cli
 from gi_jax.checks import InputError
 from gi_jax.defenses.batch import encode
-from gi_jax.experiments.attack import encode_victims, make_victims
 from gi_jax.experiments.decode import DecodeSpec, encode_pool, read_attack
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.victims import encode_victims, make_victims
 
 
 @pytest.fixture(autouse=True)
 def no_disk_cache(monkeypatch):
-    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def attacked(tmp_path_factory):
     ]
     arguments += ["--compare", "none", "--compare", "intra_instahide:k=2 + prune:p=0.1", "--compare", "mixup:k=2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_use_compilation_cache", lambda: None)
+        patch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
         assert cli.main([*arguments, "--out", str(out)]) == 0
     return out
 

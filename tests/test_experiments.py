@@ -9,16 +9,11 @@ import pytest
 from gi_jax.attacks import loop
 from gi_jax.checks import InputError
 from gi_jax.experiments import checkpoint
-from gi_jax.experiments.attack import (
-    lanes_per_launch,
-    make_attack,
-    make_victims,
-    observe_all,
-    run_attack,
-    threat_words,
-)
+from gi_jax.experiments.attack import lanes_per_launch, make_attack, run_attack
 from gi_jax.experiments.confidence import predictive_power
+from gi_jax.experiments.scoring import threat_words
 from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.victims import make_victims, observe_all
 from gi_jax.threat import RUNNING, THREATS
 
 SMALL = AttackSpec(steps=20, num_batches=3, defenses=("none", "prune:p=0.9"))

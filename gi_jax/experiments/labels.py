@@ -7,9 +7,9 @@ from scipy.stats import hypergeom
 
 from gi_jax import checks, data, metrics
 from gi_jax.attacks import labels
-from gi_jax.experiments.attack import dummies_of, encode_victims, make_victims, observe_all
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.victims import dummies_of, encode_victims, make_victims, observe_all
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHARED_BY = (1, 2, 4, 8, 16)

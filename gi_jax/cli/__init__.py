@@ -1,0 +1,36 @@
+"""The command line. JAX and everything slow is imported where it is needed: `--help` and `--version` are quick."""
+
+import argparse
+import importlib.metadata
+import sys
+
+from gi_jax.checks import InputError
+from gi_jax.cli import attack, decode, labels, listing, terminal
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0 done, 2 bad input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except InputError as error:
+        print(f"gi-jax: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"gi-jax: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gi-jax: interrupted; what was saved before is kept", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = terminal.Parser(
+        prog="gi-jax",
+        description="Gradient inversion in federated learning: how much does a training set-up leak?",
+    )
+    parser.add_argument("--version", action="version", version=f"gi-jax {importlib.metadata.version('gi_jax')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=terminal.Parser)
+    for command in (attack, decode, labels, listing):
+        command.add_parser(commands)
+    return parser

@@ -1,0 +1,59 @@
+"""Arguments that several commands take."""
+
+
+def victim_arguments(parser) -> None:
+    """What is attacked: the private data, and the client that holds it."""
+    add = parser.add_argument_group("private data").add_argument
+    add(
+        "--data",
+        default="photos",
+        metavar="D",
+        help="photos (embedded), cifar10 or folder:PATH (default: photos)",
+    )
+    add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
+    add("--split", default="train", metavar="train|test", help="default: train")
+    add(
+        "--image-size",
+        type=int,
+        metavar="S",
+        help="resize to S x S (default: the data set's own; folders 32)",
+    )
+    add("--first", type=int, default=1, metavar="N", help="victims are the first N of each class (default: 1)")
+    add("--victim-seed", type=int, metavar="K", help="draw the victims at random instead")
+    add("--batch-size", type=int, default=1, metavar="B", help="pictures in a private batch (default: 1)")
+    add(
+        "--num-batches",
+        type=int,
+        metavar="N",
+        help="observed updates (default: as many as there are, at most 6)",
+    )
+
+    add = parser.add_argument_group("client").add_argument
+    add("--model", default="convnet", metavar="M", help="see gi-jax list models (default: convnet)")
+    add("--model-seed", type=int, default=0, metavar="K", help="seed of the network's weights (default: 0)")
+    add(
+        "--client-bn",
+        default="running",
+        metavar="batch|running",
+        help="statistics that the client's BatchNorm uses (default: running; the paper: batch)",
+    )
+    add(
+        "--defense",
+        action="append",
+        metavar="NAME:P=V",
+        help="the client's defense, such as prune:p=0.9; repeated: one after the other; see gi-jax list defenses",
+    )
+    add(
+        "--compare",
+        action="append",
+        metavar="DEFENSE",
+        help="a run for each: none, a defense, or several joined by +; repeat it",
+    )
+    add(
+        "--encodings",
+        type=int,
+        default=1,
+        metavar="T",
+        help="epochs in which a defense that encodes pictures encodes all of them, for gi-jax decode (default: 1)",
+    )
+    add("--clients", type=int, default=1, metavar="K", help="clients of a round, see --view (default: 1)")

@@ -1,0 +1,206 @@
+"""`gi-jax attack`: attack pictures and score what was recovered."""
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from pathlib import Path
+
+from gi_jax.checks import InputError
+from gi_jax.cli import terminal
+from gi_jax.cli.arguments import victim_arguments
+
+EXAMPLES = """\
+examples:
+  gi-jax attack
+      six embedded photographs, no defense against three (the quickstart; a minute on two cores)
+  gi-jax attack --defense prune:p=0.9 --defense gaussian:sigma=1e-3 --out pruned
+      one run: the client prunes, then adds noise
+  gi-jax attack --compare none --compare prune:p=0.9 --compare prune:p=0.99
+      one run each, side by side in one picture
+  gi-jax attack --data folder:my_pictures --model resnet18 --client-bn batch --bn infer --steps 3000
+      your own pictures, a client in training mode, statistics inferred
+  gi-jax attack --data cifar10 --data-dir cifar-10-batches-py --model resnet18 --steps 1000
+      CIFAR-10 from a local copy
+
+OUT gets result.json, reconstructions.png, reconstructions.npz and history.jsonl.
+Under a defense that encodes pictures it gets encodings.npz and mapping.npz too, for gi-jax decode.
+After Ctrl-C it holds what was done so far; the same command with --resume goes on.
+"""
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "attack",
+        help="attack pictures and score what was recovered",
+        description="Takes pictures as a client's private data, computes the update that the client would send, "
+        "attacks it, and scores the reconstruction. Without arguments: the quickstart.",
+        epilog=f"{EXAMPLES}\n{_defense_help()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    victim_arguments(parser)
+    _adversary_arguments(parser)
+    parser.set_defaults(command=run)
+
+
+def _adversary_arguments(parser) -> None:
+    add = parser.add_argument_group("adversary").add_argument
+    add(
+        "--view",
+        default="server",
+        metavar="V",
+        help="server (each update), sum (the server under secure aggregation: the sum over --clients), client (two "
+        "successive models) or eavesdropper (ciphertext only); see gi-jax list views (default: server)",
+    )
+    add(
+        "--bn",
+        metavar="exact|proxy|infer",
+        help="with --client-bn batch: knows the batch's statistics, takes running ones for them, or infers them "
+        "(default: exact); -paper and -reference after the name: the two published readings",
+    )
+    add(
+        "--labels",
+        default="known",
+        metavar="L",
+        help="known, optimize (jointly with the pictures), or recovered first: auto, or a name of gi-jax list labels "
+        "(default: known)",
+    )
+    add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
+    add(
+        "--attacker",
+        default="adaptive",
+        metavar="adaptive|plain",
+        help="adaptive: knows the defense and its parameters, and fits the attack to it; plain: does neither "
+        "(default: adaptive)",
+    )
+    add(
+        "--tv",
+        type=float,
+        metavar="A",
+        help="weight of total variation (default with a cosine: 0.001; client-bn batch: 0.05; else as published)",
+    )
+    add(
+        "--bn-prior",
+        type=float,
+        metavar="A",
+        help="weight of the BatchNorm statistics prior (default: 0.001 where --bn calls for it, else 0)",
+    )
+    add(
+        "--lr",
+        type=float,
+        metavar="L",
+        help="learning rate (default: 1; client-bn batch, or no cosine: the published one)",
+    )
+    add("--steps", type=int, default=400, metavar="S", help="steps of the attack (default: 400)")
+    add(
+        "--restarts",
+        type=int,
+        default=1,
+        metavar="R",
+        help="starts; the best by the attacker's loss wins (default: 1)",
+    )
+    add("--seed", type=int, default=0, metavar="K", help="of starts and noise (default: 0)")
+
+    add = parser.add_argument_group("running").add_argument
+    add("--out", type=Path, default=Path("gi-jax-attack"), metavar="DIR", help="default: gi-jax-attack")
+    add("--resume", action="store_true", help="go on where an interrupted attack in DIR stopped")
+    add("--overwrite", action="store_true", help="replace results of other settings in DIR")
+    add("--lanes", type=int, metavar="N", help="batches x restarts side by side (default: fills the device)")
+    add(
+        "--reference-scoring",
+        action="store_true",
+        help="adds reference_summary to result.json: the scoring of the paper's published code, flaws and all",
+    )
+
+
+def _defense_help() -> str:
+    from gi_jax.defenses import DEFENSES
+
+    lines = ["defenses (what each promises; dp is proved, heuristic is not):"]
+    for name, entry in DEFENSES.items():
+        lines += [f"  {name} ({entry.kind}): {entry.about}"]
+        lines += [f"      {key}: {parameter.about}" for key, parameter in entry.parameters.items()]
+        lines += [f"      {entry.paper}"]
+    return "\n".join(lines) + "\n"
+
+
+def run(options) -> int:
+    from gi_jax.experiments.spec import DEMONSTRATION, AttackSpec, Execution
+
+    if options.defense and options.compare:
+        raise InputError(
+            "--defense and --compare: take --compare with the stages joined by +, such as 'prune:p=0.9 + ...'"
+        )
+    same = {field.name for field in dataclasses.fields(AttackSpec)} & vars(options).keys()
+    settings = {name: getattr(options, name) for name in same} | {"learning_rate": options.lr}
+    if options.compare:
+        compared = tuple(options.compare)
+    elif options.defense:
+        compared = (" + ".join(options.defense),)
+    else:
+        compared = DEMONSTRATION if AttackSpec(**settings) == AttackSpec() else ("none",)
+    spec = AttackSpec(**settings, defenses=compared)
+    execution = Execution(data_dir=options.data_dir, lanes=options.lanes, reference_scoring=options.reference_scoring)
+
+    done = terminal.finished(options.out, spec.fingerprint, resume=options.resume, overwrite=options.overwrite)
+    if done is not None:
+        return _show(options.out, done)
+
+    terminal.use_compilation_cache()
+    from gi_jax.experiments.attack import run_attack
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    # A termination request keeps what is there, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with terminal.progress_bar() as on_report:
+        outcome = run_attack(spec, options.out, execution, resume=options.resume, on_report=on_report)
+    _write(options.out, spec, outcome)
+    status = _show(options.out, outcome.result)
+    if not outcome.result["complete"]:
+        print("gi-jax: interrupted; go on with the same command and --resume", file=sys.stderr)
+        return 130
+    return status
+
+
+def _write(out: Path, spec, outcome) -> None:
+    import numpy as np
+
+    from gi_jax.experiments.checkpoint import write_atomically
+    from gi_jax.experiments.decode import save_attack
+    from gi_jax.reports import picture
+
+    result = {"fingerprint": spec.fingerprint, **outcome.result}
+    rows = "".join(json.dumps(row) + "\n" for row in outcome.history)
+    write_atomically(out / "history.jsonl", rows)
+    first = outcome.reconstructions[0]
+    np.savez_compressed(
+        out / "reconstructions.npz",
+        originals=outcome.originals[: len(first)],
+        reconstructions=first,
+        labels=outcome.labels[: len(first)],
+        **{f"run{number}": images for number, images in enumerate(outcome.reconstructions)},
+        **({f"spread{number}": spread for number, spread in enumerate(outcome.spreads)} if spec.restarts > 1 else {}),
+    )
+    picture.draw(
+        out / "reconstructions.png",
+        outcome.originals,
+        outcome.reconstructions,
+        outcome.result["runs"],
+        outcome.class_names,
+        outcome.encodings,
+    )
+    if outcome.encoded:
+        save_attack(out, outcome.pool, outcome.encoded)
+    write_atomically(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def _show(out: Path, result: dict) -> int:
+    from gi_jax.reports.terminal import print_runs
+
+    console = terminal.stdout()
+    for sentence in result["runs"][0]["threat_model"]:
+        console.print(f"- {sentence}", highlight=False)
+    print_runs(console, result["runs"])
+    console.print(f"picture: {out / 'reconstructions.png'}   figures: {out / 'result.json'}", highlight=False)
+    return 0

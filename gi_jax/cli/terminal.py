@@ -1,0 +1,87 @@
+"""What the commands share: the parser's errors, the progress bar, and results that are there already."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from gi_jax.checks import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def stdout():
+    """A console on standard output, of fixed width where that is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 110)
+
+
+def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict | None:
+    """The result that lies in `out`, if it is complete, has this fingerprint, and `--resume` asks for it."""
+    from gi_jax.experiments import checkpoint
+
+    unfinished = out / checkpoint.NAME
+    if unfinished.exists() and not (resume or overwrite):
+        raise InputError(f"{unfinished} is an unfinished attack: add --resume to go on, or --overwrite to start anew")
+    path = out / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        fingerprint = result["fingerprint"]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a result of gi-jax ({error}): choose another --out") from error
+    if fingerprint != wanted and not overwrite:
+        raise InputError(f"{path} holds results of other settings: choose another --out, or add --overwrite")
+    return result if resume and fingerprint == wanted and result["complete"] else None
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the second start does not compile."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gi_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class progress_bar:
+    """A bar with loss, rate and time left on a terminal; silent elsewhere."""
+
+    def __enter__(self):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}% loss {task.fields[loss]:.4f} {task.fields[rate]:.0f} image-it/s"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("compiling", total=None, loss=float("nan"), rate=0.0)
+        return self.report
+
+    def report(self, report) -> None:
+        task = self.bar.tasks[0]
+        self.bar.update(
+            self.task,
+            description=report.defense,
+            total=report.total,
+            completed=report.done,
+            loss=report.loss,
+            rate=task.speed or 0.0,
+        )
+
+    def __exit__(self, *exception) -> None:
+        self.bar.stop()

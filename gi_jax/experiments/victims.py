@@ -1,0 +1,170 @@
+"""From a specification to what is attacked: private batches, their encodings, and the problems they make."""
+
+import dataclasses
+from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gi_jax import checks, data, defenses, models
+from gi_jax.attacks.labels import LazyDummies, recover, simulate
+from gi_jax.defenses.batch import encode_victim
+from gi_jax.experiments.decode import public_pictures
+from gi_jax.experiments.spec import AttackSpec
+from gi_jax.threat import AttackProblem, ImageSpace, Mapping, Victim, check_problem, look, observe, one_hot
+from gi_jax.threat.views import average
+from gi_jax.types import Images
+
+
+class Victims(NamedTuple):
+    """The private batches of a specification, what reports say of them, and the public pictures of its defenses."""
+
+    batches: list[Victim]
+    public: Images | None
+    labels: np.ndarray
+    names: list[str]
+    note: str
+
+
+_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known", "defense_known"))
+_encode = jax.jit(encode_victim, static_argnames="mixing")
+
+
+def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
+    """Loads the data, draws the network's weights, and cuts the private batches.
+
+    Raises:
+      InputError: for data that is missing or too small, or a network that does not fit the threat model.
+    """
+    per_class = None if spec.victim_seed is not None else spec.first
+    dataset = data.load(spec.data, spec.split, data_dir, image_size=spec.image_size, per_class=per_class)
+    if spec.victim_seed is None:
+        chosen = data.first_per_class(dataset, spec.first)
+        num_updates = spec.num_batches or max(1, min(6, len(chosen) // spec.pictures_per_update))
+    else:
+        num_updates = spec.num_batches or 6
+        chosen = data.choose(dataset, spec.pictures_per_update * num_updates, spec.victim_seed)
+    num_batches = num_updates * spec.batches_per_update
+    network = models.create(spec.model, dataset.num_classes)
+    image_shape = chosen.images.shape[1:]
+    params, batch_stats = network.init(jax.random.key(spec.model_seed), image_shape)
+    if not batch_stats and (spec.client_bn == "batch" or spec.bn_prior):
+        raise checks.InputError(
+            f"model {spec.model!r} has no BatchNorm: leave out client_bn batch and bn_prior, or take a model that has"
+        )
+    space = ImageSpace(mean=jnp.float32(dataset.mean), std=jnp.float32(dataset.std))
+    victims = [
+        Victim(
+            network=network,
+            params=params,
+            batch_stats=batch_stats,
+            images=jnp.asarray(batch.as_float()),
+            labels=one_hot(batch.labels, dataset.num_classes),
+            space=space,
+        )
+        for batch in data.batches(chosen, spec.batch_size, num_batches)
+    ]
+    labels = chosen.labels[: spec.batch_size * num_batches]
+    mixings = [defenses.parse(text).mixing for text in spec.defenses]
+    needs_public = any(mixing is not None and mixing.num_public for mixing in mixings)
+    public = public_pictures(spec.data, spec.split, data_dir, spec.image_size) if needs_public else None
+    return Victims(victims, public, labels, [dataset.class_names[label] for label in labels], dataset.note)
+
+
+def encode_victims(spec: AttackSpec, victims: Victims, defense: str) -> tuple[list[Victim], Mapping | None]:
+    """What the client trains on under a defense, and the secret of its encodings if it encodes its pictures.
+
+    Each of `spec.encodings` epochs encodes the pictures of all private batches anew, as one pool, and cuts the
+    encodings into batches again.
+
+    Raises:
+      InputError: for a pool that is smaller than a mixture.
+    """
+    mixing = defenses.parse(defense).mixing
+    if mixing is None:
+        return victims.batches, None
+    first, count = victims.batches[0], len(victims.batches)
+    images = jnp.concatenate([victim.images for victim in victims.batches])
+    labels = jnp.concatenate([victim.labels for victim in victims.batches])
+    pool = dataclasses.replace(first, images=images, labels=labels)
+    key = jax.random.fold_in(jax.random.key(spec.seed), 4)
+    batches, mappings = [], []
+    for epoch in range(spec.encodings):
+        encoded, mapping = _encode(mixing, jax.random.fold_in(key, epoch), pool, public_of(mixing, victims))
+        parts = zip(jnp.split(encoded.images, count), jnp.split(encoded.labels, count), strict=True)
+        batches += [dataclasses.replace(encoded, images=images, labels=labels) for images, labels in parts]
+        mappings.append(mapping.without_signs())
+    return batches, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *mappings)
+
+
+def public_of(mixing: defenses.Mixing, victims: Victims) -> Images | None:
+    """The public pictures, [m, h, w, c] in [0, 1], if the defense mixes any in."""
+    return victims.public if mixing.num_public else None
+
+
+def observe_all(
+    spec: AttackSpec,
+    victims: list[Victim],
+    defense: str,
+    *,
+    labels_known: bool = True,
+    updates: Iterable[int] | None = None,
+) -> list[AttackProblem]:
+    """What the adversary sees of the private batches under a defense; refuses updates that hold NaN.
+
+    Of all of them, or of the updates with these numbers. A plain attacker is told nothing of the defense, so that its
+    program is the same under all of them.
+    """
+    key = jax.random.fold_in(jax.random.key(spec.seed), 1)
+    size = spec.batches_per_update
+    problems = []
+    for update in range(len(victims) // size) if updates is None else updates:
+        sent = [
+            _observe(
+                victims[number],
+                threat=spec.threat,
+                defense=defenses.parse(defense),
+                key=jax.random.fold_in(key, number),
+                labels_known=labels_known,
+                defense_known=spec.attacker == "adaptive",
+            )
+            for number in range(update * size, (update + 1) * size)
+        ]
+        for problem in sent:
+            check_problem(problem)
+        problems += look(spec.view, sent, spec.threat, aggregate=_aggregate(spec, update))
+    return problems
+
+
+def make_problems(
+    spec: AttackSpec, victims: list[Victim], defense: str, updates: Iterable[int] | None = None
+) -> list[AttackProblem]:
+    """The same, with the labels that the adversary works with: told, recovered from the gradient, or none yet."""
+    problems = observe_all(spec, victims, defense, labels_known=spec.labels == "known", updates=updates)
+    if spec.labels in ("known", "optimize"):
+        return problems
+    return [
+        dataclasses.replace(problem, labels=recover(problem, spec.labels, dummies_of(spec, problem)).labels)
+        for problem in problems
+    ]
+
+
+def dummies_of(spec: AttackSpec, problem: AttackProblem) -> LazyDummies:
+    """The random pictures that some label methods look at."""
+    return simulate(problem, jax.random.fold_in(jax.random.key(spec.seed), 3))
+
+
+def _aggregate(spec, number):
+    """How the updates of a round are added up: under masks where a server is to see nothing but the sum."""
+    if spec.view != "sum":
+        return average
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), 2), number)
+    return partial(defenses.secure_mean, key=key)
+
+
+def pictures(batches: list[Victim]) -> np.ndarray:
+    """All their pictures, [n, h, w, c] in [0, 1]."""
+    return np.concatenate([np.asarray(victim.images) for victim in batches])
