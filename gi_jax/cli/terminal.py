@@ -76,7 +76,7 @@ class progress_bar:
         task = self.bar.tasks[0]
         self.bar.update(
             self.task,
-            description=report.defense,
+            description=report.run.title,
             total=report.total,
             completed=report.done,
             loss=report.loss,
