@@ -202,8 +202,14 @@ def _show(out: Path, result: dict) -> int:
     from gi_jax.reports.terminal import print_runs
 
     console = terminal.stdout()
-    for sentence in result["runs"][0]["threat_model"]:
-        console.print(f"- {sentence}", highlight=False)
-    print_runs(console, result["runs"])
+    runs = result["runs"]
+    said = []
+    for run in (run for run in runs if run["defense"] == runs[0]["defense"]):
+        of = f"labels {run['labels']['from']}: " if said else ""
+        new = [sentence for sentence in run["threat_model"] if sentence not in said]
+        for sentence in new:
+            console.print(f"- {of}{sentence}", highlight=False)
+        said += new
+    print_runs(console, runs)
     console.print(f"picture: {out / 'reconstructions.png'}   figures: {out / 'result.json'}", highlight=False)
     return 0
