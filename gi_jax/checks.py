@@ -27,6 +27,14 @@ def _known(values: dict[str, float]) -> Iterable[tuple[str, float]]:
     return ((name, value) for name, value in values.items() if not isinstance(value, jax.core.Tracer))
 
 
+def distinct(what: str, values: Iterable[str]) -> None:
+    """Raises if a value is there twice: `distinct("labels", labels)`."""
+    values = list(values)
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise InputError(f"{what} has {twice!r} twice: expected different ones; leave out the repetition")
+
+
 def positive(**values: float) -> None:
     """Raises unless every value is a finite number above zero: `positive(num_steps=num_steps)`. Skips traced ones."""
     for name, value in _known(values):

@@ -219,6 +219,30 @@ def test_out_that_is_a_file_is_one_line(tmp_path, capsys):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+def test_labels_and_restarts_are_compared_on_the_terminal(tmp_path, capsys):
+    arguments = ["attack", "--model", "mlp", "--first", "2", "--batch-size", "4", "--num-batches", "1", "--steps", "5"]
+    arguments += ["--restarts", "2", "--labels", "known", "--labels", "optimize", "--labels", "auto"]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    runs = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert [run["labels"]["from"] for run in runs] == ["known", "optimize", "auto"]
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│ none")
+    ]
+    for run, row in zip(runs, rows, strict=True):
+        agreement = np.mean([image["agreement"] for image in run["images"]])
+        overlaps = [run["labels"].get(name) for name in ("set_overlap", "count_overlap")]
+        written = "-" if None in overlaps else "{:.0f}, {:.0f} %".format(*(100 * overlap for overlap in overlaps))
+        assert row[1] == run["labels"]["from"] and f"{agreement:.1f}" in row and written in row
+    words = " ".join(shown.split())
+    assert "rank correlation of agreement with PSNR over pictures, of spread with error over pixels: none " in words
+    for run in runs:
+        assert f"{run['confidence']['pictures']:.2f} and {run['confidence']['pixels']:.2f}" in words
+    assert "ORACLE: the labels" in words and "labels optimize: The labels are unknown" in words
+    assert cli.main([*arguments, "--out", str(tmp_path), "--resume"]) == 0
+    assert capsys.readouterr().out == shown
+
+
 @pytest.mark.parametrize("kind", ["attacks", "defenses", "views", "models", "data"])
 def test_list_has_a_line_and_a_source_for_everything(kind, capsys):
     assert cli.main(["list", kind, "--json"]) == 0

@@ -99,6 +99,19 @@ def test_recovered_encodings_are_decoded_beside_the_floor(attacked, tmp_path, ca
     assert recovered["summary"]["correlation"]["mean"] < floor["summary"]["correlation"]["mean"]
 
 
+def test_encodings_recovered_with_and_without_labels_are_told_apart(tmp_path, capsys):
+    arguments = ["attack", "--batch-size", "2", "--num-batches", "2", "--steps", "5", "--model", "mlp"]
+    arguments += ["--defense", "mixup:k=2", "--labels", "known", "--labels", "optimize"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "attacked")]) == 0
+    assert [run.labels for run in read_attack(tmp_path / "attacked")[1]] == ["known", "optimize"]
+    capsys.readouterr()
+    assert cli.main(["decode", str(tmp_path / "attacked"), "--out", str(tmp_path / "out")]) == 0
+    assert "optimize" in capsys.readouterr().out
+    runs = json.loads((tmp_path / "out" / "result.json").read_text())["runs"]
+    kinds = [(block["encodings"], block.get("labels", {}).get("from")) for block in runs[::2]]
+    assert kinds == [("recovered", "known"), ("true", None), ("recovered", "optimize")]
+
+
 DECODERS = ("sign-aware", "least squares")
 
 

@@ -153,6 +153,10 @@ def test_what_a_specification_changes_in_the_published_settings(settings, given)
         ({"tv": -0.1}, "tv=-0.1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"defenses": ()}, "at least one"),
+        ({"defenses": ("prune:p=0.9", "prune:p=0.90")}, "defenses has 'prune:p=0.9' twice"),
+        ({"labels": ()}, "at least one"),
+        ({"labels": ("known", "auto", "known")}, "labels has 'known' twice"),
+        ({"labels": ("known", "autto")}, "did you mean 'auto'"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings, message):
@@ -205,6 +209,66 @@ def test_result_is_plain_json_with_every_promised_field(whole):
         assert {"compile_seconds", "run_seconds", "image_iterations_per_second"} <= block["timing"].keys()
         again = AttackSpec(**{**block["spec"], "defenses": tuple(block["spec"]["defenses"])})
         assert again.defenses == (block["defense"],)
+
+
+LABELED = AttackSpec(
+    model="mlp", batch_size=4, num_batches=2, steps=20, defenses=("none", "prune:p=0.5"), labels=("known", "optimize")
+)
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory):
+    """Two defenses, each with known and with optimized labels."""
+    return run_attack(LABELED, tmp_path_factory.mktemp("labeled"), Execution(chunk=10, lanes=1))
+
+
+def test_each_defense_is_run_with_each_kind_of_labels(labeled):
+    runs = [(run["defense"], run["labels"]["from"]) for run in labeled.result["runs"]]
+    assert runs == list(LABELED.runs)
+    assert runs == [(d, how) for d in ("none", "prune:p=0.5") for how in ("known", "optimize")]
+    assert sorted({(row["defense"], row["labels"]) for row in labeled.history}) == sorted(runs)
+    known, optimized = labeled.result["runs"][:2]
+    assert known["labels"] == {"from": "known"} and 0 <= optimized["labels"]["count_overlap"] <= 1
+    assert "ORACLE" in " ".join(known["threat_model"]) and "ORACLE" not in " ".join(optimized["threat_model"])
+    assert not np.array_equal(*labeled.reconstructions[:2])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_specification_of_a_block_repeats_exactly_that_block(number, labeled, tmp_path):
+    block = labeled.result["runs"][number]
+    written = json.loads(json.dumps(block["spec"]))
+    again = run_attack(AttackSpec(**written), tmp_path, Execution(chunk=10, lanes=1))
+    (repeated,) = again.result["runs"]
+    assert (repeated["images"], repeated["labels"], repeated["spec"]) == (
+        block["images"],
+        block["labels"],
+        block["spec"],
+    )
+    np.testing.assert_array_equal(again.reconstructions[0], labeled.reconstructions[number])
+
+
+def test_a_run_interrupted_between_kinds_of_labels_resumes_to_the_same_bits(labeled, tmp_path):
+    how = Execution(chunk=10, lanes=1)
+    part = run_attack(LABELED, tmp_path, how, on_report=stop_after(8))  # three looks at each of two launches
+    assert [run["labels"]["from"] for run in part.result["runs"]] == ["known", "optimize"]
+    assert [len(run["images"]) for run in part.result["runs"]] == [8, 4]
+    resumed = run_attack(LABELED, tmp_path, how, resume=True)
+    np.testing.assert_array_equal(np.stack(resumed.reconstructions), np.stack(labeled.reconstructions))
+    assert resumed.history == labeled.history
+    assert [run["labels"] for run in resumed.result["runs"]] == [run["labels"] for run in labeled.result["runs"]]
+
+
+def test_progress_counts_every_run_once(tmp_path):
+    reports = []
+    run_attack(LABELED, tmp_path, Execution(chunk=21, lanes=1), on_report=reports.append)
+    total = 4 * 8 * 20  # runs, pictures, steps
+    assert [(report.done, report.total) for report in reports] == [(total * n // 8, total) for n in range(1, 9)]
+    assert [report.run.title for report in reports[1:4]] == ["none", "none, labels optimize", "none, labels optimize"]
+
+
+def test_a_single_kind_of_labels_may_be_a_string():
+    assert AttackSpec(labels="auto") == AttackSpec(labels=["auto"]) and AttackSpec(labels="auto").labels == ("auto",)
+    assert AttackSpec(labels="known").fingerprint == AttackSpec().fingerprint
 
 
 def test_confidence_ranks_what_it_can_rank():

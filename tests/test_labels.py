@@ -378,6 +378,7 @@ def test_bad_label_options_are_one_line(tmp_path, capsys):
         (["labels", "--method", "ilgr"], "did you mean 'ilrg'"),
         (["labels", "--method", "soft", "--batch-size", "2"], "needs one picture"),
         (["attack", "--labels", "ilgr"], "did you mean 'ilrg'"),
+        (["attack", "--labels", "auto", "--labels", "auto"], "labels has 'auto' twice"),
         (["labels", "--compare", "none"], "not --compare"),
     ):
         assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 2

@@ -19,6 +19,8 @@ examples:
       one run: the client prunes, then adds noise
   gi-jax attack --compare none --compare prune:p=0.9 --compare prune:p=0.99
       one run each, side by side in one picture
+  gi-jax attack --first 2 --batch-size 16 --labels known --labels optimize --labels auto
+      a batch of 16 with its labels, without, and with labels recovered first (Figure 2b of the paper)
   gi-jax attack --data folder:my_pictures --model resnet18 --client-bn batch --bn infer --steps 3000
       your own pictures, a client in training mode, statistics inferred
   gi-jax attack --data cifar10 --data-dir cifar-10-batches-py --model resnet18 --steps 1000
@@ -61,10 +63,10 @@ def _adversary_arguments(parser) -> None:
     )
     add(
         "--labels",
-        default="known",
+        action="append",
         metavar="L",
-        help="known, optimize (jointly with the pictures), or recovered first: auto, or a name of gi-jax list labels "
-        "(default: known)",
+        help="known, optimize (jointly with the pictures), or recovered first: auto, or a name of gi-jax list labels; "
+        "repeat it for a run each (default: known)",
     )
     add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
     add(
@@ -133,7 +135,8 @@ def run(options) -> int:
             "--defense and --compare: take --compare with the stages joined by +, such as 'prune:p=0.9 + ...'"
         )
     same = {field.name for field in dataclasses.fields(AttackSpec)} & vars(options).keys()
-    settings = {name: getattr(options, name) for name in same} | {"learning_rate": options.lr}
+    settings = {name: getattr(options, name) for name in same}
+    settings |= {"learning_rate": options.lr, "labels": tuple(options.labels or ("known",))}
     if options.compare:
         compared = tuple(options.compare)
     elif options.defense:
@@ -199,8 +202,14 @@ def _show(out: Path, result: dict) -> int:
     from gi_jax.reports.terminal import print_runs
 
     console = terminal.stdout()
-    for sentence in result["runs"][0]["threat_model"]:
-        console.print(f"- {sentence}", highlight=False)
-    print_runs(console, result["runs"])
+    runs = result["runs"]
+    said = []
+    for run in (run for run in runs if run["defense"] == runs[0]["defense"]):
+        of = f"labels {run['labels']['from']}: " if said else ""
+        new = [sentence for sentence in run["threat_model"] if sentence not in said]
+        for sentence in new:
+            console.print(f"- {of}{sentence}", highlight=False)
+        said += new
+    print_runs(console, runs)
     console.print(f"picture: {out / 'reconstructions.png'}   figures: {out / 'result.json'}", highlight=False)
     return 0

@@ -20,7 +20,7 @@ def stdout():
     """A console on standard output, of fixed width where that is no terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 110)
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict | None:
@@ -77,7 +77,7 @@ class progress_bar:
         task = self.bar.tasks[0]
         self.bar.update(
             self.task,
-            description=report.defense,
+            description=report.run.title,
             total=report.total,
             completed=report.done,
             loss=report.loss,

@@ -18,7 +18,7 @@ from gi_jax.experiments import checkpoint
 from gi_jax.experiments.decode import EncodedRun, Pool
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.scoring import plain, reference_summary, score
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec, Execution, Run
 from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, pictures, public_of
 from gi_jax.threat import stack
 
@@ -27,12 +27,12 @@ class Report(NamedTuple):
     """Where a run stands, for a progress bar.
 
     Attributes:
-      defense: the run, as written.
+      run: which of those of the specification.
       done, total: image-iterations of the whole specification.
       loss: mean best loss of the launch's lanes.
     """
 
-    defense: str
+    run: Run
     done: int
     total: int
     loss: float
@@ -69,9 +69,9 @@ class Outcome(NamedTuple):
 
 
 def make_attack(spec: AttackSpec) -> attacks.Attack:
-    """The attack of a specification, from its preset."""
+    """The attack of a single run, from its preset."""
     attack = attacks.create(spec.attack_name, **spec.attack_settings)
-    return dataclasses.replace(attack, optimize_labels=True) if spec.labels == "optimize" else attack
+    return dataclasses.replace(attack, optimize_labels=True) if spec.labels == ("optimize",) else attack
 
 
 def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
@@ -91,7 +91,7 @@ def run_attack(
     resume: bool = False,
     on_report: Callable[[Report], None] | None = None,
 ) -> Outcome:
-    """Runs every defense of a specification and scores it.
+    """Runs every attack of a specification, `spec.runs`, and scores it.
 
     Interrupted by Ctrl-C, it scores what it has (`complete` is False in the result) and leaves a file from which
     `resume=True` goes on; so does a kill, up to `save_seconds` before it.
@@ -116,8 +116,8 @@ def run_attack(
     if resume:
         session.restore()
     try:
-        for defense in spec.defenses:
-            session.run(defense)
+        for run in spec.runs:
+            session.run(run)
         complete = True
     except KeyboardInterrupt:
         session.save()
@@ -128,13 +128,14 @@ def run_attack(
     space = victims.batches[0].space
     pool = Pool(originals, victims.names, space, victims.note)
     runs, reconstructions, spreads, encodings, encoded = [], [], [], [], []
-    for defense in spec.defenses:
-        found = session.found(defense)
+    for run in spec.runs:
+        found = session.found(run)
         if found is None:
             continue
+        defense, labels = run
         attacked, mapping = session.attacked[defense]
         truth = pictures(attacked)
-        images, spread, block = score(spec, victims, attacked, defense, found)
+        images, spread, block = score(spec.only(run), victims, attacked, defense, found)
         if execution.reference_scoring:
             block["reference_summary"] = reference_summary(spec, attacked[0].space, truth, images)
         reconstructions.append(images)
@@ -143,12 +144,12 @@ def run_attack(
         encodings.append(None if mapping is None else truth)
         if mapping is not None and len(images) == len(truth):
             # Known labels tell which recovered picture is which encoding; otherwise that is granted with the mapping.
-            in_order = found["images"] if spec.labels == "known" else images
+            in_order = found["images"] if labels == "known" else images
             units = attacked[0].space.normalize
             recovered = in_order.reshape(truth.shape)
             public = public_of(defenses.parse(defense).mixing, victims)
             public = None if public is None else space.normalize(public)
-            encoded.append(EncodedRun(defense, units(truth), units(recovered), mapping, public))
+            encoded.append(EncodedRun(defense, units(truth), units(recovered), mapping, public, labels))
     result = {"complete": complete, "environment": environment(), "runs": runs}
     if complete:
         checkpoint.remove(out)
@@ -172,20 +173,21 @@ class _Session:
     def __init__(self, spec, execution, out, victims, on_report):
         self.spec, self.execution, self.out = spec, execution, out
         self.on_report = on_report
-        self.attack = make_attack(spec)
+        self.attacks = {run: make_attack(spec.only(run)) for run in spec.runs}
         self.limit = execution.lanes or lanes_per_launch(spec, victims.batches[0].images.shape[1:])
         self.attacked = {defense: encode_victims(spec, victims, defense) for defense in spec.defenses}
-        self.finished = {}  # "defense/launch" -> arrays of that launch
+        self.finished = {}  # "defense/labels/launch" -> arrays of that launch
         self.running = None  # (name, arrays so far, states)
         self.history = []
         self.saved_at = time.monotonic()
         self.restored = None
 
-    def launches(self, defense):
-        """How many launches a defense takes, how many updates each attacks, and how many there are in all."""
-        updates = len(self.attacked[defense][0]) // self.spec.batches_per_update
+    def launches(self, run):
+        """Names of the launches of a run, how many updates each attacks, and how many there are in all."""
+        updates = len(self.attacked[run.defense][0]) // self.spec.batches_per_update
         launches = math.ceil(updates / max(1, self.limit // self.spec.restarts))
-        return launches, math.ceil(updates / launches), updates
+        names = [f"{run.defense}/{run.labels}/{launch}" for launch in range(launches)]
+        return names, math.ceil(updates / launches), updates
 
     def restore(self):
         content = checkpoint.load(self.out, self.spec.fingerprint)
@@ -205,21 +207,18 @@ class _Session:
         checkpoint.save(self.out, self.spec.fingerprint, content)
         self.saved_at = time.monotonic()
 
-    def run(self, defense):
-        launches, size, updates = self.launches(defense)
-        names = [f"{defense}/{launch}" for launch in range(launches)]
-        if all(name in self.finished for name in names):
-            return
+    def run(self, run):
+        names, size, updates = self.launches(run)
         for launch, name in enumerate(names):
             if name not in self.finished:
                 # Launches of one size share one program: the last one is filled up with its own last update.
                 first = launch * size
                 numbers = [min(first + i, updates - 1) for i in range(size)]
-                self._launch(defense, name, numbers, min(size, updates - first))
+                self._launch(run, name, numbers, min(size, updates - first))
 
-    def _launch(self, defense, name, numbers, count):
-        problems = make_problems(self.spec, self.attacked[defense][0], defense, numbers)
-        attack, stacked = attacks.adapt(self.attack, problems[0]), stack(problems)
+    def _launch(self, run, name, numbers, count):
+        problems = make_problems(self.spec.only(run), self.attacked[run.defense][0], run.defense, numbers)
+        attack, stacked = attacks.adapt(self.attacks[run], problems[0]), stack(problems)
         keys = attacks.lane_keys(jax.random.key(self.spec.seed), numbers, self.spec.restarts)
         states = attacks.start(attack, stacked, keys)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
@@ -235,18 +234,18 @@ class _Session:
             arrays = _arrays(stacked, latest, count, timing)
             # A copy: the next chunk is given the states themselves, and may be interrupted.
             self.running, self.restored = (name, arrays, dict(timing), jax.tree.map(np.array, latest)), None
-            self._note(defense, name, progress)
+            self._note(run, name, progress)
             if time.monotonic() - self.saved_at > self.execution.save_seconds:
                 self.save()
             began = time.monotonic()
         self.finished[name] = self.running[1]
         self.running = None
 
-    def _note(self, defense, name, progress):
+    def _note(self, run, name, progress):
         self.history = [row for row in self.history if row["launch"] != name or row["step"] < progress.step]
         self.history.append(
             {
-                "defense": defense,
+                **run._asdict(),
                 "launch": name,
                 "step": progress.step,
                 "loss": plain(progress.loss),
@@ -255,22 +254,21 @@ class _Session:
                 "alive": progress.alive.ravel().tolist(),
             }
         )
-        work = {name: self._work(name) for name in self.spec.defenses}
-        done = sum(work[name.rpartition("/")[0]] * self.attack.num_steps for name in self.finished)
-        total = sum(work[name] * self.launches(name)[0] for name in work) * self.attack.num_steps
-        report = Report(defense, done + work[defense] * progress.step, total, float(np.mean(progress.best_loss)))
-        self.on_report(report)
+        done, total = self._work(run) * progress.step, 0
+        for other in self.spec.runs:
+            names, work = self.launches(other)[0], self._work(other) * self.attacks[other].num_steps
+            done += work * sum(name in self.finished for name in names)
+            total += work * len(names)
+        self.on_report(Report(run, done, total, float(np.mean(progress.best_loss))))
 
-    def _work(self, defense):
+    def _work(self, run):
         # Image-iterations of a step of a launch.
-        return self.launches(defense)[1] * self.spec.restarts * self.spec.pictures_per_update
+        return self.launches(run)[1] * self.spec.restarts * self.spec.pictures_per_update
 
-    def found(self, defense):
-        """Arrays of a defense's launches, [batches, ...], as far as they got; None if nothing did."""
-        parts = [self.finished.get(f"{defense}/{launch}") for launch in range(self.launches(defense)[0])]
-        if self.running is not None and self.running[0].rpartition("/")[0] == defense:
-            parts[int(self.running[0].rpartition("/")[2])] = self.running[1]
-        parts = [part for part in parts if part is not None]
+    def found(self, run):
+        """Arrays of a run's launches, [batches, ...], as far as they got; None if nothing did."""
+        arrays = self.finished if self.running is None else self.finished | {self.running[0]: self.running[1]}
+        parts = [arrays[name] for name in self.launches(run)[0] if name in arrays]
         if not parts:
             return None
         kept = ("images", "labels", "losses", "alive", "spread")

@@ -73,6 +73,7 @@ class EncodedRun(NamedTuple):
       recovered: the same as an attack recovered them, or None.
       mapping: ORACLE, of all of them, without signs.
       public: public pictures [m, h, w, c] in the network's units, where some were mixed in.
+      labels: what the attack had of the labels.
     """
 
     defense: str
@@ -80,6 +81,7 @@ class EncodedRun(NamedTuple):
     recovered: Images | None
     mapping: Mapping
     public: Images | None = None
+    labels: str = "known"
 
 
 class Pool(NamedTuple):
@@ -152,7 +154,7 @@ def save_attack(folder: Path, pool: Pool, runs: list[EncodedRun]) -> None:
     arrays |= {"mean": pool.space.mean, "std": pool.space.std, "defenses": np.array([run.defense for run in runs])}
     secrets = {"note": np.array(ORACLE)}
     for number, run in enumerate(runs):
-        arrays |= {f"true{number}": run.true, f"recovered{number}": run.recovered}
+        arrays |= {f"true{number}": run.true, f"recovered{number}": run.recovered, f"labels{number}": run.labels}
         if run.public is not None:
             arrays[f"public{number}"] = run.public
         secrets |= {f"indices{number}": run.mapping.indices, f"coefficients{number}": run.mapping.coefficients}
@@ -187,6 +189,7 @@ def read_attack(folder: Path) -> tuple[Pool, list[EncodedRun]]:
                         coefficients=jnp.asarray(secrets[f"coefficients{number}"]),
                     ),
                     public=jnp.asarray(arrays[f"public{number}"]) if f"public{number}" in arrays else None,
+                    labels=str(arrays[f"labels{number}"]),
                 )
                 for number, defense in enumerate(arrays["defenses"].tolist())
             ]
@@ -215,14 +218,17 @@ def decode(
     for run in runs:
         mixing = defenses.parse(run.defense).mixing
         space = pool.space.signed() if mixing.flipped else pool.space
+        # The floor is the same for all that was recovered under a defense.
+        true = None if run.defense in shown else run.true
         shown[run.defense] = np.asarray(space.denormalize(run.true[: len(pool.images)]))
-        for source, encodings in (("recovered", run.recovered), ("true", run.true)):
+        for source, encodings in (("recovered", run.recovered), ("true", true)):
             if encodings is None:
                 continue
             for decoder in ("sign-aware" if mixing.flipped else "least squares", "paper"):
                 on_report(f"{run.defense}, {source} encodings, decoder {decoder}")
                 images = _decoded(decoder, encodings, run, pool, mixing.flipped, seed)
                 block = {"defense": run.defense, "decoder": decoder, "encodings": source}
+                block |= {} if source == "true" else {"labels": {"from": run.labels}}
                 block |= {"count": len(encodings), "images": _score(pool, images)}
                 block["summary"] = metrics.summarize(
                     [{name: row[name] for name in row if name in metrics.BEST} for row in block["images"]]

@@ -20,7 +20,7 @@ def score(
     """Pictures in the order of those that were attacked, their spread, and the block of `result.json` for a run.
 
     Args:
-      spec, victims: what is studied, and the private pictures.
+      spec, victims: what is studied, a single run, and the private pictures.
       attacked: what the client trained on under the defense: `victims.batches`, or their encodings.
       defense: as written.
       found: arrays of the attack by name, [updates, ...].
@@ -48,13 +48,12 @@ def score(
         }
     values = [{key: row[key] for key in row if key in metrics.BEST} for row in rows]
     iterations = batches * spec.pictures_per_update * spec.restarts * found["steps"]
-    encodings = 1 if defenses.parse(defense).mixing is None else spec.encodings
     block = {
         "defense": defense,
-        "spec": dataclasses.asdict(dataclasses.replace(spec, defenses=(defense,), encodings=encodings)),
+        "labels": _score_labels(spec, attacked, found["labels"]),
+        "spec": dataclasses.asdict(spec),
         "threat_model": threat_words(spec, victims, defense),
         "images": rows,
-        **({} if spec.labels == "known" else {"labels": _score_labels(spec, attacked, found["labels"])}),
         "summary": metrics.summarize(values),
         "timing": {
             "compile_seconds": found["compile_seconds"],
@@ -77,12 +76,15 @@ def plain(values) -> list[float | None]:
 
 
 def _score_labels(spec, attacked, found):
-    """Recovered labels, [updates, n, classes], against the true ones: mean overlaps over the observed updates."""
+    """Where labels, [updates, n, classes], are from; recovered ones against the truth: mean overlaps over updates."""
+    (how,) = spec.labels
+    if how == "known":
+        return {"from": how}
     truth = np.concatenate([np.asarray(victim.labels) for victim in attacked])
     truth = truth.reshape(-1, *found.shape[1:])[: len(found)].sum(1)
     pairs = list(zip(found.sum(1), truth, strict=True))
     return {
-        "from": spec.labels,
+        "from": how,
         "set_overlap": float(np.mean([metrics.set_overlap(*pair) for pair in pairs])),
         "count_overlap": float(np.mean([metrics.count_overlap(*pair) for pair in pairs])),
     }
@@ -90,14 +92,15 @@ def _score_labels(spec, attacked, found):
 
 def _label_words(spec, victims):
     """The sentence of the threat model on labels."""
-    if spec.labels == "optimize":
+    (how,) = spec.labels
+    if how == "optimize":
         return "The labels are unknown; the attack optimizes them together with the pictures."
-    if spec.labels == "auto":
+    if how == "auto":
         has_bias = "bias" in victims.batches[0].params["head"]
         method, why = choose(spec.pictures_per_update, has_bias=has_bias)
         return f"The labels are unknown and recovered from the gradient by {method} ({why})."
-    if spec.labels != "known":
-        return f"The labels are unknown and recovered from the gradient by {spec.labels}."
+    if how != "known":
+        return f"The labels are unknown and recovered from the gradient by {how}."
     if spec.pictures_per_update > 1:
         return "ORACLE: the labels of the private batch are known."
     return "The label is known (for a single picture it follows from the gradient)."
@@ -113,7 +116,7 @@ def reference_summary(spec: AttackSpec, space: ImageSpace, originals: np.ndarray
 
 
 def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
-    """The threat model of a run in sentences, oracles named."""
+    """The threat model of a single run in sentences, oracles named."""
     has_norm = bool(victims.batches[0].batch_stats)
     return [
         VIEWS[spec.view].words.format(clients=spec.clients, batch_size=spec.batch_size),

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gi_jax import checks, defenses
 from gi_jax.attacks import ATTACKS
@@ -13,6 +14,7 @@ from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat
 
 CLIENT_BN = ("running", "batch")
 ATTACKERS = ("adaptive", "plain")
+LABELS = ("known", "auto", "optimize", *METHODS)
 
 _PRIOR_WEIGHT = {"running": 0.0, "proxy": 0.0, "proxy-reference": 0.0, "exact-paper": 0.0}
 """Threat models whose adversary already normalizes with what it has; all others take the paper's 0.001."""
@@ -28,6 +30,18 @@ _SETTINGS = {
     "steps": ("num_steps", "steps"),
 }
 """Field to the setting of a preset, and words for it."""
+
+
+class Run(NamedTuple):
+    """One of the attacks that a specification compares: a defense, and what the adversary has of the labels."""
+
+    defense: str
+    labels: str
+
+    @property
+    def title(self) -> str:
+        """On one line; known labels go without saying."""
+        return self.defense if self.labels == "known" else f"{self.defense}, labels {self.labels}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +61,8 @@ class AttackSpec:
       client_bn: how the client normalizes: `running` or `batch` statistics.
       bn: the adversary's setting with a client in batch mode, a key of `THREATS`; None for running.
       labels: what the adversary has of the private labels: `known`, `optimize` (jointly with the pictures), `auto` or a
-        key of `gi_jax.attacks.labels.METHODS` (recovered from the gradient first).
+        key of `gi_jax.attacks.labels.METHODS` (recovered from the gradient first). Several: a run for each, under each
+        of the defenses, in this order; a single one may be given as a string.
       attack: a key of `ATTACKS`; None takes the one that fits the prior.
       attacker: `adaptive` is told the defense, its parameters included, and fits the attack to it; `plain` is not.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
@@ -70,7 +85,7 @@ class AttackSpec:
     view: str = "server"
     client_bn: str = "running"
     bn: str | None = None
-    labels: str = "known"
+    labels: tuple[str, ...] | str = ("known",)
     attack: str | None = None
     attacker: str = "adaptive"
     tv: float | None = None
@@ -93,7 +108,12 @@ class AttackSpec:
         if self.bn is not None:
             checks.one_of("bn", self.bn, THREATS)
         checks.one_of("attacker", self.attacker, ATTACKERS)
-        checks.one_of("labels", self.labels, ("known", "auto", "optimize", *METHODS))
+        object.__setattr__(self, "labels", (self.labels,) if isinstance(self.labels, str) else tuple(self.labels))
+        if not self.labels:
+            raise checks.InputError("labels is empty: expected at least one, 'known' for what the client has")
+        for labels in self.labels:
+            checks.one_of("labels", labels, LABELS)
+        checks.distinct("labels", self.labels)
         checks.positive(clients=self.clients)
         checks.one_of("view", self.view, VIEWS)
         if self.view == "sum" and self.clients < 2:
@@ -112,6 +132,7 @@ class AttackSpec:
         if not self.defenses:
             raise checks.InputError("defenses is empty: expected at least one, 'none' for no defense")
         written = [str(defenses.parse(text)) for text in self.defenses]
+        checks.distinct("defenses", written)
         for field, (setting, words) in _SETTINGS.items():
             value, default = getattr(self, field), getattr(AttackSpec, field)
             if value and value != default and setting not in ATTACKS[self.attack_name].settings:
@@ -133,6 +154,16 @@ class AttackSpec:
             )
         # The undefended run comes first; the rest keep their order.
         object.__setattr__(self, "defenses", tuple(sorted(written, key=lambda text: text != "none")))
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """What is compared, in the order of the results: each defense with each kind of labels."""
+        return tuple(Run(defense, labels) for defense in self.defenses for labels in self.labels)
+
+    def only(self, run: Run) -> "AttackSpec":
+        """The specification of a single one of its runs; it gives the same numbers."""
+        encodings = 1 if defenses.parse(run.defense).mixing is None else self.encodings
+        return dataclasses.replace(self, defenses=(run.defense,), labels=(run.labels,), encodings=encodings)
 
     @property
     def batches_per_update(self) -> int:

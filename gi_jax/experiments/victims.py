@@ -142,12 +142,13 @@ def observe_all(
 def make_problems(
     spec: AttackSpec, victims: list[Victim], defense: str, updates: Iterable[int] | None = None
 ) -> list[AttackProblem]:
-    """The same, with the labels that the adversary works with: told, recovered from the gradient, or none yet."""
-    problems = observe_all(spec, victims, defense, labels_known=spec.labels == "known", updates=updates)
-    if spec.labels in ("known", "optimize"):
+    """The same, with the labels that the adversary of a single run works with: told, recovered, or none yet."""
+    (how,) = spec.labels
+    problems = observe_all(spec, victims, defense, labels_known=how == "known", updates=updates)
+    if how in ("known", "optimize"):
         return problems
     return [
-        dataclasses.replace(problem, labels=recover(problem, spec.labels, dummies_of(spec, problem)).labels)
+        dataclasses.replace(problem, labels=recover(problem, how, dummies_of(spec, problem)).labels)
         for problem in problems
     ]
 

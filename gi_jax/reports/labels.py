@@ -5,6 +5,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+SMALLEST_WRITTEN = 5
+"""Per cent of a bar: a smaller part has no room for its number."""
+
 
 def print_methods(console: Console, result: dict) -> None:
     """A row a method of `gi_jax.experiments.labels.run_labels`, means over the batches."""
@@ -50,24 +53,35 @@ def print_distribution(console: Console, found: dict) -> None:
 
 
 def draw_distribution(path: Path, found: dict) -> None:
-    """Writes a PNG: a stacked bar a batch size."""
+    """Writes a PNG: a stacked bar a batch size, pictures that are alone with their label at the bottom."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(7.2, 3.8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     rows = found["rows"]
     below = [0.0] * len(rows)
     groups = _groups(found)
     for number, (low, name) in enumerate(groups.items()):
-        shares = [row["shared_by"][low] for row in rows]
+        shares = [100 * row["shared_by"][low] for row in rows]
         shade = 0.85 - 0.8 * number / max(1, len(groups) - 1)
-        axis.bar(range(len(rows)), shares, bottom=below, label=name, color=(shade, shade, 1 - 0.4 * (1 - shade)))
+        color = (shade, shade, 1 - 0.4 * (1 - shade))
+        bars = axis.bar(
+            range(len(rows)), shares, 0.86, below, label=name, color=color, edgecolor="white", linewidth=0.6
+        )
+        written = [f"{share:.0f}" if share >= SMALLEST_WRITTEN else "" for share in shares]
+        axis.bar_label(bars, written, label_type="center", fontsize=8, color="black" if shade > 0.6 else "white")
         below = [a + b for a, b in zip(below, shares, strict=True)]
-    axis.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
-    axis.set_xlabel(f"batch size ({found['data']}, {found['split']})")
-    axis.set_ylabel("share of pictures")
-    axis.set_ylim(0, 1)
-    figure.legend(title="pictures with\nthat label", loc="outside right center", fontsize=8, title_fontsize=8)
+    ticks = [f"{row['batch_size']}\n({row['classes']:.1f})" for row in rows]
+    axis.set_xticks(range(len(rows)), ticks, fontsize=9)
+    axis.set_xlabel("batch size (different labels in a batch, on average)", fontsize=9)
+    axis.set_ylabel("pictures of a batch, %", fontsize=9)
+    axis.set_ylim(0, 100)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(f"How labels repeat in random batches of {found['data']} ({found['split']})", fontsize=10)
+    # In the order of the bars, from the top.
+    handles, names = (reversed(part) for part in axis.get_legend_handles_labels())
+    title = "pictures of the batch\nwith the same label,\nitself included"
+    figure.legend(list(handles), list(names), title=title, loc="outside right center", fontsize=8, title_fontsize=8)
     figure.savefig(path)

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_COLUMNS = 8
+from gi_jax.reports.terminal import source_of
+
+MAX_COLUMNS = 16
 
 
 class Row(NamedTuple):
@@ -30,7 +32,7 @@ def draw(
     names: list[str],
     encodings: list[np.ndarray | None],
 ) -> None:
-    """Writes a PNG of an attack: at most eight columns, LPIPS (VGG) and PSNR under each tile.
+    """Writes a PNG of an attack: the first 16 pictures, LPIPS (VGG) and PSNR under each tile.
 
     Args:
       path: where to.
@@ -41,10 +43,14 @@ def draw(
       encodings: for each run what the client trained on in place of the originals, or None.
     """
     rows = [Row("original", originals, names)]
+    compared = len({run["labels"]["from"] for run in runs}) > 1
+    shown = None
     for images, run, encoded in zip(reconstructions, runs, encodings, strict=True):
-        if encoded is not None:
+        if encoded is not None and run["defense"] != shown:
             rows.append(Row("encoding", encoded))
-        rows.append(Row(_row_name(run["defense"]), images, [_caption(row) for row in run["images"]]))
+        shown = run["defense"]
+        labels = f"\nlabels: {run['labels']['from']}" if compared else ""
+        rows.append(Row(_row_name(shown) + labels, images, [_caption(row) for row in run["images"]]))
     lpips = "LPIPS (VGG, 0 is identical) / " if runs[0]["images"][0].get("lpips_vgg") is not None else ""
     _draw_rows(path, rows, f"under each reconstruction: {lpips}PSNR")
 
@@ -57,7 +63,7 @@ def draw_decoded(
     decoded: list[np.ndarray],
     encodings: dict[str, np.ndarray],
 ) -> None:
-    """Writes a PNG of what decoders made of encodings: at most eight columns, correlation and PSNR under each tile.
+    """Writes a PNG of what decoders made of encodings: the first 16 pictures, correlation and PSNR under each tile.
 
     Args:
       path: where to.
@@ -73,9 +79,8 @@ def draw_decoded(
         if run["defense"] != shown:
             shown = run["defense"]
             rows.append(Row(f"{_row_name(shown)}\nencoding", encodings[shown]))
-        floor = " (floor)" if run["encodings"] == "true" else ""
         captions = [f"{row['correlation']:.2f} / {row['psnr']:.1f} dB" for row in run["images"]]
-        rows.append(Row(f"from {run['encodings']}{floor}:\n{run['decoder']}", images, captions))
+        rows.append(Row(f"from {source_of(run)}:\n{run['decoder']}".replace(", ", ",\n"), images, captions))
     _draw_rows(path, rows, "under each decoded picture: correlation with the original / PSNR")
 
 
@@ -95,7 +100,8 @@ def _draw_rows(path, rows, footnote):
         for column in range(min(columns, len(row.images))):
             _tile(line[column], row.images[column], row.captions[column] if row.captions else "")
         line[0].set_ylabel(row.title, fontsize=9, rotation=0, ha="right", va="center", labelpad=8)
-    figure.supxlabel(footnote, fontsize=8)
+    cut = f"; the first {columns} of {len(rows[0].images)} pictures" if columns < len(rows[0].images) else ""
+    figure.supxlabel(footnote + cut, fontsize=8)
     figure.savefig(path)
 
 

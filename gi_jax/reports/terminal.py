@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
+from gi_jax.experiments.spec import Run
+
 COLUMNS = (
     ("psnr", "PSNR, dB", "{:.1f}"),
     ("ssim", "SSIM", "{:.2f}"),
@@ -12,19 +14,56 @@ COLUMNS = (
 
 
 def print_runs(console: Console, runs: list[dict]) -> None:
-    """A row a defense: mean over pictures, and in parentheses the picture that leaked most."""
+    """A row a run: mean over pictures, and in parentheses the picture that leaked most.
+
+    Columns that would say nothing are left out: what the labels are from where all runs have the same, how well they
+    were recovered where all were known, and how well restarts agree where there is one.
+    """
     metrics = [column for column in COLUMNS if column[0] in runs[0]["summary"]]
-    table = Table(title="mean (most leaked picture)", title_justify="left")
-    table.add_column("defense")
+    labels = [run["labels"] for run in runs]
+    compared, recovered = len({one["from"] for one in labels}) > 1, any("set_overlap" in one for one in labels)
+    restarted = any("confidence" in run for run in runs)
+    heading = "mean (most leaked picture)"
+    heading += "; overlap of recovered labels with the truth: classes, counts" if recovered else ""
+    table = Table(title=heading, title_justify="left")
+    table.add_column("defense", overflow="fold")
+    if compared:
+        table.add_column("labels", overflow="fold")
     for _, heading, _ in metrics:
         table.add_column(heading, justify="right")
-    table.add_column("pictures", justify="right")
-    table.add_column("image-it/s", justify="right")
+    for heading in (*restarted * ["agreement, dB"], *recovered * ["overlap"], "pictures", "image-it/s"):
+        table.add_column(heading, justify="right")
     for run in runs:
-        cells = [_cell(run["summary"][name], form) for name, _, form in metrics]
+        cells = [run["defense"], *([run["labels"]["from"]] if compared else [])]
+        cells += [_cell(run["summary"][name], form) for name, _, form in metrics]
+        cells += [_agreement(run)] if restarted else []
+        cells += [_overlap(run["labels"])] if recovered else []
         rate = run["timing"]["image_iterations_per_second"]
-        table.add_row(run["defense"], *cells, str(len(run["images"])), f"{rate:.0f}")
+        table.add_row(*cells, str(len(run["images"])), f"{rate:.0f}")
     console.print(table)
+    if restarted:
+        words = "; ".join(f"{Run(run['defense'], run['labels']['from']).title} {_confidence(run)}" for run in runs)
+        console.print(
+            f"rank correlation of agreement with PSNR over pictures, of spread with error over pixels: {words}",
+            highlight=False,
+        )
+
+
+def _agreement(run):
+    values = [row["agreement"] for row in run["images"] if row.get("agreement") is not None]
+    return f"{sum(values) / len(values):.1f}" if values else "-"
+
+
+def _overlap(labels):
+    if "set_overlap" not in labels:
+        return "-"
+    return f"{100 * labels['set_overlap']:.0f}, {100 * labels['count_overlap']:.0f} %"
+
+
+def _confidence(run):
+    """How well restarts that agree predicted a small error: 1 is perfect, 0 is chance."""
+    found = (run.get("confidence", {}).get(of) for of in ("pictures", "pixels"))
+    return " and ".join("-" if value is None else f"{value:.2f}" for value in found)
 
 
 DECODED = (
@@ -44,10 +83,18 @@ def print_decoded(console: Console, runs: list[dict]) -> None:
         table.add_column(heading, justify="right")
     table.add_column("pictures", justify="right")
     for run in runs:
-        source = f"{run['count']} {run['encodings']}" + (" (floor)" if run["encodings"] == "true" else "")
+        source = f"{run['count']} {source_of(run)}"
         cells = [_cell(run["summary"][name], form) for name, _, form in metrics]
         table.add_row(run["defense"], source, run["decoder"], *cells, str(len(run["images"])))
     console.print(table)
+
+
+def source_of(run: dict) -> str:
+    """Where the encodings of a block of decoding are from."""
+    if run["encodings"] == "true":
+        return "true (floor)"
+    how = run["labels"]["from"]
+    return "recovered" if how == "known" else f"recovered, labels {how}"
 
 
 def _cell(summary: dict, form: str) -> str:
