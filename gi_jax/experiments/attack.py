@@ -27,12 +27,12 @@ class Report(NamedTuple):
     """Where a run stands, for a progress bar.
 
     Attributes:
-      defense: the run, as written.
+      title: the run: its defense, as written.
       done, total: image-iterations of the whole specification.
       loss: mean best loss of the launch's lanes.
     """
 
-    defense: str
+    title: str
     done: int
     total: int
     loss: float
