@@ -50,9 +50,23 @@ class Origin:
         tested = ""
         if self.test_accuracy is not None:
             tested = f" (test accuracy {100 * self.test_accuracy:.0f} %)"
-        epochs = f"{self.epochs:.2g}" if self.epochs < 1 else f"{self.epochs:.4g}"
+        epochs = f"{round(self.epochs, 2):g}"
         unit = "epoch" if epochs == "1" else "epochs"
         return f"The network ({self.model}) was trained for {epochs} {unit} on {self.data}{tested}."
+
+    def check_fits(self, num_classes: int, image_shape: tuple[int, ...], name: str) -> None:
+        """Raises unless the pictures of the data set `name` are those of a network like this one."""
+        if num_classes != self.num_classes:
+            raise checks.InputError(
+                f"weights for {self.num_classes} classes ({self.data}) with {name}, which has {num_classes}: expected "
+                "the same number; take other data or other weights"
+            )
+        if tuple(image_shape) != self.image_shape:
+            shapes = ["x".join(map(str, shape)) for shape in (self.image_shape, image_shape)]
+            raise checks.InputError(
+                f"weights for pictures of {shapes[0]} ({self.data}) with {name}, whose pictures are {shapes[1]}: "
+                f"expected the same shape; try --image-size {self.image_shape[0]}"
+            )
 
 
 class Weights(NamedTuple):
@@ -130,8 +144,11 @@ def load(path: str | Path) -> Weights:
 def settings_of(path: str | Path) -> dict[str, str]:
     """The fields of an `AttackSpec` that say which network is attacked: `AttackSpec(**settings_of("young"), ...)`."""
     file = find(path)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    return {"model": load(file).origin.model, "weights": str(path), "weights_hash": digest}
+    return {"model": load(file).origin.model, "weights": str(path), "weights_hash": _digest(file)}
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def load_for(spec) -> Weights:
@@ -146,7 +163,7 @@ def load_for(spec) -> Weights:
             f"model {spec.model!r} with the weights {spec.weights}, which are of {weights.origin.model!r}: "
             "leave the model out, or name other weights"
         )
-    found = settings_of(spec.weights)["weights_hash"]
+    found = _digest(find(spec.weights))
     if found != spec.weights_hash:
         raise checks.InputError(
             f"{spec.weights} has the content {found}, the specification {spec.weights_hash}: the file was replaced; "

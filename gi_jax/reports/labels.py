@@ -8,6 +8,7 @@ from rich.table import Table
 
 def print_methods(console: Console, result: dict) -> None:
     """A row a method of `gi_jax.experiments.labels.run_labels`, means over the batches."""
+    console.print(f"- {result['network']}", highlight=False)
     batches = len(result["true_counts"])
     table = Table(title=f"{batches} batches of {result['batch_size']}, mean overlap with the truth")
     table.title_justify = "left"

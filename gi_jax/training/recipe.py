@@ -39,7 +39,7 @@ class Recipe:
         checks.non_negative(weight_decay=self.weight_decay)
 
     def optimizer(self) -> optax.GradientTransformation:
-        """From gradients to velocities; the step goes against them, times the rate, which is a number and no program."""
+        """From gradients to velocities. The step goes against them, times the rate, which is a number that goes in."""
         return optax.chain(optax.add_decayed_weights(self.weight_decay), optax.trace(self.momentum))
 
     def rate(self, step: int, total_steps: int) -> float:
