@@ -1,4 +1,4 @@
-"""How many labels each method recovers from the gradient: batch sizes, repeated labels, two untrained networks.
+"""How many labels each method recovers from the gradient: batch sizes, repeated labels, two networks.
 
 The client takes one FedSGD step in training mode. `distinct` batches hold no label twice, `random` ones are drawn from
 all pictures, so that labels repeat. Ten classes are pictures (the embedded photographs, or CIFAR-10 with --data-dir); a
@@ -7,7 +7,8 @@ exist.
 
 `classes` is the overlap of sets: classes in both batches over classes in either. `counts` is the overlap of counts: the
 share of pictures whose label was recovered. Means over n batches; `all right` is the share of batches without an error.
-Only the gradient of the last layer is computed.
+Only the gradient of the last layer is computed. Networks are at their initialization, or one is that of --weights, with
+the pictures whose classes it tells apart.
 """
 
 import argparse
@@ -21,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from harness import Report
 
-from gi_jax import data, defenses, metrics, models
+from gi_jax import checks, data, defenses, metrics, models
 from gi_jax.attacks import labels
 from gi_jax.data.synthetic import smooth_images
+from gi_jax.experiments import weights as weights_files
 from gi_jax.threat import THREATS, AttackProblem, ImageSpace, Victim, observe, one_hot
 
 THREAT = THREATS["infer"]
@@ -72,12 +74,41 @@ def observed_head(victim: Victim, threat) -> dict:
     return {"head": problem.observed["head"]}
 
 
+class Model(NamedTuple):
+    """A network with its weights, and its name in the table."""
+
+    name: str
+    network: models.FlaxNetwork
+    params: dict
+    batch_stats: dict
+
+
+def untrained(name: str, num_classes: int) -> Model:
+    """At its initialization."""
+    network = models.create(name, num_classes)
+    return Model(name, network, *network.init(jax.random.key(0), (32, 32, 3)))
+
+
+def cases(networks: tuple[str, ...], weights: str | None, data_dir: str | None) -> Iterator[tuple[Model, Pool]]:
+    """Every network with every pool; a trained one with the pool of its classes, in the units it was trained in."""
+    if weights is None:
+        for name in networks:
+            for pool in (real_pool(data_dir), synthetic_pool()):
+                yield untrained(name, pool.num_classes), pool
+        return
+    trained, pool = weights_files.load(weights), real_pool(data_dir)
+    origin = trained.origin
+    origin.check_fits(pool.num_classes, pool.images.shape[1:], pool.name)
+    space = ImageSpace(mean=jnp.float32(origin.mean), std=jnp.float32(origin.std))
+    name = f"{origin.model}, {origin.epochs:g} epochs"
+    yield Model(name, trained.network, trained.params, trained.batch_stats), pool._replace(space=space)
+
+
 def problems(
-    pool: Pool, model: str, kind: str, size: int, num_batches: int
+    pool: Pool, model: Model, kind: str, size: int, num_batches: int
 ) -> Iterator[tuple[AttackProblem, np.ndarray]]:
     """Problems of random batches with their true counts; only the head of `observed` is there."""
-    network = models.create(model, pool.num_classes)
-    params, batch_stats = network.init(jax.random.key(0), (32, 32, 3))
+    _, network, params, batch_stats = model
     rng = np.random.default_rng([size, len(kind)])
     for _ in range(num_batches):
         chosen = draw(pool, kind, size, rng)
@@ -102,22 +133,27 @@ def problems(
         yield problem, np.bincount(pool.labels[chosen], minlength=pool.num_classes).astype(float)
 
 
-def measure(report: Report, quick: bool, data_dir: str | None = None, network: str | None = None) -> None:
+def measure(
+    report: Report, quick: bool, data_dir: str | None = None, network: str | None = None, weights: str | None = None
+) -> None:
     """A row for each network, kind of batch, size and method."""
     networks = ("convnet",) if quick else ("convnet", "resnet18")
     sizes = (1, 8) if quick else BATCH_SIZES
     num_batches = 3 if quick else 5
-    for model in networks if network is None else (network,):
-        for pool in (real_pool(data_dir), synthetic_pool()):
-            print(f"{model}, {pool.name}", flush=True)
-            for size in sizes:
-                dummies = None  # the same for all batches of a size
-                for kind in ("distinct", "random"):
-                    if kind == "distinct" and size > pool.num_classes or kind == "random" and size == 1:
-                        continue
-                    drawn = list(problems(pool, model, kind, size, num_batches))
-                    dummies = dummies or labels.simulate(drawn[0][0], jax.random.key(1))
-                    _measure_methods(report, (model, pool, kind, size), drawn, dummies)
+    if network is not None and weights is not None:
+        raise checks.InputError("--network and --weights: the weights say which network; leave --network out")
+    for model, pool in cases(networks if network is None else (network,), weights, data_dir):
+        print(f"{model.name}, {pool.name}", flush=True)
+        for size in sizes:
+            dummies = None  # the same for all batches of a size
+            for kind in ("distinct", "random"):
+                if kind == "distinct" and size > pool.num_classes or kind == "random" and size == 1:
+                    continue
+                drawn = list(problems(pool, model, kind, size, num_batches))
+                dummies = dummies or labels.simulate(drawn[0][0], jax.random.key(1))
+                _measure_methods(report, (model, pool, kind, size), drawn, dummies)
+    if weights is not None:
+        report.note(weights_files.load(weights).origin.words())
     report.note("Methods whose needs the network does not meet, or the batch size, are left out of the table.")
 
 
@@ -130,7 +166,7 @@ def _measure_methods(report, case, drawn, dummies):
         pairs = [(labels.recover(problem, method, dummies).counts, truth) for problem, truth in drawn]
         report.figures.append(
             {
-                "network": model,
+                "network": model.name,
                 "data": f"{pool.name}, {pool.num_classes} classes",
                 "labels": kind,
                 "batch": size,
@@ -147,6 +183,7 @@ def _measure_methods(report, case, drawn, dummies):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options beyond those of every benchmark."""
     parser.add_argument("--network", metavar="M", help="only this one, see gi-jax list models")
+    parser.add_argument("--weights", metavar="W", help="of gi-jax train, folder or file: only this network")
     parser.add_argument("--data-dir", metavar="P", help="a copy of CIFAR-10, instead of the embedded photographs")
 
 

@@ -263,7 +263,7 @@ def test_progress_counts_every_run_once(tmp_path):
     run_attack(LABELED, tmp_path, Execution(chunk=21, lanes=1), on_report=reports.append)
     total = 4 * 8 * 20  # runs, pictures, steps
     assert [(report.done, report.total) for report in reports] == [(total * n // 8, total) for n in range(1, 9)]
-    assert [report.run.title for report in reports[1:4]] == ["none", "none, labels optimize", "none, labels optimize"]
+    assert [report.title for report in reports[1:4]] == ["none", "none, labels optimize", "none, labels optimize"]
 
 
 def test_a_single_kind_of_labels_may_be_a_string():

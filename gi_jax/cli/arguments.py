@@ -1,5 +1,7 @@
 """Arguments that several commands take."""
 
+from gi_jax.checks import InputError
+
 
 def victim_arguments(parser) -> None:
     """What is attacked: the private data, and the client that holds it."""
@@ -29,8 +31,9 @@ def victim_arguments(parser) -> None:
     )
 
     add = parser.add_argument_group("client").add_argument
-    add("--model", default="convnet", metavar="M", help="see gi-jax list models (default: convnet)")
+    add("--model", metavar="M", help="see gi-jax list models (default: convnet, or that of --weights)")
     add("--model-seed", type=int, default=0, metavar="K", help="seed of the network's weights (default: 0)")
+    add("--weights", metavar="W", help="of gi-jax train, folder or file; without: a network at its initialization")
     add(
         "--client-bn",
         default="running",
@@ -57,3 +60,22 @@ def victim_arguments(parser) -> None:
         help="epochs in which a defense that encodes pictures encodes all of them, for gi-jax decode (default: 1)",
     )
     add("--clients", type=int, default=1, metavar="K", help="clients of a round, see --view (default: 1)")
+
+
+def network_settings(options) -> dict[str, str]:
+    """The fields of an `AttackSpec` that say which network is attacked.
+
+    Raises:
+      InputError: for weights that cannot be used, or are of another model than --model.
+    """
+    if options.weights is None:
+        return {"model": options.model or "convnet"}
+    from gi_jax.experiments.weights import settings_of
+
+    found = settings_of(options.weights)
+    if options.model not in (None, found["model"]):
+        raise InputError(
+            f"--model {options.model} with --weights {options.weights}, which are of {found['model']}: leave --model "
+            "out, or name other weights"
+        )
+    return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gi_jax.checks import InputError
 from gi_jax.cli import terminal
-from gi_jax.cli.arguments import victim_arguments
+from gi_jax.cli.arguments import network_settings, victim_arguments
 
 EXAMPLES = """\
 examples:
@@ -25,6 +25,8 @@ examples:
       your own pictures, a client in training mode, statistics inferred
   gi-jax attack --data cifar10 --data-dir cifar-10-batches-py --model resnet18 --steps 1000
       CIFAR-10 from a local copy
+  gi-jax train && gi-jax attack --weights gi-jax-train
+      a network that was trained, instead of one at its initialization
 
 OUT gets result.json, reconstructions.png, reconstructions.npz and history.jsonl.
 Under a defense that encodes pictures it gets encodings.npz and mapping.npz too, for gi-jax decode.
@@ -135,7 +137,7 @@ def run(options) -> int:
             "--defense and --compare: take --compare with the stages joined by +, such as 'prune:p=0.9 + ...'"
         )
     same = {field.name for field in dataclasses.fields(AttackSpec)} & vars(options).keys()
-    settings = {name: getattr(options, name) for name in same}
+    settings = {name: getattr(options, name) for name in same} | network_settings(options)
     settings |= {"learning_rate": options.lr, "labels": tuple(options.labels or ("known",))}
     if options.compare:
         compared = tuple(options.compare)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gi_jax.checks import InputError
 from gi_jax.cli import terminal
-from gi_jax.cli.arguments import victim_arguments
+from gi_jax.cli.arguments import network_settings, victim_arguments
 
 EXAMPLES = """\
 examples:
@@ -16,6 +16,8 @@ examples:
   gi-jax labels --data cifar10 --data-dir cifar-10-batches-py --model resnet18 --client-bn batch \\
       --victim-seed 0 --batch-size 64 --method auto --method ilrg
       two methods on random batches of CIFAR-10
+  gi-jax labels --weights young --data cifar10 --data-dir cifar-10-batches-py --batch-size 8
+      the gradient of a network of gi-jax train
   gi-jax labels --distribution --data cifar10 --data-dir cifar-10-batches-py
       how many pictures of a batch share a label
 
@@ -68,7 +70,7 @@ def run(options) -> int:
     if options.compare:
         raise InputError("labels takes one client: --defense, not --compare")
     same = {field.name for field in dataclasses.fields(AttackSpec)} & vars(options).keys()
-    settings = {name: getattr(options, name) for name in same}
+    settings = {name: getattr(options, name) for name in same} | network_settings(options)
     if options.client_bn == "batch":
         settings["bn"] = "infer"  # grants nothing
     spec = AttackSpec(**settings, defenses=(" + ".join(options.defense or ["none"]),))

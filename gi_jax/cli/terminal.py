@@ -55,7 +55,10 @@ def use_compilation_cache() -> None:
 
 
 class progress_bar:
-    """A bar with loss, rate and time left on a terminal; silent elsewhere."""
+    """A bar with loss, rate (of what reports count) and time left on a terminal; silent elsewhere."""
+
+    def __init__(self, unit: str = "image-it/s"):
+        self.unit = unit
 
     def __enter__(self):
         from rich.console import Console
@@ -64,7 +67,7 @@ class progress_bar:
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f}% loss {task.fields[loss]:.4f} {task.fields[rate]:.0f} image-it/s"),
+            TextColumn("{task.percentage:>3.0f}% loss {task.fields[loss]:.4f} {task.fields[rate]:.0f} " + self.unit),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
@@ -77,7 +80,7 @@ class progress_bar:
         task = self.bar.tasks[0]
         self.bar.update(
             self.task,
-            description=report.run.title,
+            description=report.title,
             total=report.total,
             completed=report.done,
             loss=report.loss,

@@ -27,12 +27,12 @@ class Report(NamedTuple):
     """Where a run stands, for a progress bar.
 
     Attributes:
-      run: which of those of the specification.
+      title: the run: its defense, and its labels if there are several kinds.
       done, total: image-iterations of the whole specification.
       loss: mean best loss of the launch's lanes.
     """
 
-    run: Run
+    title: str
     done: int
     total: int
     loss: float
@@ -259,7 +259,7 @@ class _Session:
             names, work = self.launches(other)[0], self._work(other) * self.attacks[other].num_steps
             done += work * sum(name in self.finished for name in names)
             total += work * len(names)
-        self.on_report(Report(run, done, total, float(np.mean(progress.best_loss))))
+        self.on_report(Report(run.title, done, total, float(np.mean(progress.best_loss))))
 
     def _work(self, run):
         # Image-iterations of a step of a launch.

@@ -50,6 +50,7 @@ def run_labels(spec: AttackSpec, methods: Sequence[str], data_dir: str | None = 
     sizes = [labels.estimate_num_images(problem) for problem in problems]
     return {
         "environment": environment(),
+        "network": victims.age,
         "batch_size": spec.pictures_per_update,
         "true_counts": truth.tolist(),
         "num_images": [size._asdict() for size in sizes],

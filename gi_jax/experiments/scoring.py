@@ -120,7 +120,7 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
     has_norm = bool(victims.batches[0].batch_stats)
     return [
         VIEWS[spec.view].words.format(clients=spec.clients, batch_size=spec.batch_size),
-        f"The network ({spec.model}) is at its initialization: nothing was trained.",
+        victims.age,
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
         _label_words(spec, victims),
         "The adversary knows the size of the batch and the normalization of the data.",

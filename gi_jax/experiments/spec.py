@@ -54,7 +54,10 @@ class AttackSpec:
       image_size: height and width the pictures are resized to; None keeps the data set's own.
       first: victims are the first that many pictures of each class, in scan order.
       victim_seed: draw the victims at random with this seed instead.
-      model: a key of `MODELS`; weights at initialization, drawn from `model_seed`.
+      model: a key of `MODELS`.
+      model_seed: of the weights at initialization.
+      weights, weights_hash: take trained weights instead: where they lie, and the hash of that file's content, which
+        alone counts for the fingerprint. `gi_jax.experiments.weights.settings_of` fills in these two and `model`.
       batch_size: pictures in a private batch.
       num_batches: observed updates; None takes as many as there are, six at most.
       clients, view: clients of a round, and who looks on, a key of `VIEWS`; of a sum of clients each has a batch.
@@ -79,6 +82,8 @@ class AttackSpec:
     victim_seed: int | None = None
     model: str = "convnet"
     model_seed: int = 0
+    weights: str | None = None
+    weights_hash: str | None = None
     batch_size: int = 1
     num_batches: int | None = None
     clients: int = 1
@@ -99,6 +104,15 @@ class AttackSpec:
 
     def __post_init__(self):
         checks.one_of("model", self.model, MODELS)
+        if (self.weights is None) != (self.weights_hash is None):
+            raise checks.InputError(
+                f"weights={self.weights!r} with weights_hash={self.weights_hash!r}: expected both or neither; "
+                "gi_jax.experiments.weights.settings_of(path) gives both"
+            )
+        if self.weights is not None and self.model_seed != 0:
+            raise checks.InputError(
+                f"model_seed={self.model_seed} with weights={self.weights!r}: nothing is drawn; leave one of them out"
+            )
         checks.one_of("client_bn", self.client_bn, CLIENT_BN)
         if self.client_bn == "running" and self.bn is not None:
             raise checks.InputError(
@@ -226,7 +240,9 @@ class AttackSpec:
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that are equal for equal specifications."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        settings = dataclasses.asdict(self)
+        del settings["weights"]
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from gi_jax import checks, data, defenses, models
 from gi_jax.attacks.labels import LazyDummies, recover, simulate
 from gi_jax.defenses.batch import encode_victim
+from gi_jax.experiments import weights
 from gi_jax.experiments.decode import public_pictures
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.threat import AttackProblem, ImageSpace, Mapping, Victim, check_problem, look, observe, one_hot
@@ -20,13 +21,18 @@ from gi_jax.types import Images
 
 
 class Victims(NamedTuple):
-    """The private batches of a specification, what reports say of them, and the public pictures of its defenses."""
+    """The private batches of a specification, what reports say of them, and the public pictures of its defenses.
+
+    Attributes:
+      age: a sentence on the weights of their network.
+    """
 
     batches: list[Victim]
     public: Images | None
     labels: np.ndarray
     names: list[str]
     note: str
+    age: str
 
 
 _observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known", "defense_known"))
@@ -34,7 +40,7 @@ _encode = jax.jit(encode_victim, static_argnames="mixing")
 
 
 def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
-    """Loads the data, draws the network's weights, and cuts the private batches.
+    """Loads the data, draws or loads the network's weights, and cuts the private batches.
 
     Raises:
       InputError: for data that is missing or too small, or a network that does not fit the threat model.
@@ -48,14 +54,11 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
         num_updates = spec.num_batches or 6
         chosen = data.choose(dataset, spec.pictures_per_update * num_updates, spec.victim_seed)
     num_batches = num_updates * spec.batches_per_update
-    network = models.create(spec.model, dataset.num_classes)
-    image_shape = chosen.images.shape[1:]
-    params, batch_stats = network.init(jax.random.key(spec.model_seed), image_shape)
+    network, params, batch_stats, space, age = _network(spec, dataset)
     if not batch_stats and (spec.client_bn == "batch" or spec.bn_prior):
         raise checks.InputError(
             f"model {spec.model!r} has no BatchNorm: leave out client_bn batch and bn_prior, or take a model that has"
         )
-    space = ImageSpace(mean=jnp.float32(dataset.mean), std=jnp.float32(dataset.std))
     victims = [
         Victim(
             network=network,
@@ -71,7 +74,21 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
     mixings = [defenses.parse(text).mixing for text in spec.defenses]
     needs_public = any(mixing is not None and mixing.num_public for mixing in mixings)
     public = public_pictures(spec.data, spec.split, data_dir, spec.image_size) if needs_public else None
-    return Victims(victims, public, labels, [dataset.class_names[label] for label in labels], dataset.note)
+    return Victims(victims, public, labels, [dataset.class_names[label] for label in labels], dataset.note, age)
+
+
+def _network(spec, dataset):
+    """The model that is attacked with the units it expects, and a sentence on its age."""
+    if spec.weights is None:
+        network = models.create(spec.model, dataset.num_classes)
+        model = network.init(jax.random.key(spec.model_seed), dataset.images.shape[1:])
+        age = f"The network ({spec.model}) is at its initialization: nothing was trained."
+        return network, *model, ImageSpace(mean=jnp.float32(dataset.mean), std=jnp.float32(dataset.std)), age
+    trained = weights.load_for(spec)
+    trained.origin.check_fits(dataset.num_classes, dataset.images.shape[1:], spec.data)
+    # The units belong to the network, whatever it is shown.
+    space = ImageSpace(mean=jnp.float32(trained.origin.mean), std=jnp.float32(trained.origin.std))
+    return trained.network, trained.params, trained.batch_stats, space, trained.origin.words()
 
 
 def encode_victims(spec: AttackSpec, victims: Victims, defense: str) -> tuple[list[Victim], Mapping | None]:

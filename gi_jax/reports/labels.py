@@ -11,6 +11,7 @@ SMALLEST_WRITTEN = 5
 
 def print_methods(console: Console, result: dict) -> None:
     """A row a method of `gi_jax.experiments.labels.run_labels`, means over the batches."""
+    console.print(f"- {result['network']}", highlight=False)
     batches = len(result["true_counts"])
     table = Table(title=f"{batches} batches of {result['batch_size']}, mean overlap with the truth")
     table.title_justify = "left"
