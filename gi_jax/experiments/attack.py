@@ -18,7 +18,7 @@ from gi_jax.experiments import checkpoint
 from gi_jax.experiments.decode import EncodedRun, Pool
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.scoring import plain, reference_summary, score
-from gi_jax.experiments.spec import AttackSpec, Execution, Run
+from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, pictures, public_of
 from gi_jax.threat import stack
 
