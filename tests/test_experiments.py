@@ -291,3 +291,12 @@ def test_restarts_give_a_confidence_and_closed_forms_run_from_a_specification(tm
     block = run_attack(AttackSpec(model="mlp", attack="phong", num_batches=2), tmp_path).result["runs"][0]
     assert block["summary"]["psnr"]["mean"] > 60 and "confidence" not in block
     json.dumps(outcome.result, allow_nan=False)
+
+
+def test_an_attack_has_the_labels_of_its_paper_unless_told_otherwise():
+    assert AttackSpec(attack="dlg").labels == ("optimize",) and AttackSpec(attack="idlg").labels == ("known",)
+    assert make_attack(AttackSpec(attack="dlg")).optimize_labels
+    assert not make_attack(AttackSpec(attack="dlg", labels="known")).optimize_labels
+    assert make_attack(AttackSpec(attack="idlg", labels="optimize")).optimize_labels
+    with pytest.raises(InputError, match="'phong' is a closed form and optimizes nothing"):
+        AttackSpec(attack="phong", labels="optimize")

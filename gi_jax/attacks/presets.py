@@ -124,11 +124,18 @@ def _statistics_prior(weight):
 
 
 class Entry(NamedTuple):
-    """A row of the table of attacks."""
+    """A row of the table of attacks.
+
+    Attributes:
+      make: from settings to the attack.
+      about, paper: for people.
+      labels: what the published attack has of them: `known`, or `optimize` for those it optimizes with the pictures.
+    """
 
     make: Callable[..., Attack]
     about: str
     paper: str
+    labels: str = "known"
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -145,7 +152,9 @@ ATTACKS = {
     "gradient_inversion_evaluation": Entry(
         evaluation, "the same with the BatchNorm statistics prior", "Huang et al. 2021, arXiv 2112.00059"
     ),
-    "dlg": Entry(dlg, "squared distance, L-BFGS, labels optimized jointly", "Zhu et al. 2019, arXiv 1906.08935"),
+    "dlg": Entry(
+        dlg, "squared distance, L-BFGS, labels optimized jointly", "Zhu et al. 2019, arXiv 1906.08935", "optimize"
+    ),
     "idlg": Entry(idlg, "squared distance, L-BFGS, labels known", "Zhao et al. 2020, arXiv 2001.02610"),
     "cpl": Entry(
         cpl, "squared distance, L-BFGS, patterned start, label regularizer", "Wei et al. 2020, arXiv 2004.10397"

@@ -68,7 +68,7 @@ def _adversary_arguments(parser) -> None:
         action="append",
         metavar="L",
         help="known, optimize (jointly with the pictures), or recovered first: auto, or a name of gi-jax list labels; "
-        "repeat it for a run each (default: known)",
+        "repeat it for a run each (default: known; what the attack optimizes by design, such as dlg: optimize)",
     )
     add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
     add(
@@ -138,7 +138,7 @@ def run(options) -> int:
         )
     same = {field.name for field in dataclasses.fields(AttackSpec)} & vars(options).keys()
     settings = {name: getattr(options, name) for name in same} | network_settings(options)
-    settings |= {"learning_rate": options.lr, "labels": tuple(options.labels or ("known",))}
+    settings |= {"learning_rate": options.lr, "labels": options.labels and tuple(options.labels)}
     if options.compare:
         compared = tuple(options.compare)
     elif options.defense:

@@ -71,7 +71,7 @@ class Outcome(NamedTuple):
 def make_attack(spec: AttackSpec) -> attacks.Attack:
     """The attack of a single run, from its preset."""
     attack = attacks.create(spec.attack_name, **spec.attack_settings)
-    return dataclasses.replace(attack, optimize_labels=True) if spec.labels == ("optimize",) else attack
+    return dataclasses.replace(attack, optimize_labels=spec.labels == ("optimize",))
 
 
 def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:

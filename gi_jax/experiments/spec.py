@@ -65,7 +65,7 @@ class AttackSpec:
       bn: the adversary's setting with a client in batch mode, a key of `THREATS`; None for running.
       labels: what the adversary has of the private labels: `known`, `optimize` (jointly with the pictures), `auto` or a
         key of `gi_jax.attacks.labels.METHODS` (recovered from the gradient first). Several: a run for each, under each
-        of the defenses, in this order; a single one may be given as a string.
+        of the defenses, in this order; a single one may be given as a string. None: what the published attack has.
       attack: a key of `ATTACKS`; None takes the one that fits the prior.
       attacker: `adaptive` is told the defense, its parameters included, and fits the attack to it; `plain` is not.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
@@ -90,7 +90,7 @@ class AttackSpec:
     view: str = "server"
     client_bn: str = "running"
     bn: str | None = None
-    labels: tuple[str, ...] | str = ("known",)
+    labels: tuple[str, ...] | str | None = None
     attack: str | None = None
     attacker: str = "adaptive"
     tv: float | None = None
@@ -122,12 +122,6 @@ class AttackSpec:
         if self.bn is not None:
             checks.one_of("bn", self.bn, THREATS)
         checks.one_of("attacker", self.attacker, ATTACKERS)
-        object.__setattr__(self, "labels", (self.labels,) if isinstance(self.labels, str) else tuple(self.labels))
-        if not self.labels:
-            raise checks.InputError("labels is empty: expected at least one, 'known' for what the client has")
-        for labels in self.labels:
-            checks.one_of("labels", labels, LABELS)
-        checks.distinct("labels", self.labels)
         checks.positive(clients=self.clients)
         checks.one_of("view", self.view, VIEWS)
         if self.view == "sum" and self.clients < 2:
@@ -136,6 +130,18 @@ class AttackSpec:
             )
         if self.attack is not None:
             checks.one_of("attack", self.attack, ATTACKS)
+        labels = ATTACKS[self.attack_name].labels if self.labels is None else self.labels
+        object.__setattr__(self, "labels", (labels,) if isinstance(labels, str) else tuple(labels))
+        if not self.labels:
+            raise checks.InputError("labels is empty: expected at least one, 'known' for what the client has")
+        for labels in self.labels:
+            checks.one_of("labels", labels, LABELS)
+        checks.distinct("labels", self.labels)
+        if "optimize" in self.labels and "num_steps" not in ATTACKS[self.attack_name].settings:
+            raise checks.InputError(
+                f"labels='optimize': the attack {self.attack_name!r} is a closed form and optimizes nothing; expected "
+                "known, or a method that recovers labels first"
+            )
         checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
         checks.positive(encodings=self.encodings)
         if self.learning_rate is not None:
