@@ -79,7 +79,8 @@ def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
 
     Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache.
     """
-    budget = 2**13 if jax.default_backend() == "cpu" else 2**20
+    # Elsewhere memory counts too: a lane keeps the weights of every local step.
+    budget = 2**13 if jax.default_backend() == "cpu" else 2**20 // spec.local_steps
     return max(1, budget // (spec.pictures_per_update * image_shape[0] * image_shape[1]))
 
 
@@ -134,7 +135,7 @@ def run_attack(
             continue
         attacked, mapping = session.attacked[defense]
         truth = pictures(attacked)
-        images, spread, block = score(spec, victims, attacked, defense, found)
+        images, spread, block = score(spec, victims, attacked, defense, found, session.assumed(defense))
         if execution.reference_scoring:
             block["reference_summary"] = reference_summary(spec, attacked[0].space, truth, images)
         reconstructions.append(images)
@@ -180,6 +181,24 @@ class _Session:
         self.history = []
         self.saved_at = time.monotonic()
         self.restored = None
+        self._assumed = {}  # defense -> number of local steps, and what else was tried
+
+    def assumed(self, defense):
+        """How many local steps the adversary takes updates under a defense to be made of, and the misfits of others.
+
+        A federation has one number of steps, so the first update is enough to tell. The same again after a resume.
+        """
+        spec = self.spec
+        if spec.assume_steps != "auto":
+            return spec.assume_steps or spec.local_steps, None
+        if defense not in self._assumed:
+
+            def assume(steps):
+                return make_problems(spec, self.attacked[defense][0], defense, [0], steps)[0]
+
+            key = jax.random.fold_in(jax.random.key(spec.seed), 5)
+            self._assumed[defense] = attacks.estimate_num_steps(assume, spec.steps_to_try, self.attack, key)
+        return self._assumed[defense]
 
     def launches(self, defense):
         """How many launches a defense takes, how many updates each attacks, and how many there are in all."""
@@ -218,8 +237,10 @@ class _Session:
                 self._launch(defense, name, numbers, min(size, updates - first))
 
     def _launch(self, defense, name, numbers, count):
-        problems = make_problems(self.spec, self.attacked[defense][0], defense, numbers)
+        assumed = None if self.spec.assume_steps is None else self.assumed(defense)[0]
+        problems = make_problems(self.spec, self.attacked[defense][0], defense, numbers, assumed)
         attack, stacked = attacks.adapt(self.attack, problems[0]), stack(problems)
+        attack = attacks.tie_epochs(attack, stacked, self.spec.epoch_prior)
         keys = attacks.lane_keys(jax.random.key(self.spec.seed), numbers, self.spec.restarts)
         states = attacks.start(attack, stacked, keys)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
