@@ -232,6 +232,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Attacks one problem: the whole of gi_jax in one call.
 
+    After local steps in an unknown order, `EpochConsistency` joins the objective (`gi_jax.attacks.epochs`).
+
     Args:
       attack: a preset of `gi_jax.attacks.presets`, or your own; no swept numbers.
       problem: what the adversary holds, from `gi_jax.threat.observe` or built from a real update.

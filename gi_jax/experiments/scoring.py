@@ -97,7 +97,7 @@ def _score_labels(spec, attacked, found):
 
 def _label_words(spec, victims, assumed_steps):
     """The sentence of the threat model on labels."""
-    if spec.labels == "known" and spec.local is not None and spec.local.shuffles(spec.batch_size):
+    if spec.labels == "known" and spec.assumption(assumed_steps).shuffles(spec.batch_size):
         if spec.order == "known":
             return "ORACLE: the labels of the private batch, and so of every local step, are known."
         return (
@@ -170,7 +170,7 @@ def _words_of_view(spec, assumed_steps):
             "a prior that does not depend on the order, and merged in the end."
         )
     elif assumed.shuffles(n):
-        words.append("The order of the pictures in the epoch is unknown, and any is as good.")
+        words.append("Which step took which pictures is unknown.")
     return tuple(words)
 
 

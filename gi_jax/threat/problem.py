@@ -148,7 +148,8 @@ class AttackProblem:
     def copies(self) -> int:
         """Guesses of each picture that a candidate holds: one an epoch if the order in the epochs is unknown, else one.
 
-        Within one epoch the order of the guesses is as good as any, because nobody asks in which order they come out.
+        Within one epoch the order of the guesses needs none: nobody asks in which order they come out. What may be
+        wrong there is the labels of a step, where they are known as counts.
         """
         n = self.image_shape[0]
         if self.local is None or self.order is not None or not self.local.shuffles(n):
@@ -245,17 +246,16 @@ def observe(
     """
     batch = Batch(victim.space.normalize(victim.images), victim.labels)
     client = ClientStep(victim.network, threat.client, victim.params, victim.batch_stats, batch)
-    order = None
+    order, n = None, len(victim.images)
     if local is not None:
-        _check_local(local, assumed, threat, len(victim.images), order_known)
+        _check_local(local, assumed, threat, n, order_known)
     if assumed is None:
-        local = _several(local, len(victim.images))
+        local = _several(local, n)
     if local is None:
         update = client.update()
         gradients = update.gradients
         statistics = shared_statistics(threat.shared, victim.batch_stats, update.statistics)
     else:
-        n = len(victim.images)
         key, key_order = jax.random.split(key)
         order = local.draw_order(key_order, n) if local.shuffles(n) else local.same_order(n)
         client = client._replace(steps=local.num_steps)
@@ -265,7 +265,7 @@ def observe(
     transformation = optax.with_extra_args_support(defense(key))
     state = transformation.init(gradients)
     sent, _ = transformation.update(gradients, state, victim.params, client=client)
-    known = defense.known(sent, len(victim.images)) if defense_known and assumed is None else ()
+    known = defense.known(sent, n) if defense_known and assumed is None else ()
     if assumed is not None:
         units = local.learning_rate * local.num_steps / (assumed.learning_rate * assumed.num_steps)
         sent = jax.tree.map(lambda leaf: units * leaf, sent)
@@ -279,7 +279,7 @@ def observe(
         labels=victim.labels if labels_known else None,
         space=victim.space,
         known=known,
-        local=_several(assumed or local, len(victim.images)),
+        local=_several(assumed or local, n),
         order=order if order_known else None,
     )
     return problem.with_labels(victim.labels) if labels_known and not order_known else problem
