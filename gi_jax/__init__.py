@@ -5,7 +5,7 @@ from gi_jax.checks import InputError
 from gi_jax.defenses import Defense
 from gi_jax.models import FunctionNetwork, Normalize
 from gi_jax.objectives import BatchNormPrior, Candidate, GradientMatching, Objective, SquaredNorm, TotalVariation
-from gi_jax.threat import AttackProblem, BatchNormThreat, ImageSpace, Shared, Victim, observe, one_hot
+from gi_jax.threat import AttackProblem, BatchNormThreat, ImageSpace, LocalTraining, Shared, Victim, observe, one_hot
 
 __all__ = [
     "AttackProblem",
@@ -18,6 +18,7 @@ __all__ = [
     "GradientMatching",
     "ImageSpace",
     "InputError",
+    "LocalTraining",
     "Normalize",
     "Objective",
     "Reconstruction",

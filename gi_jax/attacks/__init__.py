@@ -2,6 +2,7 @@
 
 from gi_jax.attacks.adaptive import ADAPTATIONS, adapt, adaptation_words
 from gi_jax.attacks.base import Attack, AttackInfo, AttackState
+from gi_jax.attacks.epochs import merge_epochs, tie_epochs
 from gi_jax.attacks.gradient_descent import GradientDescent
 from gi_jax.attacks.loop import (
     Progress,
@@ -12,6 +13,7 @@ from gi_jax.attacks.loop import (
     reconstructions,
     start,
 )
+from gi_jax.attacks.num_steps import estimate_num_steps
 from gi_jax.attacks.optimizers import adam, signed_adam
 from gi_jax.attacks.presets import ATTACKS, create
 from gi_jax.attacks.uncertainty import agreement
@@ -31,9 +33,12 @@ __all__ = [
     "advance",
     "agreement",
     "create",
+    "estimate_num_steps",
     "lane_keys",
+    "merge_epochs",
     "reconstruct",
     "reconstructions",
     "signed_adam",
     "start",
+    "tie_epochs",
 ]

@@ -76,6 +76,11 @@ class FirstLayer:
 def _first_layer(problem: AttackProblem) -> tuple[jax.Array, jax.Array]:
     """Observed gradients of kernel and bias, with the leading axes that the problem has."""
     batch = problem.image_shape[0]
+    if problem.local is not None:
+        raise checks.InputError(
+            "closed form of the first layer after local steps: their mean gradient mixes several models; expected one "
+            "step, or to be taken for one (assume_steps=1)"
+        )
     if batch > 1:
         raise checks.InputError(
             f"closed form of the first layer with a batch of {batch}: its gradient holds mixtures of the pictures; "

@@ -1,5 +1,6 @@
 """Objective and optax optimizer, put together into an attack."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -54,10 +55,12 @@ class GradientDescent:
     def init(self, key: Key, problem: AttackProblem) -> AttackState:
         seed = jax.random.bits(jax.random.fold_in(key, 2))
         key_images, key_labels = jax.random.split(key)
-        images = self._project(problem, self.initialize(key_images, problem))
+        # A start makes one batch; where every epoch has guesses of its own, it makes as many.
+        wanted = dataclasses.replace(problem, image_shape=problem.candidate_shape)
+        images = self._project(problem, self.initialize(key_images, wanted))
         logits = None
         if self.optimize_labels:
-            logits = jax.random.normal(key_labels, (problem.image_shape[0], problem.num_classes))
+            logits = jax.random.normal(key_labels, (len(images), problem.num_classes))
         candidate = Candidate(images, logits)
         info = AttackInfo(jnp.inf, dict.fromkeys(self.objective.parts, jnp.inf))
         return AttackState(

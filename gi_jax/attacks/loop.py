@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gi_jax import checks
 from gi_jax.attacks.adaptive import adapt
 from gi_jax.attacks.base import Attack, AttackState
+from gi_jax.attacks.epochs import merge_epochs, tie_epochs
 from gi_jax.attacks.uncertainty import spread
 from gi_jax.objectives import RESTARTS
 from gi_jax.threat import AttackProblem, check_problem, stack, victim_axes
@@ -171,11 +173,17 @@ class Reconstruction(NamedTuple):
 
 
 def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[Reconstruction]]:
-    """The best restart of every victim and sweep point, [victims][points], chosen by the attacker's own loss."""
+    """The best restart of every victim and sweep point, [victims][points], chosen by the attacker's own loss.
+
+    Where every epoch of local training had guesses of its own, their means (`merge_epochs`); losses are those of the
+    guesses.
+    """
     images = jax.device_get(problems.space.denormalize(states.best.images))
     losses, alive = jax.device_get((states.best_loss, states.alive))
     logits = states.best.label_logits
     probabilities = None if logits is None else jax.device_get(jax.nn.softmax(logits))
+    if (copies := problems.copies) > 1:
+        images, probabilities = _merged(problems, images, probabilities, copies)
 
     def best(victim, point):
         restart = int(losses[victim, point].argmin())
@@ -197,6 +205,21 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
     return [[best(victim, point) for point in range(points)] for victim in range(victims)]
 
 
+def _merged(problems, images, probabilities, copies):
+    """Guesses of all epochs made one, in every lane: images and, if they were optimized, labels."""
+    lanes = list(np.ndindex(images.shape[:3]))
+    if probabilities is None:
+        known = np.tile(jax.device_get(problems.labels), (1, copies, 1))
+    pairs = [
+        merge_epochs(images[lane], known[lane[0]] if probabilities is None else probabilities[lane], copies)
+        for lane in lanes
+    ]
+    images, merged = (
+        np.stack(leaves).reshape(*images.shape[:3], *leaves[0].shape) for leaves in zip(*pairs, strict=True)
+    )
+    return images, None if probabilities is None else merged
+
+
 def reconstruct(
     attack: Attack,
     problem: AttackProblem,
@@ -208,6 +231,8 @@ def reconstruct(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Reconstruction:
     """Attacks one problem: the whole of gi_jax in one call.
+
+    After local steps in an unknown order, `EpochConsistency` joins the objective (`gi_jax.attacks.epochs`).
 
     Args:
       attack: a preset of `gi_jax.attacks.presets`, or your own; no swept numbers.
@@ -230,6 +255,7 @@ def reconstruct(
     check_problem(problem)
     if adaptive:
         attack = adapt(attack, problem)
+    attack = tie_epochs(attack, problem)
     problems = stack([problem])
     states = start(attack, problems, lane_keys(key, [0], num_restarts))
     for latest, progress in advance(attack, problems, states, chunk=chunk):

@@ -142,6 +142,11 @@ class Entry(NamedTuple):
         """The names of what `make` lets one replace."""
         return tuple(inspect.signature(self.make).parameters)
 
+    @property
+    def closed_form(self) -> bool:
+        """Whether it solves for the pictures behind the gradient of one model, instead of optimizing them."""
+        return "num_steps" not in self.settings
+
 
 ATTACKS = {
     "inverting_gradients": Entry(

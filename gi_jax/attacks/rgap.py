@@ -274,6 +274,11 @@ class RecursiveInversion:
 
     def check(self, problems: AttackProblem) -> None:
         """Raises an `InputError` that names the layer at which the recursion will end."""
+        if problems.local is not None:
+            raise checks.InputError(
+                "R-GAP after local steps: their mean gradient mixes several models; expected one step, or to be taken "
+                "for one (assume_steps=1)"
+            )
         for layer in analyze(problems.network, problems.params, problems.image_shape):
             if layer.fails:
                 raise checks.InputError(

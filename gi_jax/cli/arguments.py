@@ -59,6 +59,23 @@ def victim_arguments(parser) -> None:
         metavar="T",
         help="epochs in which a defense that encodes pictures encodes all of them, for gi-jax decode (default: 1)",
     )
+    add(
+        "--local-steps",
+        type=int,
+        default=1,
+        metavar="N",
+        help="steps of SGD that the client takes before it sends its model, in whole epochs (default: 1, and it sends "
+        "the gradient)",
+    )
+    add("--local-batch-size", type=int, metavar="B", help="pictures in a local step (default: all of the batch)")
+    add(
+        "--local-lr",
+        dest="local_rate",
+        type=float,
+        default=0.01,
+        metavar="L",
+        help="learning rate of the local steps (default: 0.01, where tutorials of SGD start)",
+    )
     add("--clients", type=int, default=1, metavar="K", help="clients of a round, see --view (default: 1)")
 
 

@@ -21,6 +21,8 @@ examples:
       one run each, side by side in one picture
   gi-jax attack --first 2 --batch-size 16 --labels known --labels optimize --labels auto
       a batch of 16 with its labels, without, and with labels recovered first (Figure 2b of the paper)
+  gi-jax attack --batch-size 4 --num-batches 1 --local-steps 4 --local-batch-size 2
+      federated averaging: four local steps, two epochs in an order that the adversary does not know
   gi-jax attack --data folder:my_pictures --model resnet18 --client-bn batch --bn infer --steps 3000
       your own pictures, a client in training mode, statistics inferred
   gi-jax attack --data cifar10 --data-dir cifar-10-batches-py --model resnet18 --steps 1000
@@ -69,6 +71,24 @@ def _adversary_arguments(parser) -> None:
         metavar="L",
         help="known, optimize (jointly with the pictures), or recovered first: auto, or a name of gi-jax list labels; "
         "repeat it for a run each (default: known; what the attack optimizes by design, such as dlg: optimize)",
+    )
+    add(
+        "--order",
+        default="unknown",
+        metavar="known|unknown",
+        help="known: told which pictures each local step took; unknown: every epoch has guesses of its own (default: "
+        "unknown)",
+    )
+    add(
+        "--assume-steps",
+        metavar="M|auto",
+        help="not told the number of local steps: takes it to be M, or the number that fits best (default: told)",
+    )
+    add(
+        "--epoch-prior",
+        type=float,
+        metavar="A",
+        help="weight of the prior that the epochs' guesses agree, in any order (default: 0.001)",
     )
     add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
     add(

@@ -18,7 +18,8 @@ def clip_examples(norm: float) -> optax.GradientTransformationExtraArgs:
       A transformation whose update needs `client`, a `gi_jax.threat.ClientStep`.
 
     Raises:
-      InputError: in the update, for a client that normalizes with the statistics of its batch.
+      InputError: in the update, for a client that normalizes with the statistics of its batch, and for several
+        local steps.
 
     Reference: Abadi et al., Deep Learning with Differential Privacy, 2016, algorithm 1.
     """
@@ -26,6 +27,7 @@ def clip_examples(norm: float) -> optax.GradientTransformationExtraArgs:
 
     def update(gradients, state, params=None, *, client, **others):
         del params, others
+        client.check_one_step("clip_per_example")
         examples, structure = jax.tree.flatten(client.gradient_per_example())
         clipped, _ = optax.per_example_global_norm_clip(examples, norm)
         return jax.tree.unflatten(structure, [total / len(client.batch.labels) for total in clipped]), state

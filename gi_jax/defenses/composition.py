@@ -65,6 +65,11 @@ class Defense:
             return None
         return DEFENSES[name].mixing(**dict(values))
 
+    @property
+    def of_examples(self) -> bool:
+        """Whether some stage looks at the single examples of a step, which several local steps do not have."""
+        return any(DEFENSES[name].of_examples for name, _ in self.stages)
+
     def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
         """What an adversary that knows the defense can say of what was sent, in the order of the stages.
 

@@ -34,7 +34,8 @@ def dp_sgd(clip: float, sigma: float, key: jax.Array) -> optax.GradientTransform
       A transformation whose update needs `client`, a `gi_jax.threat.ClientStep`.
 
     Raises:
-      InputError: in the update, for a network with BatchNorm, whichever statistics it uses.
+      InputError: in the update, for a network with BatchNorm, whichever statistics it uses, and for several local
+        steps.
 
     Reference: Abadi et al., Deep Learning with Differential Privacy, 2016, algorithm 1.
     """
@@ -44,6 +45,7 @@ def dp_sgd(clip: float, sigma: float, key: jax.Array) -> optax.GradientTransform
 
     def update(gradients, state, params=None, *, client, **others):
         del gradients, others
+        client.check_one_step("dpsgd")
         if client.batch_stats:
             raise checks.InputError(
                 "dpsgd with BatchNorm: its statistics, of the batch or running, are computed of private pictures "

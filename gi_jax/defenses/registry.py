@@ -59,6 +59,7 @@ class Entry(NamedTuple):
       about, paper: one line each.
       mixing: for a defense that encodes pictures and leaves the gradient alone: `mixing(**parameters)` says how.
       first: it replaces the gradient by one of its own, so it can only be the first stage.
+      of_examples: it looks at the single examples of a step, so the client takes one step.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -68,6 +69,7 @@ class Entry(NamedTuple):
     about: str
     paper: str
     first: bool = False
+    of_examples: bool = False
     mixing: Callable[..., Mixing] | None = None
 
 
@@ -185,6 +187,7 @@ DEFENSES = {
         "scales each example's gradient down to the norm",
         "Abadi et al. 2016, arXiv 1607.00133",
         first=True,
+        of_examples=True,
     ),
     "dpsgd": Entry(
         _dpsgd,
@@ -202,6 +205,7 @@ DEFENSES = {
         "clips each example's gradient and adds normal noise to the sum; no BatchNorm",
         "Abadi et al. 2016, arXiv 1607.00133",
         first=True,
+        of_examples=True,
     ),
     "sign": Entry(
         lambda key: send_signs(),
@@ -234,6 +238,7 @@ DEFENSES = {
         {"p": Parameter("fraction of the features dropped, in [0, 1)")},
         "drops the features that give most away from the last layer's gradient",
         "Sun et al. 2021, arXiv 2012.06043",
+        of_examples=True,
     ),
     "mixup": _encodes(
         mixup,

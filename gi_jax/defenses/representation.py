@@ -35,7 +35,8 @@ def prune_representation(p: float) -> optax.GradientTransformationExtraArgs:
       A transformation whose update needs `client`, a `gi_jax.threat.ClientStep`.
 
     Raises:
-      InputError: for p outside [0, 1); in the update, for a network without `head/kernel` [d, num_classes].
+      InputError: for p outside [0, 1); in the update, for a network without `head/kernel` [d, num_classes], and for
+        several local steps.
 
     Reference: Sun et al., Soteria: Provable Defense against Privacy Leakage in Federated Learning from Representation
     Perspective, 2021.
@@ -44,6 +45,7 @@ def prune_representation(p: float) -> optax.GradientTransformationExtraArgs:
 
     def update(gradients, state, params=None, *, client, **others):
         del params, others
+        client.check_one_step("soteria")
         scores = jnp.mean(leakage_scores(client), axis=0)
         dropped = jnp.argsort(-scores)[: scores.size - keep_count(p, scores.size)]
         head = gradients["head"]

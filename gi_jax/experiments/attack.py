@@ -79,7 +79,8 @@ def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
 
     Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache.
     """
-    budget = 2**13 if jax.default_backend() == "cpu" else 2**20
+    # Elsewhere memory counts too: a lane keeps the weights of every local step.
+    budget = 2**13 if jax.default_backend() == "cpu" else 2**20 // spec.local_steps
     return max(1, budget // (spec.pictures_per_update * image_shape[0] * image_shape[1]))
 
 
@@ -135,7 +136,7 @@ def run_attack(
         defense, labels = run
         attacked, mapping = session.attacked[defense]
         truth = pictures(attacked)
-        images, spread, block = score(spec.only(run), victims, attacked, defense, found)
+        images, spread, block = score(spec.only(run), victims, attacked, defense, found, session.assumed(run))
         if execution.reference_scoring:
             block["reference_summary"] = reference_summary(spec, attacked[0].space, truth, images)
         reconstructions.append(images)
@@ -181,6 +182,24 @@ class _Session:
         self.history = []
         self.saved_at = time.monotonic()
         self.restored = None
+        self._assumed = {}  # run -> number of local steps, and what else was tried
+
+    def assumed(self, run):
+        """How many local steps the adversary of a run takes updates to be made of, and the misfits of others.
+
+        A federation has one number of steps, so the first update is enough to tell. The same again after a resume.
+        """
+        spec = self.spec.only(run)
+        if spec.assume_steps != "auto":
+            return spec.assume_steps or spec.local_steps, None
+        if run not in self._assumed:
+
+            def assume(steps):
+                return make_problems(spec, self.attacked[run.defense][0], run.defense, [0], steps)[0]
+
+            key = jax.random.fold_in(jax.random.key(spec.seed), 5)
+            self._assumed[run] = attacks.estimate_num_steps(assume, spec.steps_to_try, self.attacks[run], key)
+        return self._assumed[run]
 
     def launches(self, run):
         """Names of the launches of a run, how many updates each attacks, and how many there are in all."""
@@ -217,8 +236,11 @@ class _Session:
                 self._launch(run, name, numbers, min(size, updates - first))
 
     def _launch(self, run, name, numbers, count):
-        problems = make_problems(self.spec.only(run), self.attacked[run.defense][0], run.defense, numbers)
+        spec = self.spec.only(run)
+        assumed = None if spec.assume_steps is None else self.assumed(run)[0]
+        problems = make_problems(spec, self.attacked[run.defense][0], run.defense, numbers, assumed)
         attack, stacked = attacks.adapt(self.attacks[run], problems[0]), stack(problems)
+        attack = attacks.tie_epochs(attack, stacked, spec.epoch_prior)
         keys = attacks.lane_keys(jax.random.key(self.spec.seed), numbers, self.spec.restarts)
         states = attacks.start(attack, stacked, keys)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}

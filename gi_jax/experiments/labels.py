@@ -9,7 +9,7 @@ from gi_jax import checks, data, metrics
 from gi_jax.attacks import labels
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.spec import AttackSpec
-from gi_jax.experiments.victims import dummies_of, encode_victims, make_victims, observe_all
+from gi_jax.experiments.victims import dummies_of, encode_victims, make_victims, observe_all, recover_labels
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHARED_BY = (1, 2, 4, 8, 16)
@@ -45,7 +45,7 @@ def run_labels(spec: AttackSpec, methods: Sequence[str], data_dir: str | None = 
         if missing:
             rows.append({"method": name, "why": "", "missing": missing})
         else:
-            found = [labels.recover(problem, name, dummies) for problem in problems]
+            found = [recover_labels(spec, problem, name, dummies) for problem in problems]
             rows.append(_row(name, found, truth))
     sizes = [labels.estimate_num_images(problem) for problem in problems]
     return {

@@ -15,7 +15,12 @@ from gi_jax.threat import VIEWS, ImageSpace, Victim, observe
 
 
 def score(
-    spec: AttackSpec, victims: Victims, attacked: list[Victim], defense: str, found: dict
+    spec: AttackSpec,
+    victims: Victims,
+    attacked: list[Victim],
+    defense: str,
+    found: dict,
+    assumed: tuple[int, dict | None] = (1, None),
 ) -> tuple[np.ndarray, np.ndarray, dict]:
     """Pictures in the order of those that were attacked, their spread, and the block of `result.json` for a run.
 
@@ -24,6 +29,7 @@ def score(
       attacked: what the client trained on under the defense: `victims.batches`, or their encodings.
       defense: as written.
       found: arrays of the attack by name, [updates, ...].
+      assumed: how many local steps the adversary took the updates to be made of, and the misfit of each it tried.
     """
     images = found["images"]
     batches = len(images)
@@ -52,7 +58,8 @@ def score(
         "defense": defense,
         "labels": _score_labels(spec, attacked, found["labels"]),
         "spec": dataclasses.asdict(spec),
-        "threat_model": threat_words(spec, victims, defense),
+        "threat_model": threat_words(spec, victims, defense, assumed[0]),
+        **({} if spec.local is None else {"local": {"assumed_steps": assumed[0], "misfits": assumed[1]}}),
         "images": rows,
         "summary": metrics.summarize(values),
         "timing": {
@@ -90,14 +97,21 @@ def _score_labels(spec, attacked, found):
     }
 
 
-def _label_words(spec, victims):
+def _label_words(spec, victims, assumed_steps):
     """The sentence of the threat model on labels."""
     (how,) = spec.labels
+    if how == "known" and spec.assumption(assumed_steps).shuffles(spec.batch_size):
+        if spec.order == "known":
+            return "ORACLE: the labels of the private batch, and so of every local step, are known."
+        return (
+            "ORACLE: the labels of the private batch are known, but not which step saw them: every class is spread "
+            "evenly over the steps of an epoch."
+        )
     if how == "optimize":
         return "The labels are unknown; the attack optimizes them together with the pictures."
     if how == "auto":
         has_bias = "bias" in victims.batches[0].params["head"]
-        method, why = choose(spec.pictures_per_update, has_bias=has_bias)
+        method, why = choose(spec.pictures_per_update, has_bias=has_bias, local=assumed_steps > 1)
         return f"The labels are unknown and recovered from the gradient by {method} ({why})."
     if how != "known":
         return f"The labels are unknown and recovered from the gradient by {how}."
@@ -115,14 +129,15 @@ def reference_summary(spec: AttackSpec, space: ImageSpace, originals: np.ndarray
     return metrics.summarize(rows)
 
 
-def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
-    """The threat model of a single run in sentences, oracles named."""
+def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps: int | None = None) -> list[str]:
+    """The threat model of a single run in sentences, oracles named; with the local steps that the adversary assumes."""
+    assumed_steps = assumed_steps or spec.local_steps
     has_norm = bool(victims.batches[0].batch_stats)
     return [
-        VIEWS[spec.view].words.format(clients=spec.clients, batch_size=spec.batch_size),
+        *_words_of_view(spec, assumed_steps),
         victims.age,
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
-        _label_words(spec, victims),
+        _label_words(spec, victims, assumed_steps),
         "The adversary knows the size of the batch and the normalization of the data.",
         *_words_of_encoding(spec, victims, defense),
         *_defense_words(spec, victims.batches[0], defense),
@@ -132,12 +147,47 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str) -> list[str]:
     ]
 
 
+def _words_of_view(spec, assumed_steps):
+    """The sentences of the threat model on what is seen."""
+    local = spec.local
+    if local is None:
+        return (VIEWS[spec.view].words.format(clients=spec.clients, batch_size=spec.batch_size),)
+    n = spec.batch_size
+    steps = f"{local.num_steps} local steps" if local.num_steps > 1 else "1 local step"
+    words = [
+        f"The adversary sees the client's model before and after {steps} of SGD at the known learning rate "
+        f"{spec.local_rate:g}, each on {local.per_step(n)} of {n} private pictures ({local.num_epochs(n)} epochs); it "
+        "reads the mean gradient of the steps."
+    ]
+    if spec.assume_steps is None:
+        words.append("The number of local steps is known.")
+    else:
+        how = "the number that fits how far the model went best" if spec.assume_steps == "auto" else "right or wrong"
+        words.append(f"The number of local steps is unknown; the adversary assumes {assumed_steps} ({how}).")
+    assumed = spec.assumption(assumed_steps)
+    if spec.order == "known":
+        words.append("ORACLE: it is known which pictures each local step took.")
+    elif assumed.shuffles(n) and assumed.num_epochs(n) > 1:
+        words.append(
+            "The order of the pictures in each epoch is unknown: every epoch has guesses of its own, tied together by "
+            "a prior that does not depend on the order, and merged in the end."
+        )
+    elif assumed.shuffles(n):
+        words.append("Which step took which pictures is unknown.")
+    return tuple(words)
+
+
 def _defense_words(spec, victim, defense):
     if defense == "none":
         return ("The client applies no defense.",)
     applies = f"The client applies {defense} before it sends"
     if spec.attacker == "plain":
         return (f"{applies}; the adversary is not told, and its attack does not adapt.",)
+    if spec.assume_steps is not None:
+        return (
+            f"{applies}; the adversary knows that, but not the number of steps, which its parameters depend on, and "
+            "its attack does not adapt.",
+        )
     if spec.view != "server":
         return (f"Every client applies {defense} before it sends; the attack on their sum does not adapt to it.",)
     granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))

@@ -9,12 +9,15 @@ from typing import NamedTuple
 from gi_jax import checks, defenses
 from gi_jax.attacks import ATTACKS
 from gi_jax.attacks.labels import METHODS
-from gi_jax.models import MODELS
-from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat
+from gi_jax.models import MODELS, Normalize
+from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat, LocalTraining, Shared
 
 CLIENT_BN = ("running", "batch")
 ATTACKERS = ("adaptive", "plain")
 LABELS = ("known", "auto", "optimize", *METHODS)
+ORDERS = ("unknown", "known")
+NUM_EPOCHS = (1, 2, 4, 8, 16)
+"""Numbers of epochs that an adversary that is not told tries."""
 
 _PRIOR_WEIGHT = {"running": 0.0, "proxy": 0.0, "proxy-reference": 0.0, "exact-paper": 0.0}
 """Threat models whose adversary already normalizes with what it has; all others take the paper's 0.001."""
@@ -22,6 +25,7 @@ _PRIOR_WEIGHT = {"running": 0.0, "proxy": 0.0, "proxy-reference": 0.0, "exact-pa
 
 _COSINE = ("inverting_gradients", "gradient_inversion_evaluation", "modern")
 """Attacks that take weight and rate of the threat model; the losses of the others are in other units."""
+
 
 _SETTINGS = {
     "tv": ("tv", "total variation"),
@@ -61,8 +65,15 @@ class AttackSpec:
       batch_size: pictures in a private batch.
       num_batches: observed updates; None takes as many as there are, six at most.
       clients, view: clients of a round, and who looks on, a key of `VIEWS`; of a sum of clients each has a batch.
+      local_steps, local_batch_size, local_rate: the client takes that many steps of SGD, each on that many of its
+        pictures (None: all), at that rate, and sends its model; whole epochs. One step on all sends its gradient.
+      order: whether the adversary is told which pictures each local step took: `known` (an oracle) or `unknown`.
+      assume_steps: how many local steps the adversary takes the update to be made of if it is not told; `auto` for the
+        number that fits best. None: it is told.
+      epoch_prior: weight of the prior that ties the epochs' guesses together; None for the default of the attack.
       client_bn: how the client normalizes: `running` or `batch` statistics.
-      bn: the adversary's setting with a client in batch mode, a key of `THREATS`; None for running.
+      bn: the adversary's setting with a client in batch mode, a key of `THREATS`; None for running, and with a client
+        in batch mode for `exact`, or `infer` after local steps.
       labels: what the adversary has of the private labels: `known`, `optimize` (jointly with the pictures), `auto` or a
         key of `gi_jax.attacks.labels.METHODS` (recovered from the gradient first). Several: a run for each, under each
         of the defenses, in this order; a single one may be given as a string. None: what the published attack has.
@@ -88,6 +99,12 @@ class AttackSpec:
     num_batches: int | None = None
     clients: int = 1
     view: str = "server"
+    local_steps: int = 1
+    local_batch_size: int | None = None
+    local_rate: float = 0.01
+    order: str = "unknown"
+    assume_steps: int | str | None = None
+    epoch_prior: float | None = None
     client_bn: str = "running"
     bn: str | None = None
     labels: tuple[str, ...] | str | None = None
@@ -137,7 +154,7 @@ class AttackSpec:
         for labels in self.labels:
             checks.one_of("labels", labels, LABELS)
         checks.distinct("labels", self.labels)
-        if "optimize" in self.labels and "num_steps" not in ATTACKS[self.attack_name].settings:
+        if "optimize" in self.labels and ATTACKS[self.attack_name].closed_form:
             raise checks.InputError(
                 f"labels='optimize': the attack {self.attack_name!r} is a closed form and optimizes nothing; expected "
                 "known, or a method that recovers labels first"
@@ -172,8 +189,81 @@ class AttackSpec:
                 f"encodings={self.encodings}: none of the defenses encodes pictures; expected one that does, such as "
                 "mixup:k=4, or encodings 1"
             )
+        self._check_local(written)
         # The undefended run comes first; the rest keep their order.
         object.__setattr__(self, "defenses", tuple(sorted(written, key=lambda text: text != "none")))
+
+    def _check_local(self, written):
+        """Refuses local steps that are no whole epochs, and what has no meaning for several steps."""
+        checks.positive(local_steps=self.local_steps, local_rate=self.local_rate)
+        checks.one_of("order", self.order, ORDERS)
+        if isinstance(self.assume_steps, str) and self.assume_steps.isdecimal():
+            object.__setattr__(self, "assume_steps", int(self.assume_steps))
+        if isinstance(self.assume_steps, str) and self.assume_steps != "auto":
+            raise checks.InputError(f"assume_steps={self.assume_steps!r}: expected a number of local steps, or auto")
+        training = LocalTraining(
+            num_steps=self.local_steps, batch_size=self.local_batch_size, learning_rate=self.local_rate
+        )
+        training.check(self.batch_size)
+        if isinstance(self.assume_steps, int):
+            self.assumption(self.assume_steps).check(self.batch_size)
+        shuffles = training.shuffles(self.batch_size)
+        if self.order == "known" and not (shuffles and self.assume_steps is None):
+            raise checks.InputError(
+                "order='known': expected local steps on parts of the pictures (local_batch_size), of a number that is "
+                "known too; leave it out"
+            )
+        if self.epoch_prior is not None:
+            checks.non_negative(epoch_prior=self.epoch_prior)
+            if self.local is None or not shuffles or self.order == "known":
+                raise checks.InputError(
+                    f"epoch_prior={self.epoch_prior:g}: epochs have guesses of their own only after local steps on "
+                    "parts of the pictures in an unknown order; leave it out"
+                )
+        if self.local is None:
+            return
+        if self.view != "server":
+            raise checks.InputError(
+                f"view={self.view!r} with local steps: each client's steps lead to weights of its own, which no attack "
+                "on their mean imagines; expected view server, or local_steps 1"
+            )
+        if ATTACKS[self.attack_name].closed_form and self.assume_steps != 1:
+            raise checks.InputError(
+                f"attack={self.attack!r} with local steps: their mean gradient mixes several models, and a closed form "
+                "holds for one; expected an attack by optimization, or assume_steps 1"
+            )
+        exact = self.threat.shared in (Shared.EXACT, Shared.EXACT_UNBIASED)
+        if exact and self.threat.adversary != Normalize.BATCH:
+            raise checks.InputError(
+                f"bn={self.bn!r} with local steps: every step has exact statistics of its own, so none can be "
+                "normalized with; expected infer, proxy or exact-reference"
+            )
+        for text in written:
+            defense = defenses.parse(text)
+            if defense.mixing is not None or defense.of_examples:
+                what = "encodes pictures anew in every epoch" if defense.mixing else "looks at the examples of one step"
+                raise checks.InputError(
+                    f"defense {text} with local steps: it {what}; expected one of the whole update, such as clip, "
+                    "gaussian or prune, or local_steps 1"
+                )
+
+    @property
+    def local(self) -> LocalTraining | None:
+        """The client's local steps; None for a single one, which the adversary knows of."""
+        if self.local_steps == 1 and self.assume_steps is None:
+            return None
+        return self.assumption(self.local_steps)
+
+    def assumption(self, steps: int) -> LocalTraining:
+        """That many local steps; a single one is on all pictures."""
+        size = None if steps == 1 else self.local_batch_size
+        return LocalTraining(num_steps=steps, batch_size=size, learning_rate=self.local_rate)
+
+    @property
+    def steps_to_try(self) -> tuple[int, ...]:
+        """Numbers of local steps that an adversary that is not told considers."""
+        per_epoch = self.batch_size // (self.local_batch_size or self.batch_size)
+        return tuple(per_epoch * epochs for epochs in NUM_EPOCHS)
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -197,16 +287,21 @@ class AttackSpec:
 
     @property
     def threat(self) -> BatchNormThreat:
-        """The BatchNorm threat model; `exact` unless chosen, for a client in batch mode."""
-        return RUNNING if self.client_bn == "running" else THREATS[self.bn or "exact"]
+        """The BatchNorm threat model."""
+        return RUNNING if self.client_bn == "running" else THREATS[self._bn]
+
+    @property
+    def _bn(self):
+        if self.client_bn == "running":
+            return "running"
+        return self.bn or ("exact" if self.local is None else "infer")
 
     @property
     def prior_weight(self) -> float:
         """Weight of the statistics prior: the given one, or the paper's where the threat model calls for it."""
         if self.bn_prior is not None:
             return self.bn_prior
-        name = "running" if self.client_bn == "running" else (self.bn or "exact")
-        return _PRIOR_WEIGHT.get(name, 1e-3)
+        return _PRIOR_WEIGHT.get(self._bn, 1e-3)
 
     @property
     def tv_weight(self) -> float:

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gi_jax import checks, data, defenses, models
-from gi_jax.attacks.labels import LazyDummies, recover, simulate
+from gi_jax.attacks.labels import LazyDummies, Recovered, recover, simulate
 from gi_jax.defenses.batch import encode_victim
 from gi_jax.experiments import weights
 from gi_jax.experiments.decode import public_pictures
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.threat import AttackProblem, ImageSpace, Mapping, Victim, check_problem, look, observe, one_hot
 from gi_jax.threat.views import average
-from gi_jax.types import Images
+from gi_jax.types import Images, Params
 
 
 class Victims(NamedTuple):
@@ -35,7 +35,7 @@ class Victims(NamedTuple):
     age: str
 
 
-_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known", "defense_known"))
+_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known", "defense_known", "order_known"))
 _encode = jax.jit(encode_victim, static_argnames="mixing")
 
 
@@ -129,12 +129,18 @@ def observe_all(
     *,
     labels_known: bool = True,
     updates: Iterable[int] | None = None,
+    assumed_steps: int | None = None,
 ) -> list[AttackProblem]:
     """What the adversary sees of the private batches under a defense; refuses updates that hold NaN.
 
     Of all of them, or of the updates with these numbers. A plain attacker is told nothing of the defense, so that its
-    program is the same under all of them.
+    program is the same under all of them. With `assumed_steps` it takes the updates to be made of so many local steps.
     """
+    local = dict(
+        local=spec.local,
+        order_known=spec.order == "known",
+        assumed=None if assumed_steps is None else spec.assumption(assumed_steps),
+    )
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
     size = spec.batches_per_update
     problems = []
@@ -147,6 +153,7 @@ def observe_all(
                 key=jax.random.fold_in(key, number),
                 labels_known=labels_known,
                 defense_known=spec.attacker == "adaptive",
+                **local,
             )
             for number in range(update * size, (update + 1) * size)
         ]
@@ -157,22 +164,40 @@ def observe_all(
 
 
 def make_problems(
-    spec: AttackSpec, victims: list[Victim], defense: str, updates: Iterable[int] | None = None
+    spec: AttackSpec,
+    victims: list[Victim],
+    defense: str,
+    updates: Iterable[int] | None = None,
+    assumed_steps: int | None = None,
 ) -> list[AttackProblem]:
     """The same, with the labels that the adversary of a single run works with: told, recovered, or none yet."""
     (how,) = spec.labels
-    problems = observe_all(spec, victims, defense, labels_known=how == "known", updates=updates)
+    told = how == "known"
+    problems = observe_all(spec, victims, defense, labels_known=told, updates=updates, assumed_steps=assumed_steps)
     if how in ("known", "optimize"):
         return problems
-    return [
-        dataclasses.replace(problem, labels=recover(problem, how, dummies_of(spec, problem)).labels)
-        for problem in problems
-    ]
+    return [problem.with_labels(recover_labels(spec, problem, how).labels) for problem in problems]
 
 
-def dummies_of(spec: AttackSpec, problem: AttackProblem) -> LazyDummies:
-    """The random pictures that some label methods look at."""
-    return simulate(problem, jax.random.fold_in(jax.random.key(spec.seed), 3))
+def recover_labels(
+    spec: AttackSpec, problem: AttackProblem, method: str, dummies: LazyDummies | None = None
+) -> Recovered:
+    """The labels from the gradient, by a method that sees the model after local steps too.
+
+    Args:
+      spec: for its seed.
+      problem: what the adversary holds.
+      method: a key of `METHODS`, or `auto`.
+      dummies: from `dummies_of`, if several problems share them.
+    """
+    dummies = dummies or dummies_of(spec, problem)
+    after = None if problem.local is None else dummies_of(spec, problem, problem.params_after)
+    return recover(problem, method, dummies, dummies_after=after)
+
+
+def dummies_of(spec: AttackSpec, problem: AttackProblem, params: Params | None = None) -> LazyDummies:
+    """The random pictures that some label methods look at, as the problem's weights see them, or others."""
+    return simulate(problem, jax.random.fold_in(jax.random.key(spec.seed), 3), params=params)
 
 
 def _aggregate(spec, number):

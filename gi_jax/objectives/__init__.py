@@ -2,6 +2,7 @@
 
 from gi_jax.objectives.candidate import Candidate
 from gi_jax.objectives.combine import Objective
+from gi_jax.objectives.epochs import EpochConsistency
 from gi_jax.objectives.group import RESTARTS, GroupConsistency
 from gi_jax.objectives.labels import LabelConsistency
 from gi_jax.objectives.likelihood import GradientLikelihood
@@ -13,6 +14,7 @@ __all__ = [
     "RESTARTS",
     "BatchNormPrior",
     "Candidate",
+    "EpochConsistency",
     "GradientLikelihood",
     "GradientMatching",
     "GroupConsistency",

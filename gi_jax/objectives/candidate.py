@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from gi_jax import checks
 from gi_jax.threat import AttackProblem, Batch
@@ -13,7 +14,8 @@ class Candidate(NamedTuple):
     """A guess of the private batch.
 
     Attributes:
-      images: float32 [n, h, w, c] in the network's units (normalized).
+      images: float32 [n, h, w, c] in the network's units (normalized); n is that of the private batch, times
+        `problem.copies` where every epoch of local training has guesses of its own, one epoch after the other.
       label_logits: [n, num_classes] where labels are optimized jointly, else None.
     """
 
@@ -22,6 +24,8 @@ class Candidate(NamedTuple):
 
     def batch(self, problem: AttackProblem) -> Batch:
         """The batch that the client would have had: the candidate's own labels, or those that the problem knows.
+
+        The latter are the same in every epoch.
 
         Raises:
           InputError: if neither has any.
@@ -32,4 +36,6 @@ class Candidate(NamedTuple):
             raise checks.InputError(
                 "labels are unknown: expected known labels in the problem, or an attack that optimizes them"
             )
-        return Batch(self.images, problem.labels)
+        if problem.copies == 1:
+            return Batch(self.images, problem.labels)
+        return Batch(self.images, jnp.tile(problem.labels, (problem.copies, 1)))

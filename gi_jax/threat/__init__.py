@@ -3,6 +3,7 @@
 from gi_jax.threat.batch_norm import RUNNING, THREATS, BatchNormThreat, Shared
 from gi_jax.threat.client import Batch, ClientStep, Update, client_update, cross_entropy
 from gi_jax.threat.knowledge import Clipped, Fact, Mixed, Noisy, Quantized, Signs, Zeroed
+from gi_jax.threat.local import LocalTraining, Trained, train_locally
 from gi_jax.threat.mapping import Mapping
 from gi_jax.threat.problem import (
     AttackProblem,
@@ -27,12 +28,14 @@ __all__ = [
     "Clipped",
     "Fact",
     "ImageSpace",
+    "LocalTraining",
     "Mapping",
     "Mixed",
     "Noisy",
     "Quantized",
     "Shared",
     "Signs",
+    "Trained",
     "Update",
     "Victim",
     "Zeroed",
@@ -43,5 +46,6 @@ __all__ = [
     "observe",
     "one_hot",
     "stack",
+    "train_locally",
     "victim_axes",
 ]

@@ -155,7 +155,7 @@ client_update.defvjp(_forward, _backward)
 class ClientStep(NamedTuple):
     """The client's step with everything that it is computed from: what a defense that runs on the client may look at.
 
-    Attributes: the arguments of `client_update`.
+    Attributes: the arguments of `client_update`, at the first step, and how many `steps` the update was made of.
     """
 
     network: Network
@@ -163,17 +163,32 @@ class ClientStep(NamedTuple):
     params: Params
     batch_stats: BatchStats
     batch: Batch
+    steps: int = 1
 
     def update(self) -> Update:
-        """What the client would send without a defense."""
-        return client_update(*self)
+        """The update of the first step: what the client would send without a defense if it takes one."""
+        return client_update(*self[:5])
+
+    def check_one_step(self, what: str) -> None:
+        """Refuses what is made of the gradients of examples, of which there are others in every local step.
+
+        Raises:
+          InputError: for a client of several steps.
+        """
+        if self.steps > 1:
+            raise checks.InputError(
+                f"{what} with {self.steps} local steps: it is defined on the examples of one step; expected one step, "
+                "or a defense of the whole update, such as clip, gaussian or prune"
+            )
 
     def gradient_per_example(self) -> Gradients:
         """The gradient of each example's own loss, with a leading axis [n]; their mean is that of `update`.
 
         Raises:
-          InputError: if the batch is normalized with its own statistics: examples then have no gradients of their own.
+          InputError: if the batch is normalized with its own statistics: examples then have no gradients of their own;
+            and for a client of several steps.
         """
+        self.check_one_step("gradients per example")
         if self.normalize != Normalize.GIVEN:
             raise checks.InputError(
                 "gradients per example with batch statistics: one example changes the gradients of all others; "

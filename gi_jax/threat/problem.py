@@ -14,9 +14,10 @@ import optax
 
 from gi_jax import checks
 from gi_jax.models import Network, Normalize, is_factored
-from gi_jax.threat.batch_norm import BatchNormThreat, shared_statistics
+from gi_jax.threat.batch_norm import BatchNormThreat, Shared, shared_statistics
 from gi_jax.threat.client import Batch, ClientStep, Update, client_update
 from gi_jax.threat.knowledge import Fact
+from gi_jax.threat.local import LocalTraining, deal, shared_after_training, successive_models, train_locally
 from gi_jax.types import BatchStats, Gradients, Images, Key, Labels, Params
 
 
@@ -96,12 +97,15 @@ class AttackProblem:
       image_shape: (n, h, w, c) of the private batch; static.
       params: the weights that the client's step started from.
       statistics: normalization statistics as far as shared, mean and var a layer; None if nothing was.
-      observed: the gradient as it was sent, after the client's defense.
+      observed: the gradient as it was sent, after the client's defense; after local steps their mean gradient.
       labels: class probabilities [n, num_classes] if known, else None.
       space: units and range of the pictures.
       known: what the adversary is told about the client's defense, in the order of its stages.
       clients: how many clients' mean update was observed, each of whom took a step on its own equal part of the batch,
         one after the other, with its own statistics, which have a leading axis [clients] if there are several; static.
+      local: the steps that the adversary takes the update to be made of, right or wrong; None for a single one on all
+        pictures, whose gradient it is.
+      order: int32 [num_steps, per_step], which pictures each of these steps took, if that is known.
     """
 
     network: Network = _static()
@@ -114,14 +118,21 @@ class AttackProblem:
     space: ImageSpace
     known: tuple[Fact, ...] = ()
     clients: int = _static(default=1)
+    local: LocalTraining | None = None
+    order: jax.Array | None = None
 
     def imagine(self, batch: Batch) -> Update:
         """The update that the client would have sent for `batch`: the same function that the client ran.
 
-        Of several clients the mean gradient, and each one's statistics, [clients, ...].
+        Of several clients the mean gradient, and each one's statistics, [clients, ...]. Of several steps the means over
+        the steps; `batch` then holds `copies` guesses of each picture, one epoch after the other.
         """
         update = partial(client_update, self.network, self.normalize, self.params)
         given = {} if self.statistics is None else self.statistics
+        if self.local is not None:
+            order = self.local.same_order(len(batch.images)) if self.order is None else self.order
+            run = partial(train_locally, self.network, self.normalize, self.params)
+            return run(given, batch, order, self.local.learning_rate).update
         if self.clients == 1:
             return update(given, batch)
         batches = jax.tree.map(lambda leaf: leaf.reshape(self.clients, -1, *leaf.shape[1:]), batch)
@@ -132,6 +143,42 @@ class AttackProblem:
         if is_factored(leaf):  # the product sums over all rows, those of all clients
             return dataclasses.replace(leaf, cotangents=leaf.cotangents / self.clients)
         return leaf.mean(0)
+
+    @property
+    def copies(self) -> int:
+        """Guesses of each picture that a candidate holds: one an epoch if the order in the epochs is unknown, else one.
+
+        Within one epoch the order of the guesses needs none: nobody asks in which order they come out. What may be
+        wrong there is the labels of a step, where they are known as counts.
+        """
+        n = self.image_shape[0]
+        if self.local is None or self.order is not None or not self.local.shuffles(n):
+            return 1
+        return self.local.num_epochs(n)
+
+    @property
+    def candidate_shape(self) -> tuple[int, int, int, int]:
+        """(copies * n, h, w, c) of what an attack looks for."""
+        return (self.copies * self.image_shape[0], *self.image_shape[1:])
+
+    @property
+    def params_after(self) -> Params:
+        """The client's model after its local steps, as far as it can be told from what was sent."""
+        distance = self.local.learning_rate * self.local.num_steps
+        return jax.tree.map(lambda weight, slope: weight - distance * slope, self.params, self.observed)
+
+    def with_labels(self, labels: Labels) -> "AttackProblem":
+        """The problem with labels [n, num_classes] that are known as counts: which picture has which is unknown.
+
+        Every class is spread evenly over the steps of an epoch (of the first one where orders are known).
+        """
+        n = self.image_shape[0]
+        if self.local is not None and self.local.shuffles(n):
+            labels = deal(labels, self.local)
+            if self.order is not None:
+                first = self.order.reshape(-1)[:n]
+                labels = jnp.zeros_like(labels).at[first].set(labels)
+        return dataclasses.replace(self, labels=labels)
 
     def logits(self, images: Images) -> jax.Array:
         """The network's output [n, num_classes] for pictures of one client, in the network's units."""
@@ -168,8 +215,14 @@ def observe(
     *,
     labels_known: bool = True,
     defense_known: bool = True,
+    local: LocalTraining | None = None,
+    order_known: bool = False,
+    assumed: LocalTraining | None = None,
 ) -> AttackProblem:
     """Runs the client's step, passes its gradient through the defense, and keeps what the threat model grants.
+
+    A client of several steps sends its model after them, so that `observed` has the rounding of the difference of two
+    models; a defense is applied to their mean gradient.
 
     Args:
       victim: the secret.
@@ -179,27 +232,80 @@ def observe(
       key: the client's randomness, unknown to the adversary.
       labels_known: whether the adversary is told the labels (an oracle unless they can be inferred).
       defense_known: whether the adversary is told which defense runs, with its public parameters.
+      local: the client's local steps; None for one on the whole batch, whose gradient it sends.
+      order_known: with local steps, whether the adversary is told which pictures each step took, and with
+        `labels_known` which labels: an oracle. If not, known labels are counts, and each epoch has an order of its own.
+      assumed: the local steps that the adversary takes the update to be made of, if it is not told `local`. It reads
+        the update in the units that follow, in which what it knows of a defense would be off: nothing is `known`.
 
     Returns:
       The problem. Pure; `jax.jit` and `jax.vmap` go through.
+
+    Raises:
+      InputError: for local steps that are no whole epochs, or under which statistics or the order cannot be shared.
     """
     batch = Batch(victim.space.normalize(victim.images), victim.labels)
     client = ClientStep(victim.network, threat.client, victim.params, victim.batch_stats, batch)
-    update = client.update()
+    order, n = None, len(victim.images)
+    if local is not None:
+        _check_local(local, assumed, threat, n, order_known)
+    if assumed is None:
+        local = _several(local, n)
+    if local is None:
+        update = client.update()
+        gradients = update.gradients
+        statistics = shared_statistics(threat.shared, victim.batch_stats, update.statistics)
+    else:
+        key, key_order = jax.random.split(key)
+        order = local.draw_order(key_order, n) if local.shuffles(n) else local.same_order(n)
+        client = client._replace(steps=local.num_steps)
+        trained = train_locally(*client[:5], order, local.learning_rate)
+        gradients = successive_models(victim.params, trained.params, local.learning_rate * local.num_steps)
+        statistics = shared_after_training(threat.shared, victim.batch_stats, trained)
     transformation = optax.with_extra_args_support(defense(key))
-    state = transformation.init(update.gradients)
-    sent, _ = transformation.update(update.gradients, state, victim.params, client=client)
-    return AttackProblem(
+    state = transformation.init(gradients)
+    sent, _ = transformation.update(gradients, state, victim.params, client=client)
+    known = defense.known(sent, n) if defense_known and assumed is None else ()
+    if assumed is not None:
+        units = local.learning_rate * local.num_steps / (assumed.learning_rate * assumed.num_steps)
+        sent = jax.tree.map(lambda leaf: units * leaf, sent)
+    problem = AttackProblem(
         network=victim.network,
         normalize=threat.adversary,
         image_shape=victim.images.shape,
         params=victim.params,
-        statistics=shared_statistics(threat.shared, victim.batch_stats, update.statistics),
+        statistics=statistics,
         observed=sent,
         labels=victim.labels if labels_known else None,
         space=victim.space,
-        known=defense.known(sent, len(victim.images)) if defense_known else (),
+        known=known,
+        local=_several(assumed or local, n),
+        order=order if order_known else None,
     )
+    return problem.with_labels(victim.labels) if labels_known and not order_known else problem
+
+
+def _several(local, n):
+    # One step on all pictures is an observed gradient like any other, and the same program.
+    one = local is None or (local.num_steps == 1 and not local.shuffles(n))
+    return None if one else local
+
+
+def _check_local(local, assumed, threat, n, order_known):
+    for training in (local, assumed):
+        if training is not None:
+            training.check(n)
+    several = max(training.num_steps for training in (local, assumed or local)) > 1
+    if several and threat.shared in (Shared.EXACT, Shared.EXACT_UNBIASED) and threat.adversary != Normalize.BATCH:
+        raise checks.InputError(
+            "exact statistics with local steps: every step has its own, so none can be normalized with; expected the "
+            "adversary's own (bn infer or exact-reference) or running ones (bn proxy)"
+        )
+    if order_known and not (local.shuffles(n) and assumed is None):
+        raise checks.InputError(
+            "the order of local steps is known: expected steps on parts of the pictures (a local batch size), of a "
+            "number that is known too; leave it out"
+        )
 
 
 def check_problem(problem: AttackProblem) -> None:
@@ -224,8 +330,8 @@ def check_problem(problem: AttackProblem) -> None:
 
 def victim_axes(problem: AttackProblem) -> AttackProblem:
     """The `in_axes` of a stack of problems: 0 for what belongs to one victim, None for what all have in common."""
-    shared = dict(params=None, space=None)
-    return dataclasses.replace(problem, **shared, statistics=0, observed=0, labels=0, known=0)
+    shared = dict(params=None, space=None, local=None)
+    return dataclasses.replace(problem, **shared, statistics=0, observed=0, labels=0, known=0, order=0)
 
 
 def stack(problems: list[AttackProblem]) -> AttackProblem:
@@ -238,13 +344,17 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
     for other in problems[1:]:
         static = ("network", "normalize", "image_shape", "clients")
         same = all(getattr(other, name) == getattr(first, name) for name in static)
-        facts = jax.tree.structure(other.known) == jax.tree.structure(first.known)
+        of_structure = ("known", "local", "order")
+        facts = all(
+            jax.tree.structure(getattr(other, x)) == jax.tree.structure(getattr(first, x)) for x in of_structure
+        )
         if not same or not facts or (other.labels is None) != (first.labels is None):
             raise checks.InputError(
-                "problems of one launch must share network, normalization, shape, label knowledge and kind of defense"
+                "problems of one launch must share network, normalization, shape, label knowledge, local steps and "
+                "kind of defense"
             )
     join = lambda name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(getattr(p, name) for p in problems))  # noqa: E731
-    joined = {name: join(name) for name in ("statistics", "observed", "labels", "known")}
+    joined = {name: join(name) for name in ("statistics", "observed", "labels", "known", "order")}
     return dataclasses.replace(first, **joined)
 
 

@@ -15,8 +15,9 @@ import jax
 from gi_jax import checks
 from gi_jax.models import Normalize
 from gi_jax.threat.batch_norm import BatchNormThreat, Shared
+from gi_jax.threat.local import successive_models
 from gi_jax.threat.problem import AttackProblem, stack
-from gi_jax.types import Gradients, Params
+from gi_jax.types import Gradients
 
 LEARNING_RATE = 0.1
 """Of the server's step, between the two models that a client sees."""
@@ -74,11 +75,6 @@ def average(updates: Sequence[Gradients]) -> Gradients:
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *updates)
 
 
-def successive_models(before: Params, after: Params, learning_rate: float) -> Gradients:
-    """The aggregated gradient between two models: (before - after) / learning_rate, with the rounding that entails."""
-    return jax.tree.map(lambda old, new: (old - new) / learning_rate, before, after)
-
-
 def look(
     view: str,
     problems: Sequence[AttackProblem],
@@ -101,7 +97,8 @@ def look(
       the other. Of a sum nothing is `known` of the clients' defenses.
 
     Raises:
-      InputError: for an unknown view, clients that differ in model or batch size, and `eavesdropper`.
+      InputError: for an unknown view, clients that differ in model or batch size, `eavesdropper`, and a mean over
+        clients that took several steps each, which no attack imagines.
     """
     checks.one_of("view", view, VIEWS)
     if view == "eavesdropper":
@@ -111,6 +108,11 @@ def look(
         )
     if view == "server":
         return list(problems)
+    if any(problem.local is not None for problem in problems):
+        raise checks.InputError(
+            f"view {view!r} with local steps: each client's steps lead to weights of its own, which no attack on their "
+            "mean imagines; expected view server, or one step"
+        )
     joined = stack(list(problems))
     observed = aggregate([problem.observed for problem in problems])
     if view == "client":

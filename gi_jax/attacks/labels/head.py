@@ -107,6 +107,8 @@ def simulate(
     # The observed gradient goes into no forward pass.
     problem = dataclasses.replace(problem, params=problem.params if params is None else params, observed=None)
     size = problem.image_shape[0] // problem.clients
+    if problem.local is not None:  # a client that normalizes with its batch's statistics does so in each step
+        size = problem.local.per_step(size)
 
     @cache
     def dummies():

@@ -33,8 +33,11 @@ def estimate_num_images(problem: AttackProblem) -> NumImages:
       problem: the observed gradient.
 
     Returns:
-      The estimate; (0, True) if no layer is linear.
+      The estimate; (0, True) if no layer is linear, and after local steps: every step then adds its own outer
+      products, and the difference of two models the rank of its rounding.
     """
+    if problem.local is not None:
+        return NumImages(0, True)
     found = NumImages(0, True)
     for gradient in jax.tree.leaves(problem.observed):
         if gradient.ndim != 2:

@@ -1,6 +1,7 @@
 """Label methods by name: what each needs, and which one fits."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -94,14 +95,22 @@ class Recovered(NamedTuple):
     labels: Labels
 
 
-def choose(batch_size: int, *, has_bias: bool, mixed: bool = False) -> tuple[str, str]:
+def choose(batch_size: int, *, has_bias: bool, mixed: bool = False, local: bool = False) -> tuple[str, str]:
     """The method that fits what the adversary holds, and why.
 
     Args:
       batch_size: pictures behind the gradient.
       has_bias: whether the head has one.
       mixed: whether labels are known to be mixtures.
+      local: whether it is the mean gradient of several local steps.
     """
+    if local and batch_size == 1:
+        return "idlg", "one picture, several local steps: the label's row opposes all others in each of them"
+    if local:
+        return "geng", (
+            "several local steps: row sums, with random pictures seen by the models before and after them, since "
+            "probabilities and features change on the way"
+        )
     if batch_size == 1 and has_bias:
         return "soft", "one picture and a bias: its label is exact, hard or mixed"
     if batch_size == 1 and mixed:
@@ -121,13 +130,16 @@ def unmet(name: str, problem: AttackProblem, dummies: LazyDummies) -> list[str]:
     return [need for need in METHODS[name].needs if not NEEDS[need](problem, dummies)]
 
 
-def recover(problem: AttackProblem, method: str, dummies: LazyDummies) -> Recovered:
+def recover(
+    problem: AttackProblem, method: str, dummies: LazyDummies, *, dummies_after: LazyDummies | None = None
+) -> Recovered:
     """The labels of the private batch, from the gradient of the last layer.
 
     Args:
       problem: its labels are not looked at.
       method: a key of `METHODS`, or `auto`.
       dummies: from `simulate`, for methods that look at random pictures.
+      dummies_after: the same with `problem.params_after`, after local steps; for `geng`.
 
     Raises:
       InputError: for an unknown method, one whose needs are not met, and a network without a layer called `head`.
@@ -137,9 +149,13 @@ def recover(problem: AttackProblem, method: str, dummies: LazyDummies) -> Recove
     why = ""
     if method == "auto":
         mixed = any(isinstance(fact, Mixed) for fact in problem.known)
-        method, why = choose(head.batch_size, has_bias=head.bias is not None, mixed=mixed)
+        local = problem.local is not None
+        method, why = choose(head.batch_size, has_bias=head.bias is not None, mixed=mixed, local=local)
     missing = unmet(method, problem, dummies)
     if missing:
         raise checks.InputError(f"label method {method!r} needs {' and '.join(missing)}; try auto")
-    counts = METHODS[method].estimate(problem, dummies)
+    estimate = METHODS[method].estimate
+    if method == "geng":
+        estimate = partial(geng, dummies_after=dummies_after)
+    counts = estimate(problem, dummies)
     return Recovered(method, why, counts, jnp.float32(assign(counts, head.batch_size)))
