@@ -139,7 +139,7 @@ def all_pictures(victims):
 imagine = jax.jit(lambda problem, batch: problem.imagine(batch), compiler_options=QUICK)
 
 SETTINGS = {"running": RUNNING} | {
-    name: THREATS[name] for name in ("exact", "infer", "infer-reference", "exact-reference")
+    name: THREATS[name] for name in ("exact", "exact-straight-through", "infer", "infer-reference", "exact-reference")
 }
 
 
@@ -154,7 +154,7 @@ def test_the_truth_explains_what_each_view_shows(view, name):
     update = imagine(problem, batch)
     assert relative_error(update.gradients, problem.observed) < (1e-5 if view == "sum" else 1e-3)
     assert float(GradientMatching(distance="cosine")(problem, None, update)) < 1e-6
-    if name == "exact":
+    if name in ("exact", "exact-straight-through"):
         assert float(BatchNormPrior()(problem, None, update)) < 1e-5
     swapped = batch._replace(images=batch.images[::-1])
     assert float(GradientMatching()(problem, None, imagine(problem, swapped))) > 1e-4

@@ -307,7 +307,7 @@ def test_the_number_of_steps_is_told_from_how_far_the_model_went():
         ({"local_steps": 4, "batch_size": 4, "local_batch_size": 2, "assume_steps": "3"}, "multiple"),
         ({"local_steps": 4, "view": "sum", "clients": 2}, "view"),
         ({"local_steps": 4, "attack": "phong", "model": "mlp"}, "phong"),
-        ({"local_steps": 4, "client_bn": "batch", "bn": "exact"}, "exact"),
+        ({"local_steps": 4, "client_bn": "batch", "bn": "exact-straight-through"}, "exact"),
         ({"local_steps": 4, "batch_size": 4, "defenses": ("mixup:k=2",)}, "mixup"),
         ({"local_steps": 4, "model": "convnet_group", "defenses": ("dpsgd:clip=1,sigma=1",)}, "dpsgd"),
         ({"local_steps": 4, "defenses": ("soteria:p=0.1",)}, "soteria"),
@@ -332,7 +332,7 @@ def test_clients_that_train_locally_are_not_attacked_as_a_sum():
     with pytest.raises(InputError, match="local steps"):
         look("sum", [problem, problem], RUNNING)
     with pytest.raises(InputError, match="exact statistics"):
-        seen(toy_victim(TINY, n=2), LocalTraining(num_steps=2), threat=THREATS["exact"])
+        seen(toy_victim(TINY, n=2), LocalTraining(num_steps=2), threat=THREATS["exact-straight-through"])
     with pytest.raises(InputError, match="local steps"):
         stack([problem, seen(toy_victim(TINY, n=2), None)])
 

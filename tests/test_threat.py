@@ -268,7 +268,7 @@ def at_the_truth():
     return look
 
 
-@pytest.mark.parametrize("name", ["exact", "exact-reference", "infer", "infer-reference"])
+@pytest.mark.parametrize("name", ["exact", "exact-straight-through", "exact-reference", "infer", "infer-reference"])
 def test_these_threat_models_have_zero_loss_at_the_truth(at_the_truth, name):
     problem, update, _ = at_the_truth(name)
     assert relative_error(update.gradients, problem.observed) < 1e-5
@@ -280,7 +280,7 @@ def test_exact_statistics_in_evaluation_mode_are_a_trap(at_the_truth):
     # The logits are right, and so is the gradient of the last layer. Below the norm layers the gradient is wrong: the
     # client's went through its statistics. The straight-through variant has the same logits and the right gradient.
     trap, imagined, logits = at_the_truth("exact-paper")
-    problem, right, right_logits = at_the_truth("exact")
+    problem, right, right_logits = at_the_truth("exact-straight-through")
     jax.tree.map(np.testing.assert_array_equal, trap.statistics, problem.statistics)
     np.testing.assert_allclose(logits, right_logits, rtol=1e-4, atol=1e-5)
     for layer in ("block0", "block1"):
@@ -293,7 +293,7 @@ def test_exact_statistics_in_evaluation_mode_are_a_trap(at_the_truth):
 
 @pytest.mark.parametrize("name", ["proxy", "proxy-reference"])
 def test_proxy_statistics_do_not_give_the_clients_logits(at_the_truth, name):
-    _, _, right_logits = at_the_truth("exact")
+    _, _, right_logits = at_the_truth("exact-straight-through")
     problem, update, logits = at_the_truth(name)
     assert np.abs(logits - right_logits).max() > 0.1
     assert relative_error(update.gradients, problem.observed) > 0.3
@@ -353,7 +353,8 @@ def test_running_average_takes_another_momentum():
 @pytest.mark.parametrize(
     "name, client, shared, adversary",
     [
-        ("exact", BATCH, Shared.EXACT, STRAIGHT_THROUGH),
+        ("exact", BATCH, Shared.EXACT, BATCH),
+        ("exact-straight-through", BATCH, Shared.EXACT, STRAIGHT_THROUGH),
         ("exact-paper", BATCH, Shared.EXACT, GIVEN),
         ("exact-reference", BATCH, Shared.EXACT_UNBIASED, BATCH),
         ("proxy", BATCH, Shared.RUNNING, GIVEN),
@@ -569,7 +570,7 @@ def test_a_stack_shares_the_model_and_stacks_the_rest(problem):
     [
         ("lenet", {"n": 3}, RUNNING),
         (TINY, {"n": 3}, THREATS["exact-paper"]),
-        (TINY, {"n": 2}, THREATS["exact"]),
+        (TINY, {"n": 2}, THREATS["exact-straight-through"]),
         (TINY, {"n": 3, "labels_known": False}, THREATS["exact"]),
     ],
 )

@@ -63,7 +63,7 @@ def _adversary_arguments(parser) -> None:
         "--bn",
         metavar="exact|proxy|infer",
         help="with --client-bn batch: knows the batch's statistics, takes running ones for them, or infers them "
-        "(default: exact); -paper and -reference after the name: the two published readings",
+        "(default: exact); -paper, -reference and -straight-through after the name: other readings",
     )
     add(
         "--labels",

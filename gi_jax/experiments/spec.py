@@ -236,7 +236,7 @@ class AttackSpec:
         if exact and self.threat.adversary != Normalize.BATCH:
             raise checks.InputError(
                 f"bn={self.bn!r} with local steps: every step has exact statistics of its own, so none can be "
-                "normalized with; expected infer, proxy or exact-reference"
+                "normalized with; expected exact, infer or proxy"
             )
         for text in written:
             defense = defenses.parse(text)

@@ -299,7 +299,7 @@ def _check_local(local, assumed, threat, n, order_known):
     if several and threat.shared in (Shared.EXACT, Shared.EXACT_UNBIASED) and threat.adversary != Normalize.BATCH:
         raise checks.InputError(
             "exact statistics with local steps: every step has its own, so none can be normalized with; expected the "
-            "adversary's own (bn infer or exact-reference) or running ones (bn proxy)"
+            "adversary's own (bn exact or infer) or running ones (bn proxy)"
         )
     if order_known and not (local.shuffles(n) and assumed is None):
         raise checks.InputError(
