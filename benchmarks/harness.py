@@ -148,6 +148,7 @@ class Report:
       ratios: name to sample; the figures that a later run may be held against.
       figures: table rows, plain values by column name. The columns are those of the first row.
       notes: sentences on what was left out, and why.
+      pictures: PNG by file name, for the record.
       environment: from `environment`, taken before the first measurement.
     """
 
@@ -155,6 +156,7 @@ class Report:
     ratios: dict[str, Sample] = field(default_factory=dict)
     figures: list[dict[str, object]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)
 
     def note(self, sentence: str) -> None:
         """Keeps a sentence and prints it now."""
@@ -194,6 +196,8 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "record.json").write_text(json.dumps(self.as_json(), indent=2) + "\n")
         (folder / "README.md").write_text(self._markdown(name, about))
+        for picture, content in self.pictures.items():
+            (folder / picture).write_bytes(content)
         return folder
 
     def _markdown(self, name: str, about: str) -> str:
@@ -201,6 +205,7 @@ class Report:
         lines = [f"# {name}, {device_name()}", "", about.strip(), "", "## Environment", "", *facts]
         for heading, header, cells in self.rows():
             lines += ["", f"## {heading}", "", *(_row(row) for row in [header, ["---"] * len(header), *cells])]
+        lines += [line for picture in self.pictures for line in ("", f"![{picture}]({picture})")]
         if self.notes:
             lines += ["", "## Notes", "", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines) + "\n"
