@@ -11,7 +11,14 @@ from problems import PLAIN, SPACE, TinyNet, toy_problem, toy_victim, truth
 
 from gi_jax import attacks, data
 from gi_jax.attacks import ATTACKS, GradientDescent, advance, agreement, initial, lane_keys, schedules, start
-from gi_jax.attacks.optimizers import add_langevin_noise, lbfgs, noisy_adam, scale_by_soft_sign, soft_signed_adam
+from gi_jax.attacks.optimizers import (
+    add_langevin_noise,
+    lbfgs,
+    noisy_adam,
+    scale_by_soft_sign,
+    signed_adam,
+    soft_signed_adam,
+)
 from gi_jax.attacks.uncertainty import spread
 from gi_jax.checks import InputError
 from gi_jax.metrics import mse
@@ -22,6 +29,7 @@ from gi_jax.threat import RUNNING, THREATS, stack
 # The table.
 
 MADE_OF = {
+    "layerwise": ({"matching": 1.0, "tv": 0.5, "bn_prior": 0.03}, "cosine-per-layer", 1.0, signed_adam(), True),
     "dlg": ({"matching": 1.0}, "squared", 1.0, lbfgs(), False),
     "idlg": ({"matching": 1.0}, "squared", 1.0, lbfgs(), False),
     "cpl": ({"matching": 1.0, "label_prior": 1.0}, "squared", 1.0, lbfgs(), False),
