@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from gi_jax.checks import InputError
 from gi_jax.experiments import environment as experiments_environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -263,7 +264,10 @@ def main(
             f"The machine was busy before the start (load {load} on {cores} cores), so no figure here is to be quoted: "
             "thread pools suffer unequally from company, and PyTorch's suffers most."
         )
-    measure(report, options.quick, **own)
+    try:
+        measure(report, options.quick, **own)
+    except InputError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     report.environment["seconds"] = round(time.perf_counter() - begin, 1)
     report.print()
     if options.json:
