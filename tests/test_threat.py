@@ -397,7 +397,7 @@ def test_oracles_are_called_oracles(shared):
 def test_a_problem_has_no_field_for_the_truth():
     fields = [field.name for field in dataclasses.fields(AttackProblem)]
     static = {"network", "normalize", "image_shape", "clients"}
-    assert set(fields) == static | {"params", "statistics", "observed", "labels", "space", "known"}
+    assert set(fields) == static | {"params", "statistics", "observed", "labels", "space", "known", "local", "order"}
 
 
 @pytest.mark.parametrize("name", THREATS)

@@ -10,8 +10,9 @@ from gi_jax.metrics import match
 from gi_jax.objectives import EpochConsistency
 from gi_jax.threat import AttackProblem
 
-WEIGHT = 1e-3
-"""Of `EpochConsistency`, beside a cosine."""
+WEIGHT = 0.1
+"""Of `EpochConsistency`, beside a cosine: the best of 0, 0.001, 0.01, 0.03, 0.1 and 1 for two epochs of four pictures
+(30.6, 32.5, 35.9, 37.8, 39.0, 20.8 dB; `convnet`, one seed); eight epochs rise from 30.0 dB at 0.001 to 38.8 dB."""
 
 
 def tie_epochs(attack: Attack, problem: AttackProblem, weight: float | None = None) -> Attack:

@@ -20,11 +20,11 @@ def estimate_num_steps(
 ) -> tuple[int, dict[int, float]]:
     """The number of local steps under which a short attack explains an update best.
 
-    Each attack minimizes its own objective; compared is the squared length of imagined minus observed over that of the
-    observed. A cosine, as a rule the objective, would be blind to most of what there is to see: of a model that moved
-    by d, m steps say that their mean gradient had length d / (rate * m), and pictures have gradients of a typical
-    length. All attacks have one guess of each picture and the same order in all epochs, so that more steps do not come
-    with more unknowns.
+    Each attack minimizes its own objective; compared is the misfit ||g - g*||^2 / (||g|| ||g*||) of what it imagines in
+    the end. A cosine, as a rule the objective, would be blind to most of what there is to see: of a model that moved by
+    d, m steps say that their mean gradient had length d / (rate * m), and pictures have gradients of a typical length.
+    Relative to both lengths, too long and too short count alike. All attacks have one guess of each picture and the
+    same order in all epochs, so that more steps do not come with more unknowns.
 
     Args:
       assume: from a number of steps to the problem as it looks under that assumption.
@@ -50,6 +50,6 @@ def estimate_num_steps(
 @jax.jit
 def _misfit(problem, batch):
     pairs = (problem.imagine(batch).gradients, problem.observed)
-    squares = jax.tree.map(lambda a, b: jnp.stack([jnp.sum(jnp.square(a - b)), jnp.sum(jnp.square(b))]), *pairs)
-    distance, size = sum(jax.tree.leaves(squares))
-    return distance / size
+    squares = jax.tree.map(lambda a, b: jnp.stack([jnp.sum(jnp.square(x)) for x in (a - b, a, b)]), *pairs)
+    distance, imagined, observed = sum(jax.tree.leaves(squares))
+    return distance / jnp.sqrt(imagined * observed)

@@ -88,7 +88,7 @@ def _adversary_arguments(parser) -> None:
         "--epoch-prior",
         type=float,
         metavar="A",
-        help="weight of the prior that the epochs' guesses agree, in any order (default: 0.001)",
+        help="weight of the prior that the epochs' guesses agree, in any order (default: 0.1)",
     )
     add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
     add(

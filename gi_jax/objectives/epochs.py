@@ -19,7 +19,7 @@ class EpochConsistency:
     epochs), a mean over pixels and, for the sums, over pictures, so that 1 means one unit of the network's input. The
     prior is 0 if and, up to what the features miss, only if every epoch holds the same pictures of every class.
 
-    Dimitrov et al. (2022, "Data Leakage in Federated Averaging", section 4.3) take the mean over all pictures, or their
+    Dimitrov et al. (2022, "Data Leakage in Federated Averaging") take the mean over all pictures, or their
     maximum. Labels stand at the same places in every epoch here, so that sums may go by class, which is strictly more:
     with one picture a class it compares picture by picture. If all pictures have one label, it is their mean.
 
@@ -27,7 +27,7 @@ class EpochConsistency:
       weight: of this term.
     """
 
-    weight: jax.Array | float = 1.0
+    weight: jax.Array | float = 0.1
 
     def __call__(self, problem: AttackProblem, candidate: Candidate, update: Update) -> jax.Array:
         del update
