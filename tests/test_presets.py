@@ -11,6 +11,7 @@ from problems import PLAIN, SPACE, TinyNet, toy_problem, toy_victim, truth
 
 from gi_jax import attacks, data
 from gi_jax.attacks import ATTACKS, GradientDescent, advance, agreement, initial, lane_keys, schedules, start
+from gi_jax.attacks.loop import reconstructions
 from gi_jax.attacks.optimizers import (
     add_langevin_noise,
     lbfgs,
@@ -21,6 +22,8 @@ from gi_jax.attacks.optimizers import (
 )
 from gi_jax.attacks.uncertainty import spread
 from gi_jax.checks import InputError
+from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.victims import make_problems, make_victims, pictures
 from gi_jax.metrics import mse
 from gi_jax.objectives import Candidate, GroupConsistency, LabelConsistency, Objective, SquaredNorm, TotalVariation
 from gi_jax.objectives.registration import estimate_shift, translate
@@ -66,12 +69,17 @@ def test_every_attack_has_settings_a_line_and_a_source():
 # Attacks at work.
 
 
-def test_dlg_finds_pictures_and_labels_from_gradients_alone():
-    victim = toy_victim("lenet", n=1)
-    problem = toy_problem(victim, RUNNING, labels_known=False)
-    found = attacks.reconstruct(attacks.create("dlg", num_steps=250), problem, jax.random.key(0), num_restarts=2)
-    assert mse(found.images, victim.images)[0] < 1e-4
-    assert np.argmax(found.labels) == np.argmax(victim.labels)
+def test_dlg_finds_photographs_and_labels_from_gradients_alone():
+    spec = AttackSpec(attack="dlg", model="lenet", image_size=16, num_batches=10)
+    victims = make_victims(spec)
+    problems = stack(make_problems(spec, victims.batches, "none"))
+    states = start(attacks.create("dlg", num_steps=300), problems, lane_keys(jax.random.key(0), list(range(10)), 2))
+    for latest, _ in advance(attacks.create("dlg", num_steps=300), problems, states, chunk=300):
+        states = latest
+    found = [points[0] for points in reconstructions(problems, states)]
+    errors = mse(np.concatenate([one.images for one in found]), pictures(victims.batches))
+    assert np.sum(errors < 1e-4) >= 8
+    assert [int(np.argmax(one.labels)) for one in found] == victims.labels.tolist()
 
 
 @pytest.mark.parametrize("name", ["cpl", "grad_inversion", "modern"])
