@@ -120,11 +120,21 @@ def test_threat_model_decides_the_parts_of_the_attack(settings, threat, parts):
     assert set(make_attack(spec).objective.parts) == parts
 
 
+def test_the_strongest_attack_is_taken_unless_one_is_named():
+    names = {bn: AttackSpec(client_bn="batch", bn=bn).attack_name for bn in ("exact", "infer", "proxy")}
+    assert names == {"exact": "layerwise", "infer": "layerwise", "proxy": "inverting_gradients"}
+    assert AttackSpec().attack_name == "inverting_gradients"
+    published = AttackSpec(client_bn="batch", bn="exact-reference")
+    assert published.attack_name == AttackSpec(bn_prior=0.1).attack_name == "gradient_inversion_evaluation"
+
+
 @pytest.mark.parametrize(
     ("settings", "given"),
     [
         ({}, {"tv": 1e-3, "learning_rate": 1.0, "num_steps": 400}),
-        ({"client_bn": "batch"}, {"tv": 0.05, "learning_rate": 0.1, "num_steps": 400}),
+        ({"client_bn": "batch"}, {"num_steps": 400}),
+        ({"client_bn": "batch", "bn": "infer"}, {"bn_prior": 0.003, "num_steps": 400}),
+        ({"client_bn": "batch", "bn": "infer-reference"}, {"tv": 0.05, "learning_rate": 0.1, "num_steps": 400}),
         ({"attack": "modern"}, {"tv": 1e-3, "learning_rate": 1.0, "num_steps": 400}),
         ({"attack": "grad_inversion", "tv": 0.5, "steps": 7}, {"tv": 0.5, "bn_prior": 0.0, "num_steps": 7}),
         ({"attack": "grad_inversion", "client_bn": "batch"}, {"num_steps": 400}),

@@ -90,7 +90,12 @@ def _adversary_arguments(parser) -> None:
         metavar="A",
         help="weight of the prior that the epochs' guesses agree, in any order (default: 0.1)",
     )
-    add("--attack", metavar="NAME", help="see gi-jax list attacks (default: the one that fits --bn-prior)")
+    add(
+        "--attack",
+        metavar="NAME",
+        help="see gi-jax list attacks (default: inverting_gradients; with client-bn batch layerwise, or the paper's "
+        "gradient_inversion_evaluation where --bn ends with -reference)",
+    )
     add(
         "--attacker",
         default="adaptive",
@@ -102,19 +107,19 @@ def _adversary_arguments(parser) -> None:
         "--tv",
         type=float,
         metavar="A",
-        help="weight of total variation (default with a cosine: 0.001; client-bn batch: 0.05; else as published)",
+        help="weight of total variation (default: 0.001; with client-bn batch 0.5; named attacks: 0.05, or their own)",
     )
     add(
         "--bn-prior",
         type=float,
         metavar="A",
-        help="weight of the BatchNorm statistics prior (default: 0.001 where --bn calls for it, else 0)",
+        help="weight of the BatchNorm statistics prior (default: that of the attack where --bn calls for it, else 0)",
     )
     add(
         "--lr",
         type=float,
         metavar="L",
-        help="learning rate (default: 1; client-bn batch, or no cosine: the published one)",
+        help="learning rate (default: 1; with client-bn batch, or no cosine, that of the attack)",
     )
     add("--steps", type=int, default=400, metavar="S", help="steps of the attack (default: 400)")
     add(

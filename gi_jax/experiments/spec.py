@@ -19,9 +19,15 @@ ORDERS = ("unknown", "known")
 NUM_EPOCHS = (1, 2, 4, 8, 16)
 """Numbers of epochs that an adversary that is not told tries."""
 
-_PRIOR_WEIGHT = {"running": 0.0, "proxy": 0.0, "proxy-reference": 0.0, "exact-paper": 0.0}
-"""Threat models whose adversary already normalizes with what it has; all others take the paper's 0.001."""
+_HAS_ALL = ("running", "proxy", "proxy-reference", "exact-paper")
+"""Threat models whose adversary already normalizes with what it has; all others call for the statistics prior."""
 
+_INFERRED_PRIOR = 0.003
+"""Weight of the prior of `layerwise` where its target are running averages, which are those of no batch.
+
+ResNet-18 after 0.19 epochs, two pictures of CIFAR-10, 200 steps: distance of the gradients 0.58 and 0.59 with it, 0.81
+and 0.73 with the 0.03 that is best for the batch's own statistics.
+"""
 
 _COSINE = ("inverting_gradients", "gradient_inversion_evaluation", "modern")
 """Attacks that take weight and rate of the threat model; the losses of the others are in other units."""
@@ -77,7 +83,7 @@ class AttackSpec:
       labels: what the adversary has of the private labels: `known`, `optimize` (jointly with the pictures), `auto` or a
         key of `gi_jax.attacks.labels.METHODS` (recovered from the gradient first). Several: a run for each, under each
         of the defenses, in this order; a single one may be given as a string. None: what the published attack has.
-      attack: a key of `ATTACKS`; None takes the one that fits the prior.
+      attack: a key of `ATTACKS`; None takes the strongest known for the threat model.
       attacker: `adaptive` is told the defense, its parameters included, and fits the attack to it; `plain` is not.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
@@ -297,15 +303,13 @@ class AttackSpec:
         return self.bn or ("exact" if self.local is None else "infer")
 
     @property
-    def prior_weight(self) -> float:
-        """Weight of the statistics prior: the given one, or the paper's where the threat model calls for it."""
-        if self.bn_prior is not None:
-            return self.bn_prior
-        return _PRIOR_WEIGHT.get(self._bn, 1e-3)
+    def has_prior(self) -> bool:
+        """Whether there is a statistics prior: as told, or where the threat model calls for it."""
+        return self._bn not in _HAS_ALL if self.bn_prior is None else self.bn_prior > 0
 
     @property
     def tv_weight(self) -> float:
-        """Weight of total variation: the given one, or 0.001 (running statistics) and 0.05 (batch statistics)."""
+        """Weight of total variation with a cosine: the given one, or 0.001 (running) and 0.05 (batch statistics)."""
         if self.tv is not None:
             return self.tv
         return 1e-3 if self.client_bn == "running" else 0.05
@@ -324,15 +328,22 @@ class AttackSpec:
 
     @property
     def attack_name(self) -> str:
-        """The named attack, or the one that fits the prior."""
-        return self.attack or ("gradient_inversion_evaluation" if self.prior_weight > 0 else "inverting_gradients")
+        """The named attack, or the strongest for the threat model; the paper's for `-reference` threat models."""
+        if self.attack is not None:
+            return self.attack
+        if not self.has_prior:
+            return "inverting_gradients"
+        published = self.client_bn == "running" or self._bn.endswith("-reference")
+        return "gradient_inversion_evaluation" if published else "layerwise"
 
     @property
     def attack_settings(self) -> dict[str, float]:
         """What replaces published settings of the attack."""
         given = {"num_steps": self.steps, "tv": self.tv, "learning_rate": self.learning_rate, "bn_prior": self.bn_prior}
-        if self.prior_weight == 0:
+        if not self.has_prior:
             given["bn_prior"] = 0.0
+        elif self.attack_name == "layerwise" and self._bn == "infer" and self.bn_prior is None:
+            given["bn_prior"] = _INFERRED_PRIOR
         if self.attack_name in _COSINE:
             given |= {"tv": self.tv_weight, "learning_rate": self.rate}
         offered = ATTACKS[self.attack_name].settings
