@@ -70,11 +70,12 @@ def test_every_attack_has_settings_a_line_and_a_source():
 
 
 def test_dlg_finds_photographs_and_labels_from_gradients_alone():
-    spec = AttackSpec(attack="dlg", model="lenet", image_size=16, num_batches=10)
+    spec = AttackSpec(attack="dlg", model="lenet", image_size=8, num_batches=10)
     victims = make_victims(spec)
     problems = stack(make_problems(spec, victims.batches, "none"))
-    states = start(attacks.create("dlg", num_steps=300), problems, lane_keys(jax.random.key(0), list(range(10)), 2))
-    for latest, _ in advance(attacks.create("dlg", num_steps=300), problems, states, chunk=300):
+    dlg = attacks.create("dlg", num_steps=150)
+    states = start(dlg, problems, lane_keys(jax.random.key(0), list(range(10)), 2))
+    for latest, _ in advance(dlg, problems, states, chunk=150):
         states = latest
     found = [points[0] for points in reconstructions(problems, states)]
     errors = mse(np.concatenate([one.images for one in found]), pictures(victims.batches))

@@ -365,7 +365,7 @@ def test_running_average_takes_another_momentum():
 )
 def test_table_of_threat_models(name, client, shared, adversary):
     assert THREATS[name] == BatchNormThreat(client=client, shared=shared, adversary=adversary)
-    assert len(THREATS) == 7
+    assert len(THREATS) == 8
     assert RUNNING == BatchNormThreat(client=GIVEN, shared=Shared.RUNNING, adversary=GIVEN)
 
 
@@ -577,7 +577,7 @@ def test_a_stack_shares_the_model_and_stacks_the_rest(problem):
 def test_different_programs_do_not_stack(problem, model, options, threat):
     known = {"labels_known": options.get("labels_known", True)}
     other = toy_problem(toy_victim(model, n=options["n"]), threat, **known)
-    with pytest.raises(InputError, match="must share network, normalization, shape, label knowledge and kind"):
+    with pytest.raises(InputError, match="must share network, normalization, shape, label knowledge, local steps and kind"):
         stack([problem, other])
 
 
