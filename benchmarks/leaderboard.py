@@ -57,12 +57,14 @@ class Case(NamedTuple):
       spec: victims and threat model; its attack is not used.
       evaluations: gradient evaluations a picture.
       contenders: by name; the first one's time is everybody's.
+      data_dir: where the data set lies, if it is not embedded.
     """
 
     name: str
     spec: AttackSpec
     evaluations: int
     contenders: dict[str, Contender]
+    data_dir: str | None = None
 
 
 class Look(NamedTuple):
@@ -147,9 +149,9 @@ def evaluations_per_step(states: attacks.AttackState) -> float:
     return 1.0 if searched is None else 1.0 + float(np.max(searched))
 
 
-def measure_case(report: Report, case: Case, data_dir: str | None) -> list[tuple[str, list[Look]]]:
+def measure_case(report: Report, case: Case) -> list[tuple[str, list[Look]]]:
     """Adds a row for each contender at equal work, and one at equal time where that differs; returns the curves."""
-    victims = make_victims(case.spec, data_dir)
+    victims = make_victims(case.spec, case.data_dir)
     problems, truth = stack(make_problems(case.spec, victims.batches, "none")), pictures(victims.batches)
     curves, time_of_first = [], None
 
@@ -211,14 +213,14 @@ def cases(quick: bool, data_dir: str | None, weights: str | None) -> list[Case]:
         network = dict(model="resnet18") if weights is None else settings_of(weights)
         age = "at initialization" if weights is None else "trained"
         spec = AttackSpec(data="cifar10", num_batches=2, client_bn="batch", bn="exact", **network)
-        found.append(Case(f"cifar10, {spec.model} {age}, batch statistics", spec, 240, BATCH))
+        found.append(Case(f"cifar10, {spec.model} {age}, batch statistics", spec, 240, BATCH, data_dir))
     return found
 
 
 def measure(report: Report, quick: bool, data_dir: str | None = None, weights: str | None = None) -> None:
     """A table row for each case, contender and budget, and a plot a case."""
     for number, case in enumerate(cases(quick, data_dir, weights)):
-        curves = measure_case(report, case, data_dir)
+        curves = measure_case(report, case)
         report.pictures[f"case{number}.png"] = draw(case.name, curves)
 
 

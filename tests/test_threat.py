@@ -577,7 +577,9 @@ def test_a_stack_shares_the_model_and_stacks_the_rest(problem):
 def test_different_programs_do_not_stack(problem, model, options, threat):
     known = {"labels_known": options.get("labels_known", True)}
     other = toy_problem(toy_victim(model, n=options["n"]), threat, **known)
-    with pytest.raises(InputError, match="must share network, normalization, shape, label knowledge, local steps and kind"):
+    with pytest.raises(
+        InputError, match="must share network, normalization, shape, label knowledge, local steps and kind"
+    ):
         stack([problem, other])
 
 
