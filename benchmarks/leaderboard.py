@@ -26,8 +26,9 @@ import numpy as np
 import optax
 from harness import Report
 
-from gi_jax import attacks, metrics
+from gi_jax import attacks, checks, metrics
 from gi_jax.attacks.loop import compile_ahead
+from gi_jax.attacks.optimizers import lbfgs
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.victims import make_problems, make_victims, pictures
 from gi_jax.experiments.weights import settings_of
@@ -70,6 +71,7 @@ class Case(NamedTuple):
 class Look(NamedTuple):
     """At a contender on its way; means over the pictures."""
 
+    steps: int
     seconds: float
     evaluations: float
     psnr: float
@@ -125,7 +127,8 @@ def run(
     keys = attacks.lane_keys(jax.random.key(0), list(range(len(truth))), contender.restarts)
     states = compile_ahead(attack, problems, attacks.start(attack, problems, keys))
     looks, done, used, seconds = [], 0, 0.0, 0.0
-    chunk = max(1, steps // LOOKS)
+    searches = attack.optimizer is lbfgs()  # takes several evaluations a step, and so ends after few
+    chunk = max(1, steps // (LOOKS * 8 if searches else LOOKS))
     progress = attacks.advance(attack, problems, states, chunk=chunk)
     while True:
         began = time.perf_counter()
@@ -138,7 +141,7 @@ def run(
         best = [points[0].images for points in attacks.reconstructions(problems, states)]
         rows = metrics.score(truth, np.concatenate(best), ("vgg",))
         psnr, lpips = (float(np.mean([row[name] for row in rows])) for name in ("psnr", "lpips_vgg"))
-        looks.append(Look(seconds, used, psnr, lpips))
+        looks.append(Look(now.step, seconds, used, psnr, lpips))
         if evaluations is not None and used >= evaluations:
             return looks
 
@@ -181,8 +184,7 @@ def measure_case(report: Report, case: Case) -> list[tuple[str, list[Look]]]:
         time_of_first = time_of_first or seconds
         ratio = time_of_first / seconds
         if abs(ratio - 1) > 0.1:
-            done = looks[-1].evaluations / contender.restarts
-            add(name, contender, "time", run(contender, max(1, round(done * ratio)), problems, truth, None))
+            add(name, contender, "time", run(contender, max(1, round(looks[-1].steps * ratio)), problems, truth))
     return curves
 
 
@@ -208,6 +210,10 @@ def cases(quick: bool, data_dir: str | None, weights: str | None) -> list[Case]:
     pictures, evaluations = (2, 48) if quick else (6, 400)
     photos = AttackSpec(num_batches=pictures)
     board = {name: RUNNING[name] for name in ("inverting_gradients", "idlg")} if quick else RUNNING
+    if weights is not None and data_dir is None:
+        raise checks.InputError(
+            "--weights without --data-dir: they are for the case of CIFAR-10, which needs a copy of it"
+        )
     found = [Case("photos, convnet, running statistics", photos, evaluations, board)]
     if data_dir is not None:
         network = dict(model="resnet18") if weights is None else settings_of(weights)

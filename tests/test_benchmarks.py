@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import toy_problem, toy_victim
+
+from gi_jax import attacks
+from gi_jax.threat import RUNNING, stack
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -143,3 +147,23 @@ def test_torch_computes_the_same_network(attack_step):
     named = {name: torch_loop._tensor(array) for name, array in attack_step._named(params).items()}
     theirs = torch_loop.logits(named, torch.tensor(images).permute(0, 3, 1, 2))
     np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "searches"), [("inverting_gradients", False), ("idlg", True)])
+def test_evaluations_of_a_line_search_are_work(harness, name, searches):
+    leaderboard = importlib.import_module("leaderboard")
+    problems = stack([toy_problem(toy_victim("lenet", n=1), RUNNING)])
+    attack = attacks.create(name, num_steps=1)
+    states = attacks.start(attack, problems, attacks.lane_keys(jax.random.key(0), [0], 2))
+    for latest, _ in attacks.advance(attack, problems, states):
+        states = latest
+    assert (leaderboard.evaluations_per_step(states) > 1) == searches
+
+
+def test_contenders_are_attacks_that_their_case_allows(harness):
+    leaderboard = importlib.import_module("leaderboard")
+    for case in leaderboard.cases(False, "anywhere", None):
+        for contender in case.contenders.values():
+            attack = contender.make(7)
+            assert attack.num_steps == 7 and contender.restarts <= case.evaluations
+            assert ("bn_prior" not in attack.objective.parts) or case.spec.threat.shared != RUNNING.shared
