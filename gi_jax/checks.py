@@ -49,6 +49,12 @@ def non_negative(**values: float) -> None:
             raise InputError(f"{name}={value}: expected a number that is 0 or above")
 
 
+def seed(name: str, value: int) -> None:
+    """Raises unless `value` is a seed that every generator takes."""
+    if not 0 <= value < 2**32:
+        raise InputError(f"{name}={value}: expected a whole number from 0 to {2**32 - 1}")
+
+
 def in_range(low: float, high: float, **values: float) -> None:
     """Raises unless every value lies in the half-open interval [low, high). Skips traced ones."""
     for name, value in _known(values):

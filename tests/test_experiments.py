@@ -124,6 +124,10 @@ def test_the_strongest_attack_is_taken_unless_one_is_named():
     names = {bn: AttackSpec(client_bn="batch", bn=bn).attack_name for bn in ("exact", "infer", "proxy")}
     assert names == {"exact": "layerwise", "infer": "layerwise", "proxy": "inverting_gradients"}
     assert AttackSpec().attack_name == "inverting_gradients"
+    pruned = AttackSpec(client_bn="batch", defenses=("prune:p=0.9",))
+    assert pruned.attack_name == "gradient_inversion_evaluation"  # the likelihood of a defense knows no layers
+    assert AttackSpec(client_bn="batch", defenses=("mixup:k=4",)).attack_name == "layerwise"
+    assert AttackSpec(client_bn="batch", bn_prior=0.0).attack_name == "layerwise"  # and without its prior
     published = AttackSpec(client_bn="batch", bn="exact-reference")
     assert published.attack_name == AttackSpec(bn_prior=0.1).attack_name == "gradient_inversion_evaluation"
 
@@ -160,6 +164,11 @@ def test_what_a_specification_changes_in_the_published_settings(settings, given)
         ({"attack": "phong", "steps": 30}, "'phong' has no steps"),
         ({"steps": 0}, "steps=0"),
         ({"restarts": -1}, "restarts=-1"),
+        ({"seed": 2**63}, "seed=9223372036854775808: expected a whole number from 0"),
+        ({"local_rate": 0.1}, "takes no local steps"),
+        ({"local_steps": 2, "assume_steps": 4.0}, "assume_steps=4.0"),
+        ({"local_steps": 2, "batch_size": 4, "local_batch_size": 2, "epoch_prior": 1.0}, "epoch_prior"),
+        ({"local_steps": 2, "batch_size": 4, "local_batch_size": 0}, "local batches of 0"),
         ({"tv": -0.1}, "tv=-0.1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"defenses": ()}, "at least one"),

@@ -198,7 +198,9 @@ def test_attack_looks_at_the_trained_network(trained, tmp_path, capsys):
     block = json.loads((tmp_path / "out" / "result.json").read_text())["runs"][0]
     sentence = next(words for words in block["threat_model"] if words.startswith("The network"))
     assert sentence == weights.load(trained).origin.words()
-    assert sentence.startswith("The network (convnet) was trained for 1.52 epochs on photos (test accuracy ")
+    assert sentence.startswith(
+        "The network (convnet) was trained for 1.52 epochs on the train split of photos (test accuracy "
+    )
     spec = AttackSpec(**{**block["spec"], "defenses": tuple(block["spec"]["defenses"])})
     assert spec.weights_hash == weights.settings_of(trained / weights.NAME)["weights_hash"]
     victim = make_victims(spec).batches[0]

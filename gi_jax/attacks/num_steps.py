@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gi_jax.attacks.gradient_descent import GradientDescent
 from gi_jax.attacks.loop import reconstruct
@@ -43,7 +44,8 @@ def estimate_num_steps(
             problem = dataclasses.replace(problem, order=problem.local.same_order(problem.image_shape[0]))
         found = reconstruct(short, problem, key)
         batch = Batch(problem.space.normalize(jnp.asarray(found.images)), jnp.asarray(found.labels))
-        misfits[steps] = float(_misfit(problem, batch))
+        misfit = float(_misfit(problem, batch))
+        misfits[steps] = misfit if np.isfinite(misfit) else np.inf  # the imagined client's training blew up
     return min(misfits, key=misfits.get), misfits
 
 
@@ -52,4 +54,4 @@ def _misfit(problem, batch):
     pairs = (problem.imagine(batch).gradients, problem.observed)
     squares = jax.tree.map(lambda a, b: jnp.stack([jnp.sum(jnp.square(x)) for x in (a - b, a, b)]), *pairs)
     distance, imagined, observed = sum(jax.tree.leaves(squares))
-    return distance / jnp.sqrt(imagined * observed)
+    return distance / (jnp.sqrt(imagined) * jnp.sqrt(observed))

@@ -63,7 +63,7 @@ def _adversary_arguments(parser) -> None:
         "--bn",
         metavar="exact|proxy|infer",
         help="with --client-bn batch: knows the batch's statistics, takes running ones for them, or infers them "
-        "(default: exact); -paper, -reference and -straight-through after the name: other readings",
+        "(default: exact, after local steps infer); after the name: -paper, -reference, -straight-through",
     )
     add(
         "--labels",
@@ -93,8 +93,8 @@ def _adversary_arguments(parser) -> None:
     add(
         "--attack",
         metavar="NAME",
-        help="see gi-jax list attacks (default: inverting_gradients; with client-bn batch layerwise, or the paper's "
-        "gradient_inversion_evaluation where --bn ends with -reference)",
+        help="see gi-jax list attacks (default: inverting_gradients; where statistics are guessed, --bn exact or "
+        "infer, layerwise without and gradient_inversion_evaluation with a defense of the gradient)",
     )
     add(
         "--attacker",
@@ -107,7 +107,7 @@ def _adversary_arguments(parser) -> None:
         "--tv",
         type=float,
         metavar="A",
-        help="weight of total variation (default: 0.001; with client-bn batch 0.5; named attacks: 0.05, or their own)",
+        help="weight of total variation (default with one cosine: 0.001, client-bn batch 0.05; else the attack's own)",
     )
     add(
         "--bn-prior",
@@ -119,7 +119,7 @@ def _adversary_arguments(parser) -> None:
         "--lr",
         type=float,
         metavar="L",
-        help="learning rate (default: 1; with client-bn batch, or no cosine, that of the attack)",
+        help="learning rate (default with one cosine: 1, or 0.1 with client-bn batch; else the attack's own)",
     )
     add("--steps", type=int, default=400, metavar="S", help="steps of the attack (default: 400)")
     add(

@@ -36,17 +36,17 @@ class Defense:
                     f"defense {name!r} after {self.stages[0][0]!r}: pictures are encoded once, before there is a "
                     "gradient; expected it first"
                 )
-        of_gradient = self.stages if self.mixing is None else self.stages[1:]
-        for name, _ in of_gradient if self.mixing is not None else ():
+        for name, _ in self.gradient_stages if self.mixing is not None else ():
             if DEFENSES[name].kind == Kind.DP:
                 raise checks.InputError(
                     f"defense {name!r} after {self.stages[0][0]!r}: a picture is in several mixtures, so a bound for "
                     "one mixture is none for a picture; expected one or the other"
                 )
-        for name, _ in of_gradient[1:]:
+        first, *later = (name for name, _ in self.gradient_stages) if self.gradient_stages else (None,)
+        for name in later:
             if DEFENSES[name].first:
                 raise checks.InputError(
-                    f"defense {name!r} after {of_gradient[0][0]!r}: it starts from the gradients of the examples and "
+                    f"defense {name!r} after {first!r}: it starts from the gradients of the examples and "
                     f"would undo what comes before; expected it first"
                 )
 
@@ -64,6 +64,11 @@ class Defense:
         if name is None or DEFENSES[name].mixing is None:
             return None
         return DEFENSES[name].mixing(**dict(values))
+
+    @property
+    def gradient_stages(self) -> tuple:
+        """The stages that change the gradient: all but one that encodes pictures."""
+        return self.stages if self.mixing is None else self.stages[1:]
 
     @property
     def of_examples(self) -> bool:

@@ -18,7 +18,7 @@ from gi_jax.experiments import checkpoint
 from gi_jax.experiments.decode import EncodedRun, Pool
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.scoring import plain, reference_summary, score
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec, Execution, Run
 from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, pictures, public_of
 from gi_jax.threat import stack
 
@@ -187,7 +187,7 @@ class _Session:
     def assumed(self, run):
         """How many local steps the adversary of a run takes updates to be made of, and the misfits of others.
 
-        A federation has one number of steps, so the first update is enough to tell. The same again after a resume.
+        A federation has one number of steps, so the first update is enough to tell.
         """
         spec = self.spec.only(run)
         if spec.assume_steps != "auto":
@@ -214,10 +214,15 @@ class _Session:
             self.limit = int(content["limit"])
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
+            self._assumed = {
+                Run(*run): (steps, {int(number): misfit for number, misfit in tried.items()})
+                for run, steps, tried in json.loads(content.get("assumed", "[]"))
+            }
 
     def save(self):
         history = json.dumps(self.history)
-        content = {"limit": self.limit, "finished": self.finished, "history": history}
+        assumed = json.dumps([(run, *found) for run, found in self._assumed.items()])
+        content = {"limit": self.limit, "finished": self.finished, "history": history, "assumed": assumed}
         if self.running is not None:
             name, _, timing, states = self.running
             content["running"] = {"name": name, "timing": timing, "states": serialization.to_state_dict(states)}

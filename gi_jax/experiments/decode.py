@@ -46,6 +46,7 @@ class DecodeSpec:
 
     def __post_init__(self):
         checks.positive(first=self.first, encodings=self.encodings)
+        checks.seed("seed", self.seed)
         written = []
         for text in self.defenses:
             defense = defenses.parse(text)

@@ -56,10 +56,11 @@ def score(
     iterations = batches * spec.pictures_per_update * spec.restarts * found["steps"]
     block = {
         "defense": defense,
+        "attack": spec.attack_name,
         "labels": _score_labels(spec, attacked, found["labels"]),
         "spec": dataclasses.asdict(spec),
         "threat_model": threat_words(spec, victims, defense, assumed[0]),
-        **({} if spec.local is None else {"local": {"assumed_steps": assumed[0], "misfits": assumed[1]}}),
+        **({} if spec.local is None else {"local": _local_block(*assumed)}),
         "images": rows,
         "summary": metrics.summarize(values),
         "timing": {
@@ -97,7 +98,13 @@ def _score_labels(spec, attacked, found):
     }
 
 
-def _label_words(spec, victims, assumed_steps):
+def _local_block(steps, misfits):
+    """How many local steps were assumed, and how badly each number that was tried fitted; None where it blew up."""
+    tried = None if misfits is None else {number: plain(misfit)[0] for number, misfit in misfits.items()}
+    return {"assumed_steps": steps, "misfits": tried}
+
+
+def _label_words(spec, victims, assumed_steps, mixed):
     """The sentence of the threat model on labels."""
     (how,) = spec.labels
     if how == "known" and spec.assumption(assumed_steps).shuffles(spec.batch_size):
@@ -111,7 +118,7 @@ def _label_words(spec, victims, assumed_steps):
         return "The labels are unknown; the attack optimizes them together with the pictures."
     if how == "auto":
         has_bias = "bias" in victims.batches[0].params["head"]
-        method, why = choose(spec.pictures_per_update, has_bias=has_bias, local=assumed_steps > 1)
+        method, why = choose(spec.pictures_per_update, has_bias=has_bias, local=assumed_steps > 1, mixed=mixed)
         return f"The labels are unknown and recovered from the gradient by {method} ({why})."
     if how != "known":
         return f"The labels are unknown and recovered from the gradient by {how}."
@@ -137,7 +144,7 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps
         *_words_of_view(spec, assumed_steps),
         victims.age,
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
-        _label_words(spec, victims, assumed_steps),
+        _label_words(spec, victims, assumed_steps, defenses.parse(defense).mixing is not None),
         "The adversary knows the size of the batch and the normalization of the data.",
         *_words_of_encoding(spec, victims, defense),
         *_defense_words(spec, victims.batches[0], defense),
@@ -163,7 +170,10 @@ def _words_of_view(spec, assumed_steps):
         words.append("The number of local steps is known.")
     else:
         how = "the number that fits how far the model went best" if spec.assume_steps == "auto" else "right or wrong"
-        words.append(f"The number of local steps is unknown; the adversary assumes {assumed_steps} ({how}).")
+        words.append(
+            f"The number of local steps is unknown; the adversary assumes {assumed_steps} ({how}). It knows how many "
+            "pictures a step takes, and that epochs are whole."
+        )
     assumed = spec.assumption(assumed_steps)
     if spec.order == "known":
         words.append("ORACLE: it is known which pictures each local step took.")

@@ -19,9 +19,10 @@ ORDERS = ("unknown", "known")
 NUM_EPOCHS = (1, 2, 4, 8, 16)
 """Numbers of epochs that an adversary that is not told tries."""
 
-_HAS_ALL = ("running", "proxy", "proxy-reference", "exact-paper")
-"""Threat models whose adversary already normalizes with what it has; all others call for the statistics prior."""
+_NO_PRIOR = ("running", "proxy", "proxy-reference", "exact-paper")
+"""Threat models that call for no statistics prior: their adversary has used up what it has in the normalization."""
 
+_AVERAGES = (Shared.RUNNING, Shared.RUNNING_AFTER)
 _INFERRED_PRIOR = 0.003
 """Weight of the prior of `layerwise` where its target are running averages, which are those of no batch.
 
@@ -30,7 +31,7 @@ and 0.73 with the 0.03 that is best for the batch's own statistics.
 """
 
 _COSINE = ("inverting_gradients", "gradient_inversion_evaluation", "modern")
-"""Attacks that take weight and rate of the threat model; the losses of the others are in other units."""
+"""Attacks that take weight and rate of the threat model; the others have their own, or losses in other units."""
 
 
 _SETTINGS = {
@@ -76,7 +77,7 @@ class AttackSpec:
       order: whether the adversary is told which pictures each local step took: `known` (an oracle) or `unknown`.
       assume_steps: how many local steps the adversary takes the update to be made of if it is not told; `auto` for the
         number that fits best. None: it is told.
-      epoch_prior: weight of the prior that ties the epochs' guesses together; None for the default of the attack.
+      epoch_prior: weight of the prior that ties the epochs' guesses together; None for 0.1.
       client_bn: how the client normalizes: `running` or `batch` statistics.
       bn: the adversary's setting with a client in batch mode, a key of `THREATS`; None for running, and with a client
         in batch mode for `exact`, or `infer` after local steps.
@@ -167,6 +168,8 @@ class AttackSpec:
             )
         checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
         checks.positive(encodings=self.encodings)
+        for name in ("seed", "model_seed", "victim_seed"):
+            checks.seed(name, getattr(self, name) or 0)
         if self.learning_rate is not None:
             checks.positive(learning_rate=self.learning_rate)
         if self.num_batches is not None:
@@ -205,8 +208,10 @@ class AttackSpec:
         checks.one_of("order", self.order, ORDERS)
         if isinstance(self.assume_steps, str) and self.assume_steps.isdecimal():
             object.__setattr__(self, "assume_steps", int(self.assume_steps))
-        if isinstance(self.assume_steps, str) and self.assume_steps != "auto":
+        if not isinstance(self.assume_steps, int | None) and self.assume_steps != "auto":
             raise checks.InputError(f"assume_steps={self.assume_steps!r}: expected a number of local steps, or auto")
+        if self.local_rate != AttackSpec.local_rate and self.local is None:
+            raise checks.InputError(f"local_rate={self.local_rate:g}: the client takes no local steps; leave it out")
         training = LocalTraining(
             num_steps=self.local_steps, batch_size=self.local_batch_size, learning_rate=self.local_rate
         )
@@ -221,7 +226,8 @@ class AttackSpec:
             )
         if self.epoch_prior is not None:
             checks.non_negative(epoch_prior=self.epoch_prior)
-            if self.local is None or not shuffles or self.order == "known":
+            guesses = self.local is not None and shuffles and self.order == "unknown"
+            if not guesses or (self.assume_steps is None and training.num_epochs(self.batch_size) == 1):
                 raise checks.InputError(
                     f"epoch_prior={self.epoch_prior:g}: epochs have guesses of their own only after local steps on "
                     "parts of the pictures in an unknown order; leave it out"
@@ -305,7 +311,7 @@ class AttackSpec:
     @property
     def has_prior(self) -> bool:
         """Whether there is a statistics prior: as told, or where the threat model calls for it."""
-        return self._bn not in _HAS_ALL if self.bn_prior is None else self.bn_prior > 0
+        return self._bn not in _NO_PRIOR if self.bn_prior is None else self.bn_prior > 0
 
     @property
     def tv_weight(self) -> float:
@@ -328,13 +334,18 @@ class AttackSpec:
 
     @property
     def attack_name(self) -> str:
-        """The named attack, or the strongest for the threat model; the paper's for `-reference` threat models."""
+        """The named attack, or the strongest known for the threat model.
+
+        That is `layerwise` where the statistics are guessed, unless a defense changes the gradient, whose likelihood
+        knows no layers, or the threat model is one of published code, which gets the paper's attack.
+        """
         if self.attack is not None:
             return self.attack
-        if not self.has_prior:
+        if self._bn in _NO_PRIOR and not self.bn_prior:
             return "inverting_gradients"
-        published = self.client_bn == "running" or self._bn.endswith("-reference")
-        return "gradient_inversion_evaluation" if published else "layerwise"
+        defended = any(defenses.parse(text).gradient_stages for text in self.defenses)
+        published = self._bn in _NO_PRIOR or self._bn.endswith("-reference")
+        return "gradient_inversion_evaluation" if published or defended else "layerwise"
 
     @property
     def attack_settings(self) -> dict[str, float]:
@@ -342,7 +353,7 @@ class AttackSpec:
         given = {"num_steps": self.steps, "tv": self.tv, "learning_rate": self.learning_rate, "bn_prior": self.bn_prior}
         if not self.has_prior:
             given["bn_prior"] = 0.0
-        elif self.attack_name == "layerwise" and self._bn == "infer" and self.bn_prior is None:
+        elif self.attack_name == "layerwise" and self.threat.shared in _AVERAGES and self.bn_prior is None:
             given["bn_prior"] = _INFERRED_PRIOR
         if self.attack_name in _COSINE:
             given |= {"tv": self.tv_weight, "learning_rate": self.rate}

@@ -47,7 +47,7 @@ class TrainSpec:
     def __post_init__(self):
         checks.one_of("model", self.model, MODELS)
         checks.positive(epochs=self.epochs)
-        checks.non_negative(seed=self.seed)
+        checks.seed("seed", self.seed)
         if self.test_pictures is not None:
             checks.positive(test_pictures=self.test_pictures)
         _ = self.recipe

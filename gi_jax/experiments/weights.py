@@ -52,7 +52,7 @@ class Origin:
             tested = f" (test accuracy {100 * self.test_accuracy:.0f} %)"
         epochs = f"{round(self.epochs, 2):g}"
         unit = "epoch" if epochs == "1" else "epochs"
-        return f"The network ({self.model}) was trained for {epochs} {unit} on {self.data}{tested}."
+        return f"The network ({self.model}) was trained for {epochs} {unit} on the train split of {self.data}{tested}."
 
     def check_fits(self, num_classes: int, image_shape: tuple[int, ...], name: str) -> None:
         """Raises unless the pictures of the data set `name` are those of a network like this one."""

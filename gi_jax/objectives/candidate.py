@@ -16,7 +16,7 @@ class Candidate(NamedTuple):
     Attributes:
       images: float32 [n, h, w, c] in the network's units (normalized); n is that of the private batch, times
         `problem.copies` where every epoch of local training has guesses of its own, one epoch after the other.
-      label_logits: [n, num_classes] where labels are optimized jointly, else None.
+      label_logits: [n, num_classes], n as of the images, where labels are optimized jointly, else None.
     """
 
     images: Images

@@ -94,7 +94,7 @@ class NoisePrior:
         channel = read(problem)
         images = absolute(candidate.images) if self.magnitude else candidate.images
         noise = channel.variance / energy(channel, problem.observed)
-        return noise * images.size / self.spread * total_variation(images)
+        return noise * images.size / problem.copies / self.spread * total_variation(images)
 
 
 @jax.tree_util.register_dataclass

@@ -66,7 +66,7 @@ class BatchNormThreat:
         shared = {
             Shared.NOTHING: "No normalization statistics are shared.",
             Shared.RUNNING: "Shared: running statistics from before the batch.",
-            Shared.RUNNING_AFTER: "ORACLE: the shared running statistics were updated by the batch (10 % of it).",
+            Shared.RUNNING_AFTER: "ORACLE: the shared running statistics hold the batch (10 % of it a step).",
             Shared.EXACT: "ORACLE: the exact statistics of the private batch are shared.",
             Shared.EXACT_UNBIASED: "ORACLE: the exact statistics of the private batch are shared (unbiased variance).",
         }[self.shared]

@@ -42,7 +42,7 @@ class LocalTraining:
 
     def per_step(self, n: int) -> int:
         """Pictures in a step of a client that has n."""
-        return self.batch_size or n
+        return n if self.batch_size is None else self.batch_size
 
     def num_epochs(self, n: int) -> int:
         """How often each of a client's n pictures is seen."""

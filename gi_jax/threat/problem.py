@@ -247,6 +247,8 @@ def observe(
     batch = Batch(victim.space.normalize(victim.images), victim.labels)
     client = ClientStep(victim.network, threat.client, victim.params, victim.batch_stats, batch)
     order, n = None, len(victim.images)
+    if local is None and (assumed is not None or order_known):
+        local = LocalTraining(num_steps=1)
     if local is not None:
         _check_local(local, assumed, threat, n, order_known)
     if assumed is None:
