@@ -78,7 +78,7 @@ class Report(NamedTuple):
     loss: float
 
 
-class Trained(NamedTuple):
+class TrainingOutcome(NamedTuple):
     """What a training yields: the weights, and the content of `training.json`."""
 
     weights: Weights
@@ -91,7 +91,7 @@ def run_training(
     *,
     on_report: Callable[[Report], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Trained:
+) -> TrainingOutcome:
     """Trains from initialization.
 
     Args:
@@ -162,7 +162,7 @@ def run_training(
             "test_seconds": seconds["test"],
         },
     }
-    return Trained(Weights(origin, progress.state.params, progress.state.batch_stats), result)
+    return TrainingOutcome(Weights(origin, progress.state.params, progress.state.batch_stats), result)
 
 
 class _Epoch:

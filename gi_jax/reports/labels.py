@@ -25,8 +25,8 @@ def print_methods(console: Console, result: dict) -> None:
             shares = (row["set_overlap"], row["count_overlap"], row["all_counts_right"])
             table.add_row(row["method"], *(f"{100 * share:.0f} %" for share in shares), row["why"])
     console.print(table)
-    sizes = sorted({(one["at_least"], one["limited"]) for one in result["num_images"]})
-    words = ", ".join(f"{size} or more" if limited else str(size) for size, limited in sizes)
+    sizes = sorted({(one["at_least"], one["limited"]) for one in result["num_images"] if one["at_least"]})
+    words = ", ".join(f"{size} or more" if limited else str(size) for size, limited in sizes) or "nothing to tell from"
     console.print(f"batch size by the rank of the gradient: {words}", highlight=False)
 
 
