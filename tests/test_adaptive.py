@@ -291,13 +291,13 @@ def test_every_kind_of_fact_has_an_adaptation():
         ((Quantized(width=BOUND),), GradientLikelihood, None, TotalVariation(weight=1e-3)),
         ((Clipped(bound=1.0),), GradientLikelihood, None, TotalVariation(weight=1e-3)),
         ((Signs(),), GradientLikelihood, None, TotalVariation(weight=0.01)),
-        ((Mixed(k=4),), GradientMatching, None, TotalVariation(weight=0.1)),
-        ((Mixed(k=4, flipped=True),), GradientMatching, None, TotalVariation(weight=0.01, magnitude=True)),
+        ((Mixed(k=4),), GradientMatching, None, TotalVariation(weight=1e-3)),
+        ((Mixed(k=4, flipped=True),), GradientMatching, None, TotalVariation(weight=1e-3, magnitude=True)),
         (
             (Mixed(k=4, flipped=True), Zeroed(), LAPLACIAN),
             GradientLikelihood,
             NoisePrior(magnitude=True),
-            TotalVariation(weight=0.01, magnitude=True, scarce=True),
+            TotalVariation(weight=1e-3, magnitude=True, scarce=True),
         ),
     ],
 )
