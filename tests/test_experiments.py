@@ -8,6 +8,7 @@ import pytest
 
 from gi_jax.attacks import loop
 from gi_jax.checks import InputError
+from gi_jax.experiments import attack as attack_module
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.attack import lanes_per_launch, make_attack, run_attack
 from gi_jax.experiments.confidence import predictive_power
@@ -319,3 +320,15 @@ def test_an_attack_has_the_labels_of_its_paper_unless_told_otherwise():
     assert make_attack(AttackSpec(attack="idlg", labels="optimize")).optimize_labels
     with pytest.raises(InputError, match="'phong' is a closed form and optimizes nothing"):
         AttackSpec(attack="phong", labels="optimize")
+
+
+def test_the_number_of_steps_that_was_fitted_is_kept_with_an_unfinished_run(tmp_path):
+    spec = AttackSpec(num_batches=1, local_steps=2, assume_steps="auto", steps=1)
+    victims = make_victims(spec)
+    (run,) = spec.runs
+    first, second = (attack_module._Session(spec, Execution(), tmp_path, victims, print) for _ in range(2))
+    first._assumed[run] = (2, {1: 0.5, 2: 0.25, 4: float("inf")})
+    first.save()
+    second.restore()
+    assert second._assumed == first._assumed
+    assert second.assumed(run) == first._assumed[run]  # and is not fitted again
