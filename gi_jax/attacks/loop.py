@@ -110,6 +110,18 @@ def compile_ahead(attack: Attack, problems: AttackProblem, states: AttackState) 
     return _advance(_as_arrays(attack), problems, states, jnp.int32(0))
 
 
+def program_bytes(attack: Attack, problems: AttackProblem, states: AttackState) -> int:
+    """Memory on one device that the program of `advance` needs, with what goes in and out; 0 where it is not known.
+
+    Compiles the program, which `advance` then finds in the compilation cache if there is one.
+    """
+    analysis = _advance.lower(_as_arrays(attack), problems, states, jnp.int32(0)).compile().memory_analysis()
+    if analysis is None:
+        return 0
+    shared = analysis.alias_size_in_bytes  # outputs that lie where inputs were
+    return analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes - shared
+
+
 def advance(
     attack: Attack,
     problems: AttackProblem,

@@ -1,10 +1,9 @@
 """Runs an `AttackSpec`: victims, defenses, attack, scores. Keeps what is done at every moment."""
 
-import dataclasses
 import json
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,17 @@ from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.decode import EncodedRun, Pool
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.plan import (
+    Launch,
+    check_memory,
+    halved,
+    is_out_of_memory,
+    lanes_per_launch,
+    launches,
+    make_attack,
+    on_all_devices,
+    sweep,
+)
 from gi_jax.experiments.scoring import plain, reference_summary, score
 from gi_jax.experiments.spec import AttackSpec, Execution, Run
 from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, pictures, public_of
@@ -68,22 +78,6 @@ class Outcome(NamedTuple):
     history: list[dict]
 
 
-def make_attack(spec: AttackSpec) -> attacks.Attack:
-    """The attack of a single run, from its preset."""
-    attack = attacks.create(spec.attack_name, **spec.attack_settings)
-    return dataclasses.replace(attack, optimize_labels=spec.labels == ("optimize",))
-
-
-def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
-    """How many private batches x restarts to attack side by side: a fixed budget of pixels in flight.
-
-    Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache.
-    """
-    # Elsewhere memory counts too: a lane keeps the weights of every local step.
-    budget = 2**13 if jax.default_backend() == "cpu" else 2**20 // spec.local_steps
-    return max(1, budget // (spec.pictures_per_update * image_shape[0] * image_shape[1]))
-
-
 def run_attack(
     spec: AttackSpec,
     out: Path,
@@ -113,162 +107,231 @@ def run_attack(
     """
     execution = execution or Execution()
     victims = make_victims(spec, execution.data_dir)
-    session = _Session(spec, execution, out, victims, on_report or (lambda report: None))
-    if resume:
-        session.restore()
-    try:
-        for run in spec.runs:
-            session.run(run)
-        complete = True
-    except KeyboardInterrupt:
-        session.save()
-        if not session.finished and session.running is None:
-            raise
-        complete = False
-    originals = pictures(victims.batches)
-    space = victims.batches[0].space
-    pool = Pool(originals, victims.names, space, victims.note)
-    runs, reconstructions, spreads, encodings, encoded = [], [], [], [], []
-    for run in spec.runs:
-        found = session.found(run)
-        if found is None:
-            continue
-        defense, labels = run
-        attacked, mapping = session.attacked[defense]
-        truth = pictures(attacked)
-        images, spread, block = score(spec.only(run), victims, attacked, defense, found, session.assumed(run))
-        if execution.reference_scoring:
-            block["reference_summary"] = reference_summary(spec, attacked[0].space, truth, images)
-        reconstructions.append(images)
-        spreads.append(spread)
-        runs.append(block)
-        encodings.append(None if mapping is None else truth)
-        if mapping is not None and len(images) == len(truth):
-            # Known labels tell which recovered picture is which encoding; otherwise that is granted with the mapping.
-            in_order = found["images"] if labels == "known" else images
-            units = attacked[0].space.normalize
-            recovered = in_order.reshape(truth.shape)
-            public = public_of(defenses.parse(defense).mixing, victims)
-            public = None if public is None else space.normalize(public)
-            encoded.append(EncodedRun(defense, units(truth), units(recovered), mapping, public, labels))
-    result = {"complete": complete, "environment": environment(), "runs": runs}
+    groups = {f"{run.defense}/{run.labels}": (spec.only(run),) for run in spec.runs}
+    session = _Session(groups, spec.fingerprint, execution, out, victims, on_report or (lambda report: None))
+    complete = session.run_all(resume)
+    found = [session.outcome(name, 0) for name in groups]
+    found = [one for one in found if one is not None]
+    result = {"complete": complete, "environment": environment(), "runs": [one.block for one in found]}
     if complete:
         checkpoint.remove(out)
     return Outcome(
         result=result,
-        originals=originals,
-        reconstructions=reconstructions,
-        spreads=spreads,
-        encodings=encodings,
-        encoded=encoded,
-        pool=pool,
+        originals=pictures(victims.batches),
+        reconstructions=[one.images for one in found],
+        spreads=[one.spread for one in found],
+        encodings=[one.encodings for one in found],
+        encoded=[one.encoded for one in found if one.encoded is not None],
+        pool=session.pool,
         labels=victims.labels,
         class_names=victims.names,
         history=session.history,
     )
 
 
-class _Session:
-    """The mutable part of a run: what is finished, what is under way, and the file that holds both."""
+class RunOutcome(NamedTuple):
+    """What a single run yields; see `Outcome`.
 
-    def __init__(self, spec, execution, out, victims, on_report):
-        self.spec, self.execution, self.out = spec, execution, out
-        self.on_report = on_report
-        self.attacks = {run: make_attack(spec.only(run)) for run in spec.runs}
-        self.limit = execution.lanes or lanes_per_launch(spec, victims.batches[0].images.shape[1:])
-        self.attacked = {defense: encode_victims(spec, victims, defense) for defense in spec.defenses}
-        self.finished = {}  # "defense/labels/launch" -> arrays of that launch
-        self.running = None  # (name, arrays so far, states)
+    Attributes:
+      images, spread, block: its reconstructions, how far restarts are apart, and its block of `result.json`.
+      encodings, encoded: of a defense that encodes pictures, else None; the latter of complete runs only.
+    """
+
+    images: np.ndarray
+    spread: np.ndarray
+    block: dict
+    encodings: np.ndarray | None
+    encoded: EncodedRun | None
+
+
+class SweepOutcome(NamedTuple):
+    """What `run_sweep` yields: an outcome for each specification, what was attacked, and the truth for decoders."""
+
+    runs: list[RunOutcome]
+    originals: np.ndarray
+    pool: Pool
+
+
+def run_sweep(
+    specs: Sequence[AttackSpec],
+    out: Path,
+    execution: Execution | None = None,
+    *,
+    on_report: Callable[[Report], None] | None = None,
+) -> SweepOutcome:
+    """Runs specifications that differ in swept numbers only as lanes of one program.
+
+    Interrupted or killed, it leaves a file in `out` from which the same call goes on.
+
+    Args:
+      specs: single runs, a group of `gi_jax.experiments.plan.groups`.
+      out: an existing folder, for the file of an unfinished attack.
+      execution: how it is run.
+      on_report: called after every chunk of steps.
+
+    Raises:
+      InputError: for anything that cannot be run.
+      KeyboardInterrupt: if interrupted, after saving.
+    """
+    execution = execution or Execution()
+    victims = make_victims(specs[0], execution.data_dir)
+    fingerprint = "+".join(spec.fingerprint for spec in specs)
+    session = _Session(
+        {"sweep": tuple(specs)}, fingerprint, execution, out, victims, on_report or (lambda report: None)
+    )
+    if not session.run_all(resume=True):
+        raise KeyboardInterrupt
+    runs = [session.outcome("sweep", point) for point in range(len(specs))]
+    return SweepOutcome(runs, pictures(victims.batches), session.pool)
+
+
+class _Session:
+    """The mutable part of a run: what is finished, what is under way, and the file that holds both.
+
+    A group is a tuple of single runs that differ in swept numbers only; each launch attacks some updates under some of
+    these numbers.
+    """
+
+    def __init__(self, groups, fingerprint, execution, out, victims, on_report):
+        self.groups, self.fingerprint, self.execution, self.out = groups, fingerprint, execution, out
+        self.victims, self.on_report = victims, on_report
+        first = next(iter(groups.values()))[0]
+        self.limit = execution.lanes or lanes_per_launch(first, victims.batches[0].images.shape[1:])
+        self.attacked = {
+            spec.defenses[0]: encode_victims(spec, victims, spec.defenses[0]) for (spec, *_) in groups.values()
+        }
+        self.finished = {}  # "group/launch" -> arrays of that launch
+        self.running = None  # (name, arrays so far, timing, states)
         self.history = []
         self.saved_at = time.monotonic()
         self.restored = None
-        self._assumed = {}  # run -> number of local steps, and what else was tried
+        self._assumed = {}  # group -> number of local steps, and what else was tried
 
-    def assumed(self, run):
-        """How many local steps the adversary of a run takes updates to be made of, and the misfits of others.
+    @property
+    def pool(self):
+        """The private pictures as decoders need them."""
+        victims = self.victims
+        return Pool(pictures(victims.batches), victims.names, victims.batches[0].space, victims.note)
+
+    def run_all(self, resume):
+        """Runs every group; False if interrupted after there was something to show."""
+        if resume:
+            self.restore()
+        try:
+            for name in self.groups:
+                self.run(name)
+        except KeyboardInterrupt:
+            self.save()
+            if not self.finished and self.running is None:
+                raise
+            return False
+        return True
+
+    def assumed(self, name):
+        """How many local steps the adversary of a group takes updates to be made of, and the misfits of others.
 
         A federation has one number of steps, so the first update is enough to tell.
         """
-        spec = self.spec.only(run)
+        spec = self.groups[name][0]
         if spec.assume_steps != "auto":
             return spec.assume_steps or spec.local_steps, None
-        if run not in self._assumed:
+        if name not in self._assumed:
+            defense = spec.defenses[0]
 
             def assume(steps):
-                return make_problems(spec, self.attacked[run.defense][0], run.defense, [0], steps)[0]
+                return make_problems(spec, self.attacked[defense][0], defense, [0], steps)[0]
 
             key = jax.random.fold_in(jax.random.key(spec.seed), 5)
-            self._assumed[run] = attacks.estimate_num_steps(assume, spec.steps_to_try, self.attacks[run], key)
-        return self._assumed[run]
+            self._assumed[name] = attacks.estimate_num_steps(assume, spec.steps_to_try, make_attack(spec), key)
+        return self._assumed[name]
 
-    def launches(self, run):
-        """Names of the launches of a run, how many updates each attacks, and how many there are in all."""
-        updates = len(self.attacked[run.defense][0]) // self.spec.batches_per_update
-        launches = math.ceil(updates / max(1, self.limit // self.spec.restarts))
-        names = [f"{run.defense}/{run.labels}/{launch}" for launch in range(launches)]
-        return names, math.ceil(updates / launches), updates
+    def launches(self, name) -> list[Launch]:
+        """The launches of a group: a function of the group and the limit alone, whatever is finished."""
+        specs = self.groups[name]
+        updates = len(self.attacked[specs[0].defenses[0]][0]) // specs[0].batches_per_update
+        return launches(updates, len(specs), max(1, self.limit // specs[0].restarts))
 
     def restore(self):
-        content = checkpoint.load(self.out, self.spec.fingerprint)
+        content = checkpoint.load(self.out, self.fingerprint)
         if content is not None:
             self.limit = int(content["limit"])
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
             self._assumed = {
-                Run(*run): (steps, {int(number): misfit for number, misfit in tried.items()})
-                for run, steps, tried in json.loads(content.get("assumed", "[]"))
+                name: (steps, {int(number): misfit for number, misfit in tried.items()})
+                for name, (steps, tried) in json.loads(content.get("assumed", "{}")).items()
             }
 
     def save(self):
-        history = json.dumps(self.history)
-        assumed = json.dumps([(run, *found) for run, found in self._assumed.items()])
-        content = {"limit": self.limit, "finished": self.finished, "history": history, "assumed": assumed}
+        content = {
+            "limit": self.limit,
+            "finished": self.finished,
+            "history": json.dumps(self.history),
+            "assumed": json.dumps(self._assumed),
+        }
         if self.running is not None:
             name, _, timing, states = self.running
             content["running"] = {"name": name, "timing": timing, "states": serialization.to_state_dict(states)}
         elif self.restored is not None:
             content["running"] = self.restored
-        checkpoint.save(self.out, self.spec.fingerprint, content)
+        checkpoint.save(self.out, self.fingerprint, content)
         self.saved_at = time.monotonic()
 
-    def run(self, run):
-        names, size, updates = self.launches(run)
-        for launch, name in enumerate(names):
-            if name not in self.finished:
-                # Launches of one size share one program: the last one is filled up with its own last update.
-                first = launch * size
-                numbers = [min(first + i, updates - 1) for i in range(size)]
-                self._launch(run, name, numbers, min(size, updates - first))
+    def run(self, name):
+        """Runs the missing launches of a group, in smaller ones if the device's memory does not hold them."""
+        while True:
+            try:
+                for number, launch in enumerate(self.launches(name)):
+                    if f"{name}/{number}" not in self.finished:
+                        self._launch(name, f"{name}/{number}", launch)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.limit = halved(self.limit, self.groups[name][0].restarts, error)
+                self.running = self.restored = None
+                self.finished = {key: value for key, value in self.finished.items() if not key.startswith(f"{name}/")}
 
-    def _launch(self, run, name, numbers, count):
-        spec = self.spec.only(run)
-        assumed = None if spec.assume_steps is None else self.assumed(run)[0]
-        problems = make_problems(spec, self.attacked[run.defense][0], run.defense, numbers, assumed)
-        attack, stacked = attacks.adapt(self.attacks[run], problems[0]), stack(problems)
-        attack = attacks.tie_epochs(attack, stacked, spec.epoch_prior)
-        keys = attacks.lane_keys(jax.random.key(self.spec.seed), numbers, self.spec.restarts)
+    def _launch(self, group, name, launch):
+        specs = self.groups[group]
+        spec, defense = specs[0], specs[0].defenses[0]
+        assumed = None if spec.assume_steps is None else self.assumed(group)[0]
+        problems = make_problems(spec, self.attacked[defense][0], defense, launch.updates, assumed)
+        stacked = stack(problems)
+        attack = sweep(
+            [
+                attacks.tie_epochs(attacks.adapt(make_attack(one), problems[0]), stacked, one.epoch_prior)
+                for one in specs
+            ],
+            launch.points,
+        )
+        keys = attacks.lane_keys(jax.random.key(spec.seed), launch.updates, spec.restarts)
         states = attacks.start(attack, stacked, keys)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
         if self.restored is not None and self.restored["name"] == name:
             states = serialization.from_state_dict(states, self.restored["states"])
             timing = dict(self.restored["timing"])
+        stacked, states = on_all_devices(stacked, states)
+        check_memory(partial(attacks.program_bytes, attack, stacked, states), self.execution.memory_bytes)
         began = time.monotonic()
         states = compile_ahead(attack, stacked, states)
         timing["compile_seconds"] += time.monotonic() - began
         began = time.monotonic()
         for latest, progress in attacks.advance(attack, stacked, states, chunk=self.execution.chunk):
             timing["run_seconds"] += time.monotonic() - began
-            arrays = _arrays(stacked, latest, count, timing)
+            arrays = _arrays(stacked, latest, launch, timing)
             # A copy: the next chunk is given the states themselves, and may be interrupted.
             self.running, self.restored = (name, arrays, dict(timing), jax.tree.map(np.array, latest)), None
-            self._note(run, name, progress)
+            self._note(group, name, progress)
             if time.monotonic() - self.saved_at > self.execution.save_seconds:
                 self.save()
             began = time.monotonic()
         self.finished[name] = self.running[1]
         self.running = None
 
-    def _note(self, run, name, progress):
+    def _note(self, group, name, progress):
+        spec = self.groups[group][0]
+        run = Run(spec.defenses[0], spec.labels[0])
         self.history = [row for row in self.history if row["launch"] != name or row["step"] < progress.step]
         self.history.append(
             {
@@ -281,40 +344,78 @@ class _Session:
                 "alive": progress.alive.ravel().tolist(),
             }
         )
-        done, total = self._work(run) * progress.step, 0
-        for other in self.spec.runs:
-            names, work = self.launches(other)[0], self._work(other) * self.attacks[other].num_steps
+        done, total = self._work(group) * progress.step, 0
+        for other, specs in self.groups.items():
+            names = [f"{other}/{number}" for number in range(len(self.launches(other)))]
+            work = self._work(other) * make_attack(specs[0]).num_steps
             done += work * sum(name in self.finished for name in names)
             total += work * len(names)
-        self.on_report(Report(run.title, done, total, float(np.mean(progress.best_loss))))
+        title = run.title if len(self.groups[group]) == 1 else f"{run.title}, {len(self.groups[group])} settings"
+        self.on_report(Report(title, done, total, float(np.mean(progress.best_loss))))
 
-    def _work(self, run):
+    def _work(self, group):
         # Image-iterations of a step of a launch.
-        return self.launches(run)[1] * self.spec.restarts * self.spec.pictures_per_update
+        spec, launch = self.groups[group][0], self.launches(group)[0]
+        return len(launch.updates) * len(launch.points) * spec.restarts * spec.pictures_per_update
 
-    def found(self, run):
-        """Arrays of a run's launches, [batches, ...], as far as they got; None if nothing did."""
+    def found(self, name, point):
+        """Arrays of one run of a group, [updates, ...], as far as its launches got; None if nothing did."""
         arrays = self.finished if self.running is None else self.finished | {self.running[0]: self.running[1]}
-        parts = [arrays[name] for name in self.launches(run)[0] if name in arrays]
+        parts = [
+            (arrays[f"{name}/{number}"], launch.points.index(point))
+            for number, launch in enumerate(self.launches(name))
+            if point in launch.points and f"{name}/{number}" in arrays
+        ]
         if not parts:
             return None
         kept = ("images", "labels", "losses", "alive", "spread")
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in kept}
+        joined = {key: np.concatenate([part[key][:, column] for part, column in parts]) for key in kept}
         return joined | {
-            "compile_seconds": sum(float(part["compile_seconds"]) for part in parts),
-            "run_seconds": sum(float(part["run_seconds"]) for part in parts),
-            "steps": min(int(part["steps"]) for part in parts),
+            "compile_seconds": sum(float(part["compile_seconds"]) for part, _ in parts),
+            "run_seconds": sum(float(part["run_seconds"]) / int(part["points"]) for part, _ in parts),
+            "steps": min(int(part["steps"]) for part, _ in parts),
         }
 
+    def outcome(self, name, point) -> RunOutcome | None:
+        """The scored result of one run of a group, as far as it got; None if nothing is there."""
+        found = self.found(name, point)
+        if found is None:
+            return None
+        spec, victims = self.groups[name][point], self.victims
+        defense, labels = spec.defenses[0], spec.labels[0]
+        attacked, mapping = self.attacked[defense]
+        truth = pictures(attacked)
+        images, spread, block = score(spec, victims, attacked, defense, found, self.assumed(name))
+        if self.execution.reference_scoring:
+            block["reference_summary"] = reference_summary(spec, attacked[0].space, truth, images)
+        if mapping is None:
+            return RunOutcome(images, spread, block, None, None)
+        if len(images) < len(truth):
+            return RunOutcome(images, spread, block, truth, None)
+        # Known labels tell which recovered picture is which encoding; otherwise that is granted with the mapping.
+        in_order = found["images"] if labels == "known" else images
+        units = attacked[0].space.normalize
+        public = public_of(defenses.parse(defense).mixing, victims)
+        encoded = EncodedRun(
+            defense=defense,
+            true=units(truth),
+            recovered=units(in_order.reshape(truth.shape)),
+            mapping=mapping,
+            public=None if public is None else victims.batches[0].space.normalize(public),
+            labels=labels,
+        )
+        return RunOutcome(images, spread, block, truth, encoded)
 
-def _arrays(stacked, states, count, timing):
-    best = [points[0] for points in attacks.reconstructions(stacked, states)][:count]
+
+def _arrays(stacked, states, launch, timing):
+    best = attacks.reconstructions(stacked, states)[: launch.count]
+
+    def gather(field):
+        return np.stack([np.stack([getattr(found, field) for found in points]) for points in best])
+
     return {
-        "images": np.stack([found.images for found in best]),
-        "labels": np.stack([found.labels for found in best]),
-        "losses": np.stack([found.losses for found in best]),
-        "alive": np.stack([found.alive for found in best]),
-        "spread": np.stack([found.spread for found in best]),
+        **{field: gather(field) for field in ("images", "labels", "losses", "alive", "spread")},
         "steps": int(np.max(states.step)),
+        "points": len(launch.points),
         **timing,
     }

@@ -16,6 +16,7 @@ CLIENT_BN = ("running", "batch")
 ATTACKERS = ("adaptive", "plain")
 LABELS = ("known", "auto", "optimize", *METHODS)
 ORDERS = ("unknown", "known")
+BOXES = ("valid", "reference")
 NUM_EPOCHS = (1, 2, 4, 8, 16)
 """Numbers of epochs that an adversary that is not told tries."""
 
@@ -88,6 +89,8 @@ class AttackSpec:
       attacker: `adaptive` is told the defense, its parameters included, and fits the attack to it; `plain` is not.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
+      box: what keeps its guesses valid: `valid` (pictures in [0, 1]) or `reference` (as in the paper's published code,
+        whose constants belong to another normalization and cut dark and bright values off; CIFAR-10 only).
       defenses: one run each, in this order; each `name:parameter=value`, stages joined by ` + `.
       encodings: epochs in which a defense that encodes pictures encodes all of them, each time anew.
       seed: of starts and of the client's noise.
@@ -122,6 +125,7 @@ class AttackSpec:
     learning_rate: float | None = None
     steps: int = 400
     restarts: int = 1
+    box: str = "valid"
     defenses: tuple[str, ...] = ("none",)
     encodings: int = 1
     seed: int = 0
@@ -146,6 +150,7 @@ class AttackSpec:
         if self.bn is not None:
             checks.one_of("bn", self.bn, THREATS)
         checks.one_of("attacker", self.attacker, ATTACKERS)
+        checks.one_of("box", self.box, BOXES)
         checks.positive(clients=self.clients)
         checks.one_of("view", self.view, VIEWS)
         if self.view == "sum" and self.clients < 2:
@@ -383,6 +388,7 @@ class Execution:
       chunk: steps between two looks at the attack.
       save_seconds: time between two saves of an unfinished attack.
       reference_scoring: score as the paper's published code does too, beside our own scores.
+      memory_bytes: launches are made so small that a program needs no more; None for what the device says it has.
     """
 
     data_dir: str | None = None
@@ -390,6 +396,7 @@ class Execution:
     chunk: int = 50
     save_seconds: float = 20.0
     reference_scoring: bool = False
+    memory_bytes: int | None = None
 
     def __post_init__(self):
         checks.positive(chunk=self.chunk, save_seconds=self.save_seconds)

@@ -32,10 +32,13 @@ class ImageSpace:
 
     Attributes:
       mean, std: [c], in the units of the pictures.
+      low, high: [c], the box that an attack stays in, in the units of the pictures; None for 0 and 1.
     """
 
     mean: jax.Array
     std: jax.Array
+    low: jax.Array | None = None
+    high: jax.Array | None = None
 
     def normalize(self, pictures: Images) -> Images:
         """From [0, 1] to the network's units."""
@@ -46,9 +49,11 @@ class ImageSpace:
         return jnp.clip(images * _channels(self.std, images) + _channels(self.mean, images), 0.0, 1.0)
 
     def clip(self, images: Images) -> Images:
-        """Projects on the box that pictures in [0, 1] fill in the network's units."""
+        """Projects on the box that pictures from `low` to `high` fill in the network's units."""
         mean, std = _channels(self.mean, images), _channels(self.std, images)
-        return jnp.clip(images, -mean / std, (1 - mean) / std)
+        low = 0.0 if self.low is None else _channels(self.low, images)
+        high = 1.0 if self.high is None else _channels(self.high, images)
+        return jnp.clip(images, (low - mean) / std, (high - mean) / std)
 
     def signed(self) -> "ImageSpace":
         """The units of sign-flipped images: the same values for the network, in a box that holds x and -x.

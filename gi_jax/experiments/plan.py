@@ -1,0 +1,143 @@
+"""How attacks are put on a device: what shares a program, how many lanes a launch has, and where they lie."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gi_jax import attacks, checks
+from gi_jax.attacks import Attack
+from gi_jax.attacks.base import AttackState
+from gi_jax.experiments.spec import AttackSpec
+from gi_jax.threat import AttackProblem
+
+SWEPT = ("tv", "bn_prior", "learning_rate")
+"""Fields of an `AttackSpec` that are numbers of one program."""
+
+
+def make_attack(spec: AttackSpec) -> Attack:
+    """The attack of a single run, from its preset."""
+    attack = attacks.create(spec.attack_name, **spec.attack_settings)
+    return dataclasses.replace(attack, optimize_labels=spec.labels == ("optimize",))
+
+
+def groups(specs: Sequence[AttackSpec]) -> list[tuple[int, ...]]:
+    """Which of these single runs can be lanes of one program: their numbers, in order of appearance.
+
+    Those of a group differ in `SWEPT` fields only, and none of these numbers adds or drops a part of the objective.
+    """
+    found = {}
+    for number, spec in enumerate(specs):
+        common = dataclasses.replace(spec, **dict.fromkeys(SWEPT))
+        found.setdefault((common, jax.tree.structure(make_attack(spec))), []).append(number)
+    return [tuple(numbers) for numbers in found.values()]
+
+
+def sweep(points: Sequence[Attack], chosen: Sequence[int]) -> Attack:
+    """The `chosen` of several attacks of one form as one, whose leaves are vectors where any of `points` differ."""
+
+    def leaf(*values):
+        if all(np.array_equal(values[0], value) for value in values):
+            return values[0]
+        return jnp.asarray([values[number] for number in chosen], jnp.float32)
+
+    return jax.tree.map(leaf, *points)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch attacks: these updates, under these points of a sweep.
+
+    Launches of a group have one shape, and share one program: the last ones are filled up by repeating their own last
+    entries. `count` updates are new.
+    """
+
+    updates: tuple[int, ...]
+    points: tuple[int, ...]
+    count: int
+
+
+def launches(num_updates: int, num_points: int, limit: int) -> list[Launch]:
+    """All pairs of updates and points in launches of at most `limit` (at least one pair).
+
+    Raises:
+      InputError: if there is nothing to launch.
+    """
+    checks.positive(num_updates=num_updates, num_points=num_points, limit=limit)
+    columns = _parts(num_points, limit)
+    rows = _parts(num_updates, max(1, limit // len(columns[0])))
+    return [Launch(row, points, len(set(row))) for points in columns for row in rows]
+
+
+def _parts(count, limit):
+    """The numbers 0 to count - 1 in parts of one size, as equal as possible; the last is filled up by its last."""
+    size = -(-count // -(-count // limit))
+    return [tuple(min(first + offset, count - 1) for offset in range(size)) for first in range(0, count, size)]
+
+
+def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
+    """How many private batches x restarts to attack side by side: a fixed budget of pixels in flight.
+
+    Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache.
+    """
+    # Elsewhere memory counts too: a lane keeps the weights of every local step.
+    budget = 2**13 if jax.default_backend() == "cpu" else 2**20 // spec.local_steps
+    return max(1, budget // (spec.pictures_per_update * image_shape[0] * image_shape[1]))
+
+
+def check_memory(needed: Callable[[], int], limit: int | None) -> None:
+    """Refuses a program that the device does not hold, before it runs.
+
+    Args:
+      needed: gives its bytes, such as `gi_jax.attacks.program_bytes`; asked only if there is a limit.
+      limit: bytes; None for what the device says that it has. CPUs do not say.
+
+    Raises:
+      MemoryError: which counts as out of memory.
+    """
+    if limit is None:
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit is not None and (size := needed()) > limit:
+        raise MemoryError(f"out of memory: the program needs {size:,} bytes, the device has {limit:,}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of the runtime says that the device's memory was too small."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
+def halved(limit: int, restarts: int, error: Exception) -> int:
+    """Half as many lanes a launch, after it ran out of memory.
+
+    Raises:
+      InputError: if there was a single private batch in it, whose restarts are attacked together.
+    """
+    if limit <= restarts:
+        raise checks.InputError(
+            f"out of memory with {restarts} lanes of one private batch: take fewer restarts, a smaller batch or a "
+            f"smaller model ({str(error).splitlines()[0][:120]})"
+        ) from error
+    return max(restarts, limit // 2)
+
+
+def on_all_devices(problems: AttackProblem, states: AttackState) -> tuple[AttackProblem, AttackState]:
+    """Spreads the lanes over the local devices: states, [victims, points, restarts], along the first axis that divides.
+
+    What lanes share (weights, observed updates) is copied to every device. Programs follow the data, so nothing else
+    changes. On a single device, or if no axis divides, all stays where it is.
+    """
+    devices = jax.local_devices()
+    shape = states.best_loss.shape
+    axis = next((axis for axis, size in enumerate(shape) if size % len(devices) == 0), None)
+    if len(devices) == 1 or axis is None:
+        return problems, states
+    mesh = jax.sharding.Mesh(np.array(devices), ("lanes",))
+
+    def spread(*names):
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*names))
+
+    states = jax.device_put(states, spread(*(None,) * axis, "lanes"))
+    return jax.device_put(problems, spread()), states

@@ -1,0 +1,147 @@
+"""The store of results: a folder with one JSON line a cell, to which rows are only ever added."""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gi_jax import checks
+from gi_jax.experiments.checkpoint import write_atomically
+
+NAME = "rows.jsonl"
+_START = b'{"cell": "'
+_ID = slice(len(_START), len(_START) + 16)
+
+
+class Store:
+    """Rows by the hash of their cell, in a folder that several runs may share.
+
+    A row is one line, written under a lock in a single write, so that a kill at any moment leaves whole lines and at
+    most one torn one at the end, which readers skip and the next writer removes. Where two runs computed the same cell,
+    the first row stays. Pictures lie beside the rows, under names that their content gives.
+
+    The lines are indexed by cell without being parsed: opening 100,000 rows takes a fraction of a second, and only
+    those that are asked for are read.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.path = self.folder / NAME
+        self._lines: dict[str, tuple[int, int]] = {}
+        self._end = 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes notice of what other runs have added.
+
+        Raises:
+          InputError: for a line that is no row.
+        """
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._end)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                if not line.startswith(_START) or not line.endswith(b"}\n"):
+                    number = 1 + self.path.read_bytes()[: self._end].count(b"\n")
+                    raise checks.InputError(
+                        f"{self.path}, line {number} is no row of gi-jax run: remove it, or choose another store"
+                    )
+                self._lines.setdefault(line[_ID].decode(), (self._end, len(line)))
+                self._end += len(line)
+
+    def __contains__(self, cell: str) -> bool:
+        return cell in self._lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[dict]:
+        """All rows, in the order in which they were added."""
+        return self.read(self._lines)
+
+    def read(self, cells) -> Iterator[dict]:
+        """The rows of these cells, in this order; KeyError for one that is missing."""
+        if not self._lines:
+            return
+        with self.path.open("rb") as file:
+            for cell in cells:
+                start, length = self._lines[cell]
+                file.seek(start)
+                yield json.loads(file.read(length))
+
+    def get(self, cell: str) -> dict | None:
+        """The row of a cell; None if there is none."""
+        return next(self.read([cell])) if cell in self else None
+
+    def where(self, keep: Callable[[dict], bool]) -> Iterator[dict]:
+        """The rows for which `keep(row)`."""
+        return (row for row in self if keep(row))
+
+    def append(self, row: dict) -> bool:
+        """Adds a row; False if its cell has one already.
+
+        Args:
+          row: plain values; its first key is `cell`, sixteen hexadecimal digits.
+        """
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        if not line.startswith(_START):
+            raise ValueError("the first key of a row is its cell")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path) as file:
+            self.refresh()
+            os.ftruncate(file, self._end)  # what a killed writer left
+            if row["cell"] in self:
+                return False
+            os.lseek(file, self._end, os.SEEK_SET)
+            written = os.write(file, line)
+            if written != len(line):
+                os.ftruncate(file, self._end)
+                raise OSError(f"{self.path}: {written} of {len(line)} bytes could be written; is the disk full?")
+            os.fsync(file)
+            self.refresh()
+        return True
+
+    def save_pictures(self, name: str, images: np.ndarray) -> str:
+        """Saves pictures [n, h, w, c] in [0, 1] as one PNG, side by side, and returns its path inside the store."""
+        tiles = np.rint(255 * np.clip(np.nan_to_num(images), 0, 1)).astype(np.uint8)
+        strip = np.concatenate(list(tiles), axis=1)
+        strip = strip[..., 0] if strip.shape[-1] == 1 else strip
+        path = Path("pictures") / f"{name}.png"
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / "pictures" / f"{name}.{os.getpid()}.partial"
+        Image.fromarray(strip).save(partial, format="PNG")
+        os.replace(partial, self.folder / path)
+        return str(path)
+
+    def pictures(self, path: str | None, count: int) -> np.ndarray | None:
+        """What `save_pictures` saved, uint8 [count, h, w, c]; None without a path, or where the file is missing."""
+        if path is None or not (self.folder / path).exists():
+            return None
+        strip = np.asarray(Image.open(self.folder / path))
+        strip = strip[..., None] if strip.ndim == 2 else strip
+        return np.stack(np.split(strip, count, axis=1))
+
+    def keep(self, name: str, content: str) -> Path:
+        """Writes a small text file beside the rows, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / name, content)
+        return self.folder / name
+
+
+@contextmanager
+def _locked(path: Path):
+    """A file descriptor that no other run holds; the lock ends with the process, however it ends."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+    finally:
+        os.close(file)
