@@ -33,6 +33,9 @@ class DecodeSpec:
       first: the pool is the first that many pictures of each class, in scan order (the paper: 5, so 50 pictures).
       encodings: epochs T; each encodes the whole pool once.
       defenses: one run each, input defenses such as `mixup:k=4`.
+      batch_size: pictures in a batch of the client; with `mix_index` reference only.
+      mix_index: `correct`, or `reference` for the slip of the paper's published code: it encodes the last batch of an
+        epoch, if that is smaller than the others, by rows of the mapping that belong to other pictures.
       seed: of the encodings and of the decoder's starts.
     """
 
@@ -42,10 +45,18 @@ class DecodeSpec:
     first: int = 5
     encodings: int = 20
     defenses: tuple[str, ...] = ("mixup:k=4", "intra_instahide:k=4")
+    batch_size: int | None = None
+    mix_index: str = "correct"
     seed: int = 0
 
     def __post_init__(self):
         checks.positive(first=self.first, encodings=self.encodings)
+        checks.one_of("mix_index", self.mix_index, ("correct", "reference"))
+        if (self.batch_size is not None) != (self.mix_index == "reference"):
+            raise checks.InputError(
+                f"batch_size={self.batch_size} with mix_index={self.mix_index!r}: expected a batch size with "
+                "reference, and none with correct, where it changes nothing"
+            )
         checks.seed("seed", self.seed)
         written = []
         for text in self.defenses:
@@ -137,9 +148,21 @@ def encode_pool(spec: DecodeSpec, data_dir: str | None = None) -> tuple[Pool, li
         public = None if public is None else space.normalize(public)
         epochs = jax.jit(jax.vmap(mixing, (0, None, None, None)))
         encoded = epochs(jax.random.split(key, spec.encodings), images, labels, public)
+        if spec.mix_index == "reference":
+            encoded = encoded._replace(images=_slipped(encoded.images, spec.batch_size))
         true, mapping = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (encoded.images, encoded.mapping))
         runs.append(EncodedRun(text, true, None, mapping.without_signs(), public))
     return pool, runs
+
+
+def _slipped(encoded: Images, batch_size: int) -> Images:
+    """Encodings [epochs, N, ...] as the published code makes them: batch i begins at row i times its own size."""
+    count = encoded.shape[1]
+    rows = np.arange(count)
+    last = count % batch_size
+    if last:
+        rows[-last:] = (count // batch_size) * last + np.arange(last)
+    return encoded[:, rows]
 
 
 def public_pictures(name: str, split: str, data_dir: str | None, image_size: int | None) -> Images:

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from gi_jax import checks
-from gi_jax.experiments.checkpoint import write_atomically
 
 NAME = "rows.jsonl"
 _START = b'{"cell": "'
@@ -129,11 +128,26 @@ class Store:
         strip = strip[..., None] if strip.ndim == 2 else strip
         return np.stack(np.split(strip, count, axis=1))
 
-    def keep(self, name: str, content: str) -> Path:
-        """Writes a small text file beside the rows, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / name, content)
-        return self.folder / name
+    @contextmanager
+    def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Holds a piece of work against other runs on this store; the claim ends with the process, however it ends.
+
+        Args:
+          name: of the work.
+          wait: for another run that holds it.
+
+        Yields:
+          Whether it is held; without `wait` False if another run has it.
+        """
+        folder = self.folder / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
 
 @contextmanager

@@ -1,0 +1,337 @@
+"""The named experiments: each a function of a scale that lists its cells, with their places in tables and figures."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+from gi_jax import checks
+from gi_jax.experiments import published
+from gi_jax.experiments.cells import Cell, DistributionSpec
+from gi_jax.experiments.decode import DecodeSpec
+from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.training import TrainSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large an experiment is.
+
+    Attributes:
+      about: a line for help texts.
+      data: what is attacked and trained on.
+      first: private pictures are the first that many of each class.
+      batches: three batch sizes, each with the number of private batches.
+      network: the training that makes the attacked weights; None for weights at their initialization.
+      training: of the accuracies.
+      model: that is attacked and trained.
+      steps: of every attack.
+      columns: of Table 2.
+      encodings: epochs T in which pictures are encoded.
+      seeds: of trainings.
+      grid: number of total variation and of statistics weights in the sweep, and the pictures it attacks.
+      large_size, large_model, large_steps: of the large picture of Figure 1.
+    """
+
+    about: str
+    data: str
+    first: int
+    batches: tuple[tuple[int, int], ...]
+    model: str
+    network: TrainSpec | None
+    training: TrainSpec
+    steps: int
+    columns: tuple[str, ...]
+    encodings: int
+    seeds: int
+    grid: tuple[int, int, int]
+    large_size: int
+    large_model: str
+    large_steps: int
+
+
+_COLUMNS = published.table2().columns
+_FEW = tuple(
+    column
+    for column in _COLUMNS
+    if column in ("none", "prune:p=0.9", "prune:p=0.99", "intra_instahide:k=4") or ("insta" in column and "+" in column)
+)
+_SMALL_NETWORK = TrainSpec(
+    data="cifar10", model="convnet", epochs=1.0, batch_size=64, train_pictures=10_000, test_pictures=1000
+)
+_PAPER_NETWORK = TrainSpec(data="cifar10", model="resnet18", epochs=2.0, batch_size=64, schedule="constant")
+
+SCALES = {
+    "smoke": Scale(
+        about="embedded photographs, no download, under a minute for most: shows that everything works",
+        data="photos",
+        first=1,
+        batches=((1, 4), (2, 2), (4, 1)),
+        model="convnet",
+        network=None,
+        training=TrainSpec(epochs=2.0, batch_size=16),
+        steps=30,
+        columns=_FEW,
+        encodings=2,
+        seeds=1,
+        grid=(2, 2, 1),
+        large_size=64,
+        large_model="convnet",
+        large_steps=20,
+    ),
+    "small": Scale(
+        about="CIFAR-10 and a small network that saw 10,000 pictures: minutes on two cores",
+        data="cifar10",
+        first=4,
+        batches=((1, 8), (16, 1), (32, 1)),
+        model="convnet",
+        network=_SMALL_NETWORK,
+        training=dataclasses.replace(_SMALL_NETWORK, epochs=2.0),
+        steps=200,
+        columns=_COLUMNS,
+        encodings=2,
+        seeds=1,
+        grid=(4, 4, 4),
+        large_size=224,
+        large_model="convnet",
+        large_steps=200,
+    ),
+    "paper": Scale(
+        about="CIFAR-10 and ResNet-18 as in the paper: for accelerators",
+        data="cifar10",
+        first=5,
+        batches=((1, 50), (16, 3), (32, 1)),
+        model="resnet18",
+        network=_PAPER_NETWORK,
+        training=TrainSpec(data="cifar10", model="resnet18", recipe="published"),
+        steps=10_000,
+        columns=_COLUMNS,
+        encodings=20,
+        seeds=5,
+        grid=(7, 6, 50),
+        large_size=224,
+        large_model="resnet18",
+        large_steps=24_000,
+    ),
+}
+"""By name."""
+
+
+class Placed(NamedTuple):
+    """A cell and its coordinates in an experiment."""
+
+    where: dict[str, str | int | float]
+    cell: Cell
+
+
+class Experiment(NamedTuple):
+    """A named experiment.
+
+    Attributes:
+      title: of its report.
+      about: a sentence or two.
+      cells: its cells at a scale, in the order in which they are computed.
+    """
+
+    title: str
+    about: str
+    cells: Callable[[Scale], Iterator[Placed]]
+
+
+def total_variation_of(column: str) -> float:
+    """The published weights: 0.05 for pruning, 0.1 for MixUp, 0.01 for InstaHide, mixed or not; 0.05 undefended.
+
+    The paper states none for no defense and for combinations.
+    """
+    if "instahide" in column:
+        return 0.01
+    return 0.1 if "mixup" in column else 0.05
+
+
+def published_attack(
+    scale: Scale, defense: str = "none", batch_size: int = 1, num_batches: int = 1, **changes
+) -> AttackSpec:
+    """The attack of Table 2 of Huang et al. (2021): statistics and labels known, as their code runs it.
+
+    Under pruning the attacker does not use what it sees, zeros; under encodings it knows of the signs.
+    """
+    settings = dict(
+        data=scale.data,
+        first=scale.first,
+        num_batches=num_batches,
+        model=scale.model,
+        batch_size=batch_size,
+        client_bn="batch",
+        bn="exact-reference",
+        labels="known",
+        attack="gradient_inversion_evaluation",
+        attacker="adaptive" if "k=" in defense else "plain",
+        tv=total_variation_of(defense),
+        bn_prior=1e-3,
+        steps=scale.steps,
+        defenses=(defense,),
+        encodings=scale.encodings if "k=" in defense else 1,
+    )
+    return AttackSpec(**settings | changes)
+
+
+def _table2(scale):
+    for (batch_size, num_batches), column in product(scale.batches, scale.columns):
+        spec = published_attack(scale, column, batch_size, num_batches)
+        yield Placed({"what": "attack", "column": column, "batch_size": batch_size}, Cell(spec, scale.network))
+    for column, seed in product(scale.columns, range(scale.seeds)):
+        spec = dataclasses.replace(scale.training, defense=column, seed=seed)
+        yield Placed({"what": "training", "column": column, "seed": seed}, Cell(spec))
+
+
+def _figure3(scale):
+    return (placed for placed in _table2(scale) if placed.where["what"] == "attack")
+
+
+def _table3(scale):
+    spec = published_attack(scale, "none", *scale.batches[0])
+    yield Placed({"what": "attack"}, Cell(spec, scale.network))
+
+
+def _figure1(scale):
+    size = 16 if scale.data == "cifar10" else 4
+    large = dict(
+        data="photos_large",
+        image_size=scale.large_size,
+        model=scale.large_model,
+        first=1,
+        tv=0.1,
+        steps=scale.large_steps,
+    )
+    panels = {scale.data: (dict(batch_size=size), scale.network), "large": (large, None)}
+    for (panel, (settings, network)), bn in product(panels.items(), ("exact", "infer", "proxy")):
+        spec = published_attack(scale, bn=bn, bn_prior=None if bn == "proxy" else 1e-3, **settings)
+        yield Placed({"panel": panel, "bn": bn}, Cell(spec, network))
+
+
+def _figure2(scale):
+    yield Placed({"what": "distribution"}, Cell(DistributionSpec(data=scale.data)))
+    for labels in ("known", "optimize", "auto"):
+        spec = published_attack(scale, batch_size=16 if scale.data == "cifar10" else 4, labels=labels)
+        yield Placed({"what": "attack", "labels": labels}, Cell(spec, scale.network))
+
+
+def _alpha_bn(scale):
+    tv, bn_prior = ((0.001, 0.005, 0.01, 0.05, 0.1, 0.5), (5e-4, 1e-3, 5e-3, 0.01, 0.05))
+    num_tv, num_prior, pictures = scale.grid
+    for bn in ("exact", "infer"):
+        for weights in product(_spread(tv, num_tv), _spread(bn_prior, num_prior)):
+            settings = dict(zip(("tv", "bn_prior"), weights, strict=True))
+            spec = published_attack(scale, bn=bn, num_batches=pictures, **settings)
+            yield Placed({**settings, "bn": bn}, Cell(spec, scale.network))
+
+
+def _spread(values, count):
+    """`count` of the values, the first and the last among them."""
+    count = min(count, len(values))
+    return [values[round(number * (len(values) - 1) / (count - 1))] for number in range(count)]
+
+
+def _table1(scale):
+    """Each attack with what its paper grants it, and without."""
+    common = dict(attacker="adaptive", tv=None, bn_prior=None, num_batches=2)
+    for attack, labels in (("dlg", "optimize"), ("idlg", "auto")):
+        spec = published_attack(
+            scale, **common, attack=attack, model="lenet", client_bn="running", bn=None, labels=labels
+        )
+        yield Placed({"attack": attack, "statistics": "none", "labels": labels}, Cell(spec))
+    for attack, labels in (("gradient_inversion_evaluation", "known"), ("grad_inversion", "auto")):
+        for statistics, bn in (("given", "exact"), ("unknown", "infer")):
+            spec = published_attack(scale, **common, attack=attack, bn=bn, labels=labels)
+            where = {"attack": attack, "statistics": statistics, "labels": labels}
+            yield Placed(where, Cell(spec, scale.network))
+
+
+def _protocol(scale):
+    """The published code's protocol, each switch corrected alone, and all together."""
+    (batch_size, num_batches), *_, (largest, _) = scale.batches
+    base = published_attack(scale, "none", batch_size, num_batches, box="reference")
+    pruned = published_attack(scale, "prune:p=0.9", batch_size, num_batches, box="reference")
+    attacks = {
+        ("all", "reference"): base,
+        ("box", "corrected"): dataclasses.replace(base, box="valid"),
+        ("bn_var", "corrected"): dataclasses.replace(base, bn="exact"),
+        ("bn_stats", "reference"): dataclasses.replace(base, bn="infer-reference"),
+        ("bn_stats", "corrected"): dataclasses.replace(base, bn="infer"),
+        ("mask_pruned", "reference"): pruned,
+        ("mask_pruned", "corrected"): dataclasses.replace(pruned, attacker="adaptive"),
+        ("all", "corrected"): dataclasses.replace(base, box="valid", bn="exact"),
+    }
+    for (switch, value), spec in attacks.items():
+        yield Placed({"switch": switch, "value": value}, Cell(spec, scale.network))
+    decoding = DecodeSpec(data=scale.data, first=scale.first, encodings=scale.encodings, defenses=("mixup:k=4",))
+    slipped = dataclasses.replace(decoding, mix_index="reference", batch_size=largest)
+    yield Placed({"switch": "mix_index", "value": "reference"}, Cell(slipped))
+    yield Placed({"switch": "mix_index", "value": "corrected"}, Cell(decoding))
+    signs = dataclasses.replace(decoding, defenses=("intra_instahide:k=4",))
+    yield Placed({"switch": "decode", "value": "both"}, Cell(signs))
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "table1": Experiment(
+        "Table 1: what attacks assume",
+        "Published attacks assume more or less of the private batch's statistics and labels. Each is run with what "
+        "its paper grants it, and those that need statistics also without.",
+        _table1,
+    ),
+    "figure1": Experiment(
+        "Figure 1: attacks without exact BatchNorm statistics",
+        "The same attack that knows the private batch's statistics, infers them, or takes running averages for them.",
+        _figure1,
+    ),
+    "figure2": Experiment(
+        "Figure 2: labels",
+        "How often labels repeat in a batch, which methods that infer labels assume they do not; and attacks with "
+        "known labels, with labels optimized jointly, and with labels recovered first.",
+        _figure2,
+    ),
+    "table2": Experiment(
+        "Table 2: utility and privacy of defenses",
+        "What each defense costs in accuracy and training time, and how much leaks under it to an attacker that knows "
+        "the statistics and the labels of the private batch.",
+        _table2,
+    ),
+    "figure3": Experiment(
+        "Figure 3: reconstructions under defenses",
+        "The pictures behind the LPIPS scores of Table 2.",
+        _figure3,
+    ),
+    "table3": Experiment(
+        "Table 3: cost of recovering one picture",
+        "An estimate of the time of an end-to-end attack on InstaHide, every assumption of which is an argument, with "
+        "the seconds that were measured here.",
+        _table3,
+    ),
+    "tradeoff": Experiment(
+        "Privacy against accuracy",
+        "The two scatter plots under Table 2: leakage of each defense against the accuracy that it leaves.",
+        _table2,
+    ),
+    "alpha_bn": Experiment(
+        "Weights of the priors",
+        "A sweep of the weights of total variation and of the statistics prior, all points as lanes of one program.",
+        _alpha_bn,
+    ),
+    "protocol": Experiment(
+        "The published protocol against a corrected one",
+        "The published code differs from the paper, and has flaws, in a handful of places. Each is a switch here.",
+        _protocol,
+    ),
+}
+"""By name."""
+
+
+def placed(name: str, scale: str) -> list[Placed]:
+    """The cells of an experiment at a scale.
+
+    Raises:
+      InputError: for an unknown name.
+    """
+    experiment = EXPERIMENTS[checks.one_of("experiment", name, EXPERIMENTS)]
+    return list(experiment.cells(SCALES[checks.one_of("scale", scale, SCALES)]))

@@ -1,0 +1,180 @@
+"""Runs the cells that a store lacks: in this process, or as tasks of a Ray cluster."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from gi_jax import checks
+from gi_jax.experiments import plan
+from gi_jax.experiments.cells import Cell
+from gi_jax.experiments.perform import Reporter, perform
+from gi_jax.experiments.spec import Execution
+from gi_jax.experiments.store import Store
+
+Job = tuple[Cell, ...]
+
+
+def jobs(cells: Sequence[Cell]) -> list[Job]:
+    """Cells that are computed together: attacks that differ in swept numbers only share a program; others are alone.
+
+    A function of the cells alone, not of what a store has, so that a cell has the same neighbors, and the same bits,
+    however often a run was interrupted. Attacks on one network, and those with programs of one shape, come one after
+    the other.
+    """
+    unique = list(dict.fromkeys(cells))
+    attacks = [cell for cell in unique if cell.kind == "attack"]
+    networks = list(dict.fromkeys(cell.network for cell in attacks))
+    found = []
+    for network in networks:
+        on_it = [cell for cell in attacks if cell.network == network]
+        found += [tuple(on_it[number] for number in group) for group in plan.groups([cell.spec for cell in on_it])]
+    shapes = list(dict.fromkeys((job[0].network, job[0].spec.batch_size) for job in found))
+    found.sort(key=lambda job: shapes.index((job[0].network, job[0].spec.batch_size)))
+    return found + [(cell,) for cell in unique if cell.kind != "attack"]
+
+
+class Event(NamedTuple):
+    """What a run tells while it runs: a job and how it ended, `done`, `failed` with a reason, or `started`."""
+
+    job: Job
+    state: str
+    reason: str = ""
+
+
+def selected(found: Sequence[Job], store: Store, limit: int | None, shard: tuple[int, int]) -> list[Job]:
+    """The jobs of a run: those with missing cells, of its shard, the first ones that make up `limit` cells.
+
+    Args:
+      found: all jobs.
+      store: what is there already.
+      limit: at most about that many cells, a job is never cut; None for all.
+      shard: (i, n): every n-th job from the i-th on, counted from 1.
+    """
+    index, count = shard
+    missing = [job for job in found[index - 1 :: count] if any(cell.id not in store for cell in job)]
+    if limit is None:
+        return missing
+    taken, cells = [], 0
+    for job in missing:
+        if cells >= limit:
+            break
+        taken.append(job)
+        cells += len(job)
+    return taken
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/8` as (2, 8).
+
+    Raises:
+      InputError: unless 1 <= i <= n.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise checks.InputError(f"shard {text!r}: expected i/n with i from 1 to n, such as 2/8")
+    return int(index), int(count)
+
+
+def run_jobs(
+    chosen: Sequence[Job],
+    store: Store,
+    execution: Execution,
+    *,
+    on_report: Reporter = lambda report: None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Event]:
+    """Computes jobs one after the other in this process, and adds their rows to the store as they come.
+
+    A job that cannot be run does not keep the others from running. Of several runs on one store each takes the jobs
+    that no other is at work on.
+
+    Returns:
+      The events of those that failed.
+
+    Raises:
+      KeyboardInterrupt: where interrupted; what was computed is in the store.
+    """
+    failed, queue, wait = [], list(chosen), False
+    while queue:
+        left = []
+        for job in queue:
+            with store.claim(job[0].id, wait=wait) as mine:
+                if not mine:
+                    left.append(job)
+                    continue
+                store.refresh()
+                if all(cell.id in store for cell in job):
+                    continue
+                on_event(Event(job, "started"))
+                try:
+                    for row in perform(job, store, execution, on_report, should_stop):
+                        store.append(row)
+                except checks.InputError as error:
+                    failed.append(Event(job, "failed", str(error)))
+                    on_event(failed[-1])
+                else:
+                    on_event(Event(job, "done"))
+            if should_stop():
+                raise KeyboardInterrupt
+        # Other runs on this store are at work on what is left.
+        queue, wait = left, len(left) == len(queue)
+    return failed
+
+
+def run_jobs_on_ray(
+    chosen: Sequence[Job],
+    store: Store,
+    execution: Execution,
+    *,
+    address: str | None = None,
+    cpus_per_job: float = 1,
+    gpus_per_job: float = 0,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> list[Event]:
+    """Computes jobs as tasks of a Ray cluster, whose machines all see the store's folder under the same path.
+
+    A task whose worker dies is run again elsewhere, and goes on from the rows and the unfinished attack that the dead
+    one left in the store.
+
+    Args:
+      chosen: jobs, of `selected`.
+      store: where rows go.
+      execution: how each is run.
+      address: of a running cluster; None starts one on this machine.
+      cpus_per_job, gpus_per_job: what a task occupies.
+      on_event: told how jobs end.
+
+    Returns:
+      The events of those that failed.
+
+    Raises:
+      InputError: without Ray installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise checks.InputError("engine 'ray' is not installed: expected pip install 'gi_jax[ray]'") from error
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=address, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        options = {"num_cpus": cpus_per_job, "num_gpus": gpus_per_job, "max_retries": -1}
+        task = ray.remote(_in_worker).options(**options)
+        waiting = {task.remote(job, store.folder.resolve(), execution): job for job in chosen}
+        failed = []
+        while waiting:
+            (ready, *_), _ = ray.wait(list(waiting))
+            job, reason = waiting.pop(ready), ray.get(ready)
+            event = Event(job, "failed", reason) if reason else Event(job, "done")
+            failed += [event] if reason else []
+            on_event(event)
+        return failed
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _in_worker(job, folder, execution):
+    """A job in a worker of Ray; the reason if it failed."""
+    failed = run_jobs([job], Store(folder), execution)
+    return failed[0].reason if failed else ""

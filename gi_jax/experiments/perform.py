@@ -1,0 +1,168 @@
+"""Computes the cells of a job: rows for the store, and the pictures and networks beside them."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from gi_jax.experiments import labels, weights
+from gi_jax.experiments.attack import Report, run_sweep
+from gi_jax.experiments.cells import Cell
+from gi_jax.experiments.decode import decode, encode_pool
+from gi_jax.experiments.environment import environment
+from gi_jax.experiments.spec import Execution
+from gi_jax.experiments.store import Store
+from gi_jax.experiments.training import TrainSpec, run_training
+
+NETWORKS = "networks"
+UNFINISHED = "unfinished"
+Reporter = Callable[[Report], None]
+
+
+def perform(
+    job: Sequence[Cell], store: Store, execution: Execution, on_report: Reporter, should_stop: Callable[[], bool]
+) -> Iterator[dict]:
+    """Yields the rows of a job, for `Store.append`.
+
+    What it is interrupted in lies in the store's folder, from where the same call goes on: to the same row, bit for
+    bit, apart from times.
+
+    Args:
+      job: cells of `gi_jax.experiments.jobs.jobs`.
+      store: for pictures and networks.
+      execution: how it is run.
+      on_report: told how far it is.
+      should_stop: asked by trainings between steps.
+
+    Raises:
+      InputError: for what cannot be run.
+      KeyboardInterrupt: where interrupted.
+    """
+    match job[0].kind:
+        case "attack":
+            yield from _attack(job, store, execution, on_report, should_stop)
+        case "training":
+            for cell in job:
+                yield _training(cell, store, execution, on_report, should_stop)
+        case "decoding":
+            for cell in job:
+                yield _decoding(cell, store, execution)
+        case "distribution":
+            for cell in job:
+                result = labels.distribution_of(cell.spec.data, cell.spec.split, _data_dir(cell.spec, execution))
+                yield _row(cell, result, {}, {})
+
+
+def _row(cell, result, timing, pictures):
+    where = environment()
+    finished = where.pop("time")
+    return {
+        "cell": cell.id,
+        **cell.description,
+        "result": result,
+        "pictures": pictures,
+        "timing": timing,
+        "environment": where,
+        "finished": finished,
+    }
+
+
+def _data_dir(spec, execution):
+    # Other data sets take none.
+    return execution.data_dir if spec.data == "cifar10" else None
+
+
+def _attack(job, store, execution, on_report, should_stop):
+    specs = [cell.spec for cell in job]
+    if job[0].network is not None:
+        folder = network_folder(job[0].network, store, execution, on_report, should_stop)
+        specs = [dataclasses.replace(spec, **weights.settings_of(folder)) for spec in specs]
+    folder = _folder(store, UNFINISHED, job[0].id)
+    execution = dataclasses.replace(execution, data_dir=_data_dir(specs[0], execution), reference_scoring=True)
+    outcome = run_sweep(specs, folder, execution, on_report=on_report)
+    for cell, run in zip(job, outcome.runs, strict=True):
+        result = dict(run.block)
+        timing = result.pop("timing")
+        del result["spec"]
+        count = len(run.images)
+        originals = outcome.originals[:count] if run.encodings is None else run.encodings[:count]
+        pictures = {
+            "count": count,
+            "originals": store.save_pictures(f"{cell.id}-originals", originals),
+            "reconstructions": store.save_pictures(cell.id, run.images),
+        }
+        if run.encoded is not None:
+            decoded = decode(outcome.pool, [run.encoded], seed=cell.spec.seed)
+            result["decoded"] = decoded.result["runs"]
+            # The paper's decoder, from what the attack recovered.
+            shown = next(
+                images
+                for images, block in zip(decoded.decoded, result["decoded"], strict=True)
+                if (block["decoder"], block["encodings"]) == ("paper", "recovered")
+            )
+            pictures |= {
+                "decoded_count": len(shown),
+                "decoded": store.save_pictures(f"{cell.id}-decoded", shown),
+                "decoded_originals": store.save_pictures(f"{cell.id}-private", outcome.pool.images),
+            }
+        yield _row(cell, result, timing, pictures)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _decoding(cell, store, execution):
+    pool, runs = encode_pool(cell.spec, _data_dir(cell.spec, execution))
+    outcome = decode(pool, runs, seed=cell.spec.seed)
+    result = {key: value for key, value in outcome.result.items() if key not in ("complete", "environment")}
+    pictures = {
+        "count": len(pool.images),
+        "originals": store.save_pictures(f"{cell.id}-originals", pool.images),
+        "reconstructions": store.save_pictures(cell.id, outcome.decoded[0]),
+    }
+    return _row(cell, result, {}, pictures)
+
+
+def _training(cell, store, execution, on_report, should_stop):
+    folder = _folder(store, UNFINISHED, cell.id)
+    result = _train(cell.spec, folder, execution, True, on_report, should_stop)
+    timing = result.pop("timing")
+    accuracy = result["network"]["test_accuracy"]
+    shutil.rmtree(folder, ignore_errors=True)
+    return _row(cell, {"test_accuracy": accuracy, **result}, timing, {})
+
+
+def _train(spec, folder, execution, timing, on_report, should_stop):
+    outcome = run_training(
+        spec,
+        _data_dir(spec, execution),
+        out=folder,
+        resume=True,
+        timing=timing,
+        on_report=on_report,
+        should_stop=should_stop,
+    )
+    if not outcome.result["complete"]:
+        raise KeyboardInterrupt
+    return {key: value for key, value in outcome.result.items() if key not in ("complete", "environment", "spec")}
+
+
+def network_folder(
+    spec: TrainSpec, store: Store, execution: Execution, on_report: Reporter, should_stop: Callable[[], bool]
+) -> Path:
+    """The folder with the weights of a network that is attacked; trains it first if it is not there.
+
+    Of several runs on a store one trains it, and the others wait.
+    """
+    folder = _folder(store, NETWORKS, spec.fingerprint)
+    with store.claim(spec.fingerprint, wait=True):
+        if not (folder / weights.NAME).exists():
+            working = _folder(store, UNFINISHED, spec.fingerprint)
+            _train(spec, working, execution, False, on_report, should_stop)
+            folder.rmdir()
+            working.replace(folder)
+    return folder
+
+
+def _folder(store, *names):
+    folder = store.folder.joinpath(*names)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
