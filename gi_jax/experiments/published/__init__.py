@@ -3,7 +3,6 @@
 Every file has `paper`, `place` and `notes`, sentences on readings that are uncertain.
 """
 
-import functools
 import json
 from dataclasses import dataclass
 from fractions import Fraction
@@ -135,7 +134,6 @@ def settings() -> dict:
     return _read("settings")
 
 
-@functools.cache
 def _read(name: str) -> dict:
     return json.loads(resources.files(__name__).joinpath(f"{name}.json").read_text())
 

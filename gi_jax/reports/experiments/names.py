@@ -1,0 +1,28 @@
+"""How defenses and attacks are called in tables and figures."""
+
+import re
+
+_NAMES = {"none": "no defense", "prune": "pruning", "mixup": "MixUp", "intra_instahide": "Intra-InstaHide"}
+
+
+def defense_name(column: str) -> str:
+    """`mixup:k=4 + prune:p=0.9` as `MixUp, k = 4 + pruning, p = 0.9`; what is not in the paper stays as it is."""
+    return " + ".join(_stage_name(stage) for stage in column.split(" + "))
+
+
+def _stage_name(stage):
+    match = re.fullmatch(r"(\w+)(?::(\w)=([\d.]+))?", stage)
+    if match is None or match[1] not in _NAMES:
+        return stage
+    return _NAMES[match[1]] + (f", {match[2]} = {match[3]}" if match[2] else "")
+
+
+def short_name(column: str) -> str:
+    """For labels beside points: `MixUp 4 + prune .9`."""
+    text = defense_name(column).replace("Intra-InstaHide", "InstaHide").replace("pruning", "prune")
+    return re.sub(r", \w = 0?", " ", text)
+
+
+def family(column: str) -> str:
+    """The kind of a defense, for colors: its name, or `combination`."""
+    return "combination" if " + " in column else _NAMES.get(column.split(":")[0], column)
