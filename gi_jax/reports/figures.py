@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-PUBLISHED = "#555555"
 
 
 class Point(NamedTuple):
@@ -20,39 +19,23 @@ class Point(NamedTuple):
 
 
 def scatter(published: Sequence[Point], ours: Sequence[Point], x_label: str, y_label: str, title: str) -> Figure:
-    """Published points hollow, ours filled; the color is the kind."""
-    figure, axis = _one_axis(7.4, 4.6)
+    """Published points on the left and ours on the right, on the same axes; the color is the kind."""
+    figure = Figure(figsize=(10.2, 4.4), layout="constrained")
     kinds = list(dict.fromkeys(point.kind for point in [*published, *ours]))
-    for points, filled in ((published, False), (ours, True)):
-        for kind in kinds:
-            color = COLORS[kinds.index(kind) % len(COLORS)]
-            of_kind = [point for point in points if point.kind == kind]
-            axis.scatter(
-                [point.x for point in of_kind],
-                [point.y for point in of_kind],
-                s=52 if filled else 44,
-                facecolors=color if filled else "white",
-                edgecolors=color,
-                linewidths=1.4,
-                zorder=3 if filled else 2,
-            )
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axis, points, name in zip(axes, (published, ours), ("published", "ours"), strict=True):
+        _prepare(axis)
+        for number, kind in enumerate(kinds):
+            places = [(point.x, point.y) for point in points if point.kind == kind] or [(np.nan, np.nan)]
+            label = kind if axis is axes[0] else None
+            axis.scatter(*zip(*places, strict=True), 46, color=COLORS[number % len(COLORS)], label=label, zorder=2)
         for point in points:
-            axis.annotate(
-                point.name,
-                (point.x, point.y),
-                (5, 5),
-                textcoords="offset points",
-                fontsize=7.5,
-                color="black" if filled else PUBLISHED,
-                fontweight="bold" if filled else "normal",
-            )
-    for kind in kinds:
-        axis.scatter([], [], color=COLORS[kinds.index(kind) % len(COLORS)], label=kind)
-    axis.scatter([], [], facecolors="white", edgecolors=PUBLISHED, label="published (hollow)")
-    axis.scatter([], [], color=PUBLISHED, label="ours (filled)")
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    axis.margins(x=0.12, y=0.12)
-    _label(axis, x_label, y_label, title)
+            axis.annotate(point.name, (point.x, point.y), (5, 5), textcoords="offset points", fontsize=7.5)
+        _label(axis, x_label, y_label if axis is axes[0] else "", name)
+        axis.margins(x=0.1, y=0.1)
+    if kinds:
+        figure.legend(loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -118,12 +101,15 @@ def heat_map(
 
 def _one_axis(width, height):
     figure = Figure(figsize=(width, height), layout="constrained")
-    axis = figure.subplots()
+    return figure, _prepare(figure.subplots())
+
+
+def _prepare(axis):
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="#e3e6ea", linewidth=0.7)
     axis.set_axisbelow(True)
     axis.tick_params(labelsize=8.5)
-    return figure, axis
+    return axis
 
 
 def _label(axis, x_label, y_label, title):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,4 +171,6 @@ def written(column: Column, cell: Cell) -> str:
         return NOT_RUN
     if isinstance(cell.value, str):
         return cell.value
-    return (column.form or "{}").format(cell.value)
+    text = (column.form or "{}").format(cell.value)
+    rounds_to_zero = text.startswith("-") and not re.search("[1-9]", text)
+    return (column.form or "{}").format(0.0) if rounds_to_zero else text

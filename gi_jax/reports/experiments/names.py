@@ -1,4 +1,4 @@
-"""How defenses and attacks are called in tables and figures."""
+"""How defenses are called in tables and figures."""
 
 import re
 
@@ -6,7 +6,7 @@ _NAMES = {"none": "no defense", "prune": "pruning", "mixup": "MixUp", "intra_ins
 
 
 def defense_name(column: str) -> str:
-    """`mixup:k=4 + prune:p=0.9` as `MixUp, k = 4 + pruning, p = 0.9`; what is not in the paper stays as it is."""
+    """`mixup:k=4 + prune:p=0.9` as `MixUp k = 4 + pruning p = 0.9`; what is not in the paper stays as it is."""
     return " + ".join(_stage_name(stage) for stage in column.split(" + "))
 
 
@@ -14,15 +14,14 @@ def _stage_name(stage):
     match = re.fullmatch(r"(\w+)(?::(\w)=([\d.]+))?", stage)
     if match is None or match[1] not in _NAMES:
         return stage
-    return _NAMES[match[1]] + (f", {match[2]} = {match[3]}" if match[2] else "")
+    return _NAMES[match[1]] + (f" {match[2]} = {match[3]}" if match[2] else "")
 
 
-def short_name(column: str) -> str:
-    """For labels beside points: `MixUp 4 + prune .9`."""
-    text = defense_name(column).replace("Intra-InstaHide", "InstaHide").replace("pruning", "prune")
-    return re.sub(r", \w = 0?", " ", text)
+def parameters(column: str) -> str:
+    """The numbers of a defense alone, for labels beside points: `k=4, p=0.9`."""
+    return ", ".join(re.findall(r"\w+=[\d.]+", column))
 
 
 def family(column: str) -> str:
-    """The kind of a defense, for colors: its name, or `combination`."""
-    return "combination" if " + " in column else _NAMES.get(column.split(":")[0], column)
+    """The kind of a defense, for colors: the names of its stages."""
+    return " + ".join(_NAMES.get(stage.split(":")[0], stage.split(":")[0]) for stage in column.split(" + "))

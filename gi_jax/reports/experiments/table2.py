@@ -227,8 +227,9 @@ def _own(cells):
         Column("n", "{:.0f}", " "),
     )
     caption = (
-        "The same reconstructions by this library's scoring: every reconstruction is matched to one original, and no "
-        "two to the same; LPIPS on values in [-1, 1]. Conclusions should rest on this table."
+        "The same pictures by this library's scoring: every reconstruction is matched to one original, no two to the "
+        "same, decoded pictures to that of their index; LPIPS on values in [-1, 1]. Conclusions should rest on this "
+        "table."
     )
     return Table(heads, tuple(rows), caption)
 

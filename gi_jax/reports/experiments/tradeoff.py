@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gi_jax.experiments import published
 from gi_jax.reports.experiments import leakage
 from gi_jax.reports.experiments.found import Found, first, values
-from gi_jax.reports.experiments.names import defense_name, family, short_name
+from gi_jax.reports.experiments.names import defense_name, family, parameters
 from gi_jax.reports.experiments.table2 import Training
 from gi_jax.reports.figures import Point, scatter
 from gi_jax.reports.page import Column, Plot, Section, Table, Text
@@ -26,8 +26,8 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
                 "picture that leaked most, which is what a client has to fear."
             ),
             Text(
-                f"{leakage.SCALE} Hollow points are the paper's, filled ones ours. A point of ours needs both a "
-                "training (its accuracy) and an attack (its LPIPS)."
+                f"{leakage.SCALE} On the left the paper's points, on the right ours; the axes are the same. A point of "
+                "ours needs both a training (its accuracy) and an attack (its LPIPS)."
             ),
         ),
     )
@@ -92,12 +92,14 @@ def _words(columns, accuracy, summaries, batch_size):
     lpips = {column: leakage.number(summaries[column], "mean") for column in columns}
     ours = {c: (accuracy[c], lpips[c]) for c in columns if accuracy[c] is not None and lpips[c] is not None}
     known = {c: (paper.test_accuracy[c], one.mean) for (c, size), one in paper.lpips.items() if size == batch_size}
-    words = [
-        f"{who}: {', '.join(map(defense_name, _front(of)))}" for who, of in (("published", known), ("ours", ours)) if of
+    fronts = [
+        f"{who} {'; '.join(map(defense_name, _front(points)))}"
+        for who, points in (("Published:", known), ("Ours:", ours))
+        if points
     ]
-    if not words:
+    if not fronts:
         return "What came out: nothing was run yet."
-    return f"Defenses that no other beats in accuracy and average LPIPS at once. {'. '.join(words).capitalize()}."
+    return f"What came out. Defenses that no other beats in accuracy and average LPIPS at once: {'. '.join(fronts)}."
 
 
 def _front(points: dict[str, tuple[float, float]]) -> list[str]:
@@ -110,4 +112,4 @@ def _front(points: dict[str, tuple[float, float]]) -> list[str]:
 
 
 def _point(column, x, y):
-    return Point(short_name(column), family(column), x, y)
+    return Point(parameters(column), family(column), x, y)
