@@ -54,12 +54,19 @@ def print_distribution(console: Console, found: dict) -> None:
 
 
 def draw_distribution(path: Path, found: dict) -> None:
-    """Writes a PNG: a stacked bar a batch size, pictures that are alone with their label at the bottom."""
+    """Writes `distribution_figure` as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = distribution_figure(found)
+    FigureCanvasAgg(figure)
+    figure.savefig(path)
+
+
+def distribution_figure(found: dict):
+    """A matplotlib figure: a stacked bar a batch size, pictures that are alone with their label at the bottom."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.8), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
     rows = found["rows"]
     below = [0.0] * len(rows)
@@ -85,4 +92,4 @@ def draw_distribution(path: Path, found: dict) -> None:
     handles, names = (reversed(part) for part in axis.get_legend_handles_labels())
     title = "pictures of the batch\nwith the same label,\nitself included"
     figure.legend(list(handles), list(names), title=title, loc="outside right center", fontsize=8, title_fontsize=8)
-    figure.savefig(path)
+    return figure

@@ -1,0 +1,81 @@
+"""Figure 1 of Huang et al. (2021): attacks that know more or less of the BatchNorm statistics."""
+
+from collections.abc import Sequence
+
+from gi_jax.experiments import published
+from gi_jax.reports.experiments import leakage
+from gi_jax.reports.experiments.found import Found, first, values
+from gi_jax.reports.experiments.grids import picture_grid
+from gi_jax.reports.page import Column, Section, Table, Text
+
+KNOWLEDGE = {
+    "exact": "knows the exact statistics of the private batch",
+    "infer": "infers them, drawn to the running averages by a prior",
+    "proxy": "takes the running averages for them",
+}
+
+
+def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
+    """What is asked, and a section a panel."""
+    settings = published.settings()["figure1"]
+    introduction = Section(
+        "What is asked",
+        (
+            Text(
+                "BatchNorm normalizes with the mean and the variance of the private batch. Published attacks assume "
+                "that the attacker is given these numbers. How much worse does the attack become without them?"
+            ),
+            Text(
+                "Rows of pictures: the originals, then what three attackers rebuild who know less and less: exact "
+                f"{KNOWLEDGE['exact']}; infer {KNOWLEDGE['infer']}; proxy {KNOWLEDGE['proxy']}. The paper shows "
+                "pictures without numbers, and reports that infer is much better than proxy and worse than exact on "
+                f"small pictures, and not recognizable on a large one. {leakage.SCALE}"
+            ),
+        ),
+    )
+    panels = list(dict.fromkeys([*settings["pictures"], *values(found, "panel")]))
+    return (introduction, *(_panel(found, panel, settings) for panel in panels))
+
+
+def _panel(found, panel, settings):
+    kinds = list(
+        dict.fromkeys([*settings["order"], *(one.where["bn"] for one in found if one.where.get("panel") == panel)])
+    )
+    cells = {kind: first(found, panel=panel, bn=kind) for kind in kinds}
+    columns = (
+        Column("attacker"),
+        Column("average LPIPS", "{:.2f}"),
+        Column("best LPIPS", "{:.2f}"),
+        Column("LPIPS, paper's scoring", "{:.2f}"),
+        Column("average PSNR, dB", "{:.1f}"),
+        Column("n", "{:.0f}"),
+    )
+    rows = []
+    for kind, one in cells.items():
+        lpips, psnr = leakage.own(one), leakage.own(one, "psnr")
+        rows.append(
+            (
+                f"{kind}: {KNOWLEDGE[kind]}" if kind in KNOWLEDGE else kind,
+                leakage.number(lpips, "mean"),
+                leakage.number(lpips, "best"),
+                leakage.number(leakage.reference(one), "mean"),
+                leakage.number(psnr, "mean"),
+                float((lpips or psnr or {"count": 0})["count"]),
+            )
+        )
+    blocks = [Text(_words(cells, settings["order"])), Table(columns, tuple(rows))]
+    grid = picture_grid(list(cells.items()), f"Attackers on {panel}")
+    return Section(f"Panel {panel}", tuple(blocks if grid is None else [*blocks, grid]))
+
+
+def _words(cells, order):
+    means = {kind: leakage.number(leakage.own(cells[kind]), "mean") for kind in order}
+    means = {kind: value for kind, value in means.items() if value is not None}
+    if not means:
+        return "What came out: nothing was run yet."
+    text = ", ".join(f"{kind} {value:.2f}" for kind, value in means.items())
+    if len(means) < len(order):
+        return f"What came out: average LPIPS {text}; the rest is missing."
+    ranked = sorted(means, key=means.get)
+    agrees = "the order of the paper" if ranked == order else f"not the order of the paper, which is {', '.join(order)}"
+    return f"What came out: average LPIPS {text}. From most to least leaked: {', '.join(ranked)}; this is {agrees}."

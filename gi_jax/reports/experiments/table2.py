@@ -1,0 +1,287 @@
+"""Table 2 of Huang et al. (2021): what each defense costs, and how much still leaks, published and ours."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from gi_jax import defenses
+from gi_jax.experiments import published
+from gi_jax.reports.experiments import leakage
+from gi_jax.reports.experiments.found import Found, first, select, values
+from gi_jax.reports.experiments.names import defense_name
+from gi_jax.reports.figures import Strip, strips
+from gi_jax.reports.page import Cell, Column, Plot, Section, Table, Text
+
+FIELDS = (("mean", "average LPIPS"), ("best", "best LPIPS"), ("std", "std of LPIPS"))
+LPIPS_FORM, DIFFERENCE = "{:.2f}", "{:+.2f}"
+
+
+def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
+    """What is asked, accuracy and time, and a section a batch size."""
+    paper = published.table2()
+    columns = list(dict.fromkeys([*paper.columns, *values(found, "column")]))
+    sizes = list(dict.fromkeys([*paper.batch_sizes, *values(found, "batch_size")]))
+    return (
+        _introduction(found),
+        _utility(found, columns),
+        *(_leakage(found, columns, batch_size) for batch_size in sizes),
+    )
+
+
+class Training:
+    """Trainings of a column: accuracies in per cent and ratios of time, a number a seed."""
+
+    def __init__(self, found: Sequence[Found], column: str):
+        rows = [one.row for one in select(found, what="training", column=column)]
+        self.accuracies = [100 * row["result"]["test_accuracy"] for row in rows]
+        self.ratios = [row["timing"]["ratio"] for row in rows if row["timing"].get("ratio") is not None]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean over seeds, per cent; None if nothing was trained."""
+        return float(np.mean(self.accuracies)) if self.accuracies else None
+
+
+def _introduction(found):
+    ran = len(select(found, what="attack"))
+    return Section(
+        "What is asked",
+        (
+            Text(
+                "A client trains a classifier and sends gradients. Each row of the tables is a defense it may use. Two "
+                "questions: what does the defense cost (test accuracy and training time), and how close to the private "
+                "pictures does an attacker come who sees the gradient and is granted the labels and the normalization "
+                "statistics of the private batch?"
+            ),
+            Text(
+                f"How to read it: {leakage.SCALE} Published numbers are those of Table 2 of the paper; a difference is "
+                "ours minus published, so a negative one says that more leaked here. n is the number of pictures. Read "
+                "down a column first: the order of the defenses tells more than any single value."
+            ),
+            Text(f"{ran} attacks of this table were run." if ran else "No attack of this table was run yet."),
+        ),
+    )
+
+
+def _utility(found, columns):
+    paper = published.table2()
+    rows = []
+    for column in columns:
+        trained = Training(found, column)
+        ratio = float(np.mean(trained.ratios)) if trained.ratios else None
+        known, time = paper.test_accuracy.get(column), paper.time_ratio.get(column)
+        rows.append(
+            (
+                defense_name(column),
+                _published(known),
+                Cell(trained.accuracy, _spread(trained.accuracies, "{:.2f}")),
+                _given(leakage.difference(trained.accuracy, known)),
+                _published(time),
+                Cell(ratio, _spread(trained.ratios, "{:.2f}")),
+                _given(leakage.difference(ratio, time)),
+                float(len(trained.accuracies)),
+            )
+        )
+    heads = (
+        Column("defense"),
+        Column("published", "{:.2f}", "test accuracy, %"),
+        Column("ours", "{:.2f}", "test accuracy, %"),
+        Column("difference", "{:+.2f}", "test accuracy, %"),
+        Column("published", "{:.2f}", "training time, times that without a defense"),
+        Column("ours", "{:.2f}", "training time, times that without a defense"),
+        Column("difference", "{:+.2f}", "training time, times that without a defense"),
+        Column("seeds", "{:.0f}", " "),
+    )
+    caption = (
+        "Ours: mean over seeds, with the standard deviation over seeds under it (divided by n - 1). "
+        f"Published: means of {published.settings()['training_runs']} runs."
+    )
+    return Section(
+        "Utility: accuracy and time", (Text(_utility_words(found, columns)), Table(heads, tuple(rows), caption))
+    )
+
+
+def _utility_words(found, columns):
+    paper = published.table2()
+    base = Training(found, "none").accuracy
+    losses = {column: Training(found, column).accuracy for column in columns if column != "none"}
+    losses = {column: base - value for column, value in losses.items() if value is not None} if base is not None else {}
+    if not losses:
+        return "What came out: no defense was trained beside the undefended network yet."
+    most = max(losses, key=losses.get)
+    known = {column: paper.test_accuracy["none"] - value for column, value in paper.test_accuracy.items()}
+    published_words = f" (published: {known[most]:.2f})" if most in known else ""
+    return (
+        f"What came out: the undefended network reaches {base:.2f} %. Of {len(losses)} defenses that were trained, "
+        f"{defense_name(most)} costs most, {losses[most]:.2f} points of accuracy{published_words}."
+    )
+
+
+def _leakage(found, columns, batch_size):
+    cells = {column: first(found, what="attack", column=column, batch_size=batch_size) for column in columns}
+    blocks = [Text(_leakage_words(cells, batch_size)), _comparison(cells, batch_size)]
+    if any(cells.values()):
+        blocks += [_figure(cells, batch_size), _own(cells)]
+    if any(one is not None and one.row["result"].get("decoded") for one in cells.values()):
+        blocks.append(_decoders(cells))
+    return Section(f"Leakage at batch size {batch_size}", tuple(blocks))
+
+
+def _leakage_words(cells, batch_size):
+    paper = published.table2()
+    ours = {column: leakage.number(leakage.published_protocol(one), "mean") for column, one in cells.items()}
+    ours = {column: value for column, value in ours.items() if value is not None}
+    if not ours:
+        return f"What came out: nothing was run at batch size {batch_size} yet."
+    least = max(ours, key=ours.get)
+    words = (
+        f"What came out: {len(ours)} of {len(cells)} columns were run. Least leaks under {defense_name(least)} "
+        f"({ours[least]:.2f})"
+    )
+    both = [column for column in ours if (column, batch_size) in paper.lpips]
+    known = {column: paper.lpips[column, batch_size].mean for column in both}
+    if known:
+        of_paper = max(known, key=known.get)
+        words += f"; of the same columns, published: {defense_name(of_paper)} ({known[of_paper]:.2f})"
+        gap = float(np.mean([abs(ours[column] - known[column]) for column in both]))
+        words += f". Our averages are {gap:.2f} from the published ones on average over {len(both)} columns"
+    if len(both) > 2 and len(set(known.values())) > 1 and len({ours[column] for column in both}) > 1:
+        agreement = spearmanr([ours[column] for column in both], [known[column] for column in both]).statistic
+        words += f"; the rank correlation of the two orders is {agreement:.2f} (1: the same order)"
+    return words + "."
+
+
+def _comparison(cells, batch_size):
+    paper = published.table2()
+    summaries = {column: leakage.published_protocol(one) for column, one in cells.items()}
+    best = {
+        field: max((s[field] for s in summaries.values() if s and s[field] is not None), default=None)
+        for field in ("mean", "best")
+    }
+    rows = []
+    for column, summary in summaries.items():
+        known = paper.lpips.get((column, batch_size))
+        row = [defense_name(column)]
+        for field, _ in FIELDS:
+            value = leakage.number(summary, field)
+            of_paper = None if known is None else getattr(known, field)
+            row += [_published(of_paper), Cell(value, marked=value is not None and value == best.get(field))]
+            row += [_given(leakage.difference(value, of_paper))]
+        rows.append((*row, *_count(summary)))
+    heads = (
+        Column("defense"),
+        *(
+            Column(heading, DIFFERENCE if heading == "difference" else LPIPS_FORM, group)
+            for _, group in FIELDS
+            for heading in ("published", "ours", "difference")
+        ),
+        Column("n", "{:.0f}", " "),
+    )
+    caption = (
+        "Under the published protocol: the paper's own scoring (each reconstruction takes the nearest original of its "
+        "batch; picture values as the network sees them). MixUp and InstaHide: what the paper's decoder makes of the "
+        "recovered encodings, scored against the original of the same index by this library's rules. Marked: the "
+        "defense under which least leaked."
+    )
+    return Table(heads, tuple(rows), caption)
+
+
+def _figure(cells, batch_size):
+    paper = published.table2()
+    lines = []
+    for column, one in cells.items():
+        known = paper.lpips.get((column, batch_size))
+        picture_values = leakage.per_picture(leakage.protocol_block(one))
+        lines.append(Strip(defense_name(column), picture_values, known and known.mean, known and known.best))
+    return Plot(
+        strips(
+            lines, "LPIPS (VGG) of a picture; further right: less leaked", f"Every picture, batch size {batch_size}"
+        ),
+        f"LPIPS of every picture by defense at batch size {batch_size}",
+        "Ours by this library's scoring (optimal matching within a batch, values in [-1, 1]), of decoded pictures "
+        "where they were encoded; so means may differ from those of the table above.",
+    )
+
+
+def _own(cells):
+    rows = []
+    for column, one in cells.items():
+        block = leakage.protocol_block(one)
+        summary = {} if block is None else block["summary"]
+        lpips, psnr, ssim = (summary.get(metric) for metric in (leakage.LPIPS, "psnr", "ssim"))
+        rows.append(
+            (
+                defense_name(column),
+                *(leakage.number(lpips, field) for field, _ in FIELDS),
+                *(leakage.number(psnr, field) for field in ("mean", "best")),
+                *(leakage.number(ssim, field) for field in ("mean", "best")),
+                *_count(lpips or psnr),
+            )
+        )
+    heads = (
+        Column("defense"),
+        *(Column(name, LPIPS_FORM, "LPIPS") for name in ("average", "best", "std")),
+        *(Column(name, "{:.1f}", "PSNR, dB") for name in ("average", "best")),
+        *(Column(name, "{:.2f}", "SSIM") for name in ("average", "best")),
+        Column("n", "{:.0f}", " "),
+    )
+    caption = (
+        "The same pictures by this library's scoring: every reconstruction is matched to one original, no two to the "
+        "same, decoded pictures to that of their index; LPIPS on values in [-1, 1]. Conclusions should rest on this "
+        "table."
+    )
+    return Table(heads, tuple(rows), caption)
+
+
+def _decoders(cells):
+    kinds = (("paper", "recovered"), ("better", "recovered"), ("paper", "true"), ("better", "true"))
+    rows = []
+    for column, one in cells.items():
+        if defenses.parse(column).mixing is None or one is None:
+            continue
+        blocks = [leakage.decoded(one.row, *kind) for kind in kinds]
+        summaries = [None if block is None else block["summary"].get(leakage.LPIPS) for block in blocks]
+        better = blocks[1] or blocks[3]
+        notes = ["", better["decoder"] if better else ""] * 2
+        rows.append(
+            (
+                defense_name(column),
+                *(Cell(leakage.number(s, "mean"), note) for s, note in zip(summaries, notes, strict=True)),
+                *_count(next((s for s in summaries if s), None)),
+            )
+        )
+    heads = (
+        Column("defense"),
+        Column("the paper's decoder", LPIPS_FORM, "from recovered encodings"),
+        Column("a better decoder", LPIPS_FORM, "from recovered encodings"),
+        Column("the paper's decoder", LPIPS_FORM, "from true encodings: the floor"),
+        Column("a better decoder", LPIPS_FORM, "from true encodings: the floor"),
+        Column("n", "{:.0f}", " "),
+    )
+    caption = (
+        "Average LPIPS after decoding. From true encodings no gradient had to be inverted, so this is the floor: a "
+        "score that is high there is a weakness of the decoder, not a merit of the defense. All decoders are granted "
+        "which pictures were mixed in which shares."
+    )
+    return Table(heads, tuple(rows), caption)
+
+
+def _published(value):
+    """A published number; where the paper has none that is no missing run."""
+    return "-" if value is None else value
+
+
+_given = _published
+"""A difference exists only where both numbers do."""
+
+
+def _spread(numbers, form):
+    return f"± {form.format(np.std(numbers, ddof=1))}" if len(numbers) > 1 else ""
+
+
+def _count(summary):
+    if summary is None:
+        return (0.0,)
+    failed = f"{summary['failed']} failed" if summary.get("failed") else ""
+    return (Cell(float(summary["count"]), failed),)
