@@ -1,7 +1,6 @@
 """`gi-jax train`: a network that is older than its initialization, for the attacks to look at."""
 
 import argparse
-import json
 import signal
 import sys
 from pathlib import Path
@@ -19,16 +18,21 @@ examples:
   gi-jax attack --weights young --data cifar10 --data-dir cifar-10-batches-py
       attacks that network instead of one at its initialization
   gi-jax labels --weights young --data cifar10 --data-dir cifar-10-batches-py --batch-size 8 --method all
+  gi-jax train --data cifar10 --defense mixup:k=4 --defense prune:p=0.9 --recipe published --num-seeds 5 --out accuracy
+      what a defense costs: mean and spread of the test accuracy, and seconds a step with and without it
+  gi-jax train --data cifar10 --model convnet_group --defense dpsgd:clip=1,sigma=1 --out private
+      with Poisson sampling, and the epsilon of the training
 
-OUT gets weights.msgpack and training.json (loss and accuracy of every epoch, environment, settings).
-Ctrl-C ends the training early and keeps the weights so far; a second one gives up.
+OUT gets weights.msgpack and training.json (loss and accuracy of every epoch, environment, settings, timing); with
+several seeds, seed-K/ with both for each. Ctrl-C ends the training early and keeps the weights so far; --resume goes
+on, to the weights of an undisturbed run, also after a kill. A second Ctrl-C gives up.
 """
 
 
 def add_parser(commands) -> None:
     parser = commands.add_parser(
         "train",
-        help="train a network for attack --weights and labels --weights",
+        help="train a network for attack --weights and labels --weights, with or without a defense",
         description="Trains a network on the train split by stochastic gradient descent (momentum 0.9, weight decay "
         "0.0005, random crops and mirror images) and tests it on the test split, with running averages.",
         epilog=EXAMPLES,
@@ -38,49 +42,143 @@ def add_parser(commands) -> None:
     add("--data", default="photos", metavar="D", help="photos (embedded), cifar10 or folder:PATH (default: photos)")
     add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
     add("--image-size", type=int, metavar="S", help="resize to S x S (default: the data set's own; folders 32)")
+    add("--train-pictures", type=int, metavar="N", help="train on the first N pictures only (default: all)")
     add("--model", default="convnet", metavar="M", help="see gi-jax list models (default: convnet)")
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=float, default=10.0, metavar="E", help="also a fraction, such as 0.5 (default: 10)")
-    add("--batch-size", type=int, default=64, metavar="B", help="pictures a step (default: 64)")
-    add("--lr", type=float, default=0.05, metavar="L", help="highest learning rate, after a warm-up (default: 0.05)")
-    add("--schedule", default="cosine", metavar="cosine|constant", help="of the learning rate (default: cosine)")
+    add(
+        "--defense",
+        action="append",
+        metavar="NAME:P=V",
+        help="the client's defense in every step, such as prune:p=0.9 or mixup:k=4; repeated: one after the other; see "
+        "gi-jax list defenses",
+    )
+    add(
+        "--recipe",
+        default="plain",
+        metavar="plain|published|appendix|fast",
+        help="plain: 10 epochs, batch 64, cosine from 0.05; published, appendix: of the paper's code and text, 200 "
+        "epochs, batch 128; fast: 15 epochs, batch 256, Nesterov, smoothed labels (default: plain)",
+    )
+    add("--epochs", type=float, metavar="E", help="also a fraction, such as 0.5 (default: that of the recipe)")
+    add("--batch-size", type=int, metavar="B", help="pictures a step (default: that of the recipe)")
+    add("--lr", type=float, metavar="L", help="highest learning rate (default: that of the recipe)")
+    add("--schedule", metavar="cosine|constant|step|plateau", help="of the rate (default: that of the recipe)")
     add("--no-augment", dest="augment", action="store_false", help="no random crops and mirror images")
-    add("--seed", type=int, default=0, metavar="K", help="of weights, order and crops (default: 0)")
+    add("--seed", type=int, default=0, metavar="K", help="of weights, order, crops and the defense (default: 0)")
+    add("--seeds", type=_numbers(int), metavar="K,K,...", help="a training for each: mean and spread of the accuracy")
+    add("--num-seeds", type=int, metavar="N", help="the same for seeds 0 to N - 1")
     add = parser.add_argument_group("running").add_argument
     add("--test-pictures", type=int, metavar="N", help="test on the first N pictures only (default: all)")
+    add("--lanes", type=int, metavar="N", help="seeds side by side in one program (default: all; on a CPU 1)")
+    add(
+        "--checkpoint-epochs",
+        type=_numbers(float),
+        default=(),
+        metavar="E,E,...",
+        help="keep the weights at these times too, in DIR/epoch-E; also fractions",
+    )
+    add("--no-timing", dest="timing", action="store_false", help="do not time steps with and without the defense")
     add("--out", type=Path, default=Path("gi-jax-train"), metavar="DIR", help="default: gi-jax-train")
+    add("--resume", action="store_true", help="go on with an interrupted training in DIR")
     add("--overwrite", action="store_true", help="replace the weights in DIR")
     parser.set_defaults(command=run)
 
 
-def run(options) -> int:
-    from gi_jax.experiments import weights
-    from gi_jax.experiments.checkpoint import write_atomically
-    from gi_jax.experiments.training import TrainSpec, run_training
+def _numbers(kind):
+    def numbers(text):
+        return tuple(kind(part) for part in text.split(","))
 
-    names = ("data", "image_size", "model", "epochs", "batch_size", "schedule", "augment", "seed", "test_pictures")
-    spec = TrainSpec(**{name: getattr(options, name) for name in names}, learning_rate=options.lr)
-    file = options.out / weights.NAME
-    if file.exists() and not options.overwrite:
-        raise InputError(f"{file} is there already: choose another --out, or add --overwrite")
+    numbers.__name__ = "list of numbers"  # for the parser's error
+    return numbers
+
+
+def run(options) -> int:
+    from gi_jax.experiments import training
+
+    names = ("data", "image_size", "train_pictures", "model", "recipe", "epochs", "batch_size", "schedule", "augment")
+    settings = {name: getattr(options, name) for name in (*names, "seed", "test_pictures")}
+    defense = " + ".join(options.defense or ["none"])
+    spec = training.TrainSpec(**settings, learning_rate=options.lr, defense=defense)
+    seeds = _seeds(options)
+    _check_folder(options)
     terminal.use_compilation_cache()
     options.out.mkdir(parents=True, exist_ok=True)
+    running = dict(
+        out=options.out, resume=options.resume, checkpoint_epochs=options.checkpoint_epochs, timing=options.timing
+    )
     with _Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
-        trained = run_training(spec, options.data_dir, on_report=on_report, should_stop=interrupt.requested)
-    weights.save(file, trained.weights)
-    text = json.dumps(trained.result, indent=1, allow_nan=False) + "\n"
-    write_atomically(options.out / "training.json", text)
-    console = terminal.stdout()
-    for row in trained.result["epochs"]:
-        tested = "" if row["test_accuracy"] is None else f"   test accuracy {100 * row['test_accuracy']:.1f} %"
-        train = f"loss {row['loss']:.4f}   train accuracy {100 * row['train_accuracy']:.1f} %"
-        console.print(f"epoch {row['epochs']:g}   {train}{tested}", highlight=False)
-    console.print(trained.weights.origin.words(), highlight=False)
-    console.print(f"weights: {file}   figures: {options.out / 'training.json'}", highlight=False)
+        running |= dict(on_report=on_report, should_stop=interrupt.requested)
+        if seeds is None:
+            trained = training.run_training(spec, options.data_dir, **running)
+            outcomes = (trained,)
+        else:
+            trained = training.run_seeds(spec, seeds, options.data_dir, lanes=options.lanes, **running)
+            outcomes = trained.outcomes
+    say = _printer()
+    for outcome in outcomes:
+        if seeds is not None:
+            say(f"seed {outcome.weights.origin.seed}")
+        _print_training(say, outcome)
+    if seeds is not None and (accuracy := trained.result["test_accuracy"]) is not None:
+        spread = "" if accuracy["std"] is None else f" +- {100 * accuracy['std']:.2f}"
+        say(f"test accuracy of {len(outcomes)} seeds: {100 * accuracy['mean']:.2f}{spread} %")
+    _print_timing(say, trained.result["timing"])
+    say(f"weights and figures: {options.out}")
     if not trained.result["complete"]:
-        print("gi-jax: interrupted; the weights so far are kept", file=sys.stderr)
+        print("gi-jax: interrupted; the weights so far are kept, and --resume goes on", file=sys.stderr)
         return 130
     return 0
+
+
+def _seeds(options) -> tuple[int, ...] | None:
+    """The seeds, or None for the single one."""
+    if options.seeds is not None and options.num_seeds is not None:
+        raise InputError("--seeds and --num-seeds: expected one of them")
+    if options.seeds is None and options.num_seeds is None:
+        if options.lanes is not None:
+            raise InputError(f"--lanes {options.lanes} with one seed: expected --seeds or --num-seeds")
+        return None
+    if options.num_seeds is not None and options.num_seeds < 1:
+        raise InputError(f"num_seeds={options.num_seeds}: expected 1 or above")
+    return options.seeds if options.num_seeds is None else tuple(range(options.num_seeds))
+
+
+def _check_folder(options) -> None:
+    from gi_jax.experiments import train_checkpoint, training, weights
+
+    if options.resume or options.overwrite:
+        return
+    if train_checkpoint.exists(options.out):
+        unfinished = options.out / train_checkpoint.NAME
+        raise InputError(f"{unfinished} is an unfinished training: add --resume to go on, or --overwrite to start anew")
+    for file in (options.out / weights.NAME, options.out / training.RECORD):
+        if file.exists():
+            raise InputError(f"{file} is there already: choose another --out, or add --overwrite")
+
+
+def _printer():
+    console = terminal.stdout()
+    return lambda text: console.print(text, highlight=False)
+
+
+def _print_training(say, outcome) -> None:
+    for row in outcome.result["epochs"]:
+        tested = "" if row["test_accuracy"] is None else f"   test accuracy {100 * row['test_accuracy']:.1f} %"
+        train = f"loss {row['loss']:.4f}   train accuracy {100 * row['train_accuracy']:.1f} %"
+        say(f"epoch {row['epochs']:g}   {train}{tested}")
+    say(outcome.weights.origin.words())
+    for words in outcome.result["defense"]["words"]:
+        say(words)
+
+
+def _print_timing(say, timing) -> None:
+    if "seconds_per_step" not in timing:
+        return
+    cost = ""
+    if "ratio" in timing:
+        low, high = (timing["spread"]["ratio"][name] for name in ("lowest", "highest"))
+        cost = f", {timing['ratio']:.2f} times that without the defense ({low:.2f} to {high:.2f})"
+    say(f"{1000 * timing['seconds_per_step']:.1f} ms a step{cost}")
 
 
 class _Interrupt:

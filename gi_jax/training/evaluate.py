@@ -1,6 +1,7 @@
-"""Accuracy on held-out pictures, with running averages."""
+"""Loss and accuracy on held-out pictures, with running averages."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,27 +11,39 @@ from gi_jax.training.step import Pool, to_floats
 from gi_jax.types import BatchStats, Params
 
 
-def accuracy(network: Network, params: Params, batch_stats: BatchStats, pool: Pool, *, batch_size: int = 250) -> float:
-    """The share of a pool's pictures whose largest logit is that of their class, in evaluation mode, 0 to 1.
+class Score(NamedTuple):
+    """How a network does on a pool.
+
+    Attributes:
+      loss: mean cross-entropy, in nats.
+      accuracy: share of pictures whose largest logit is that of their class, 0 to 1.
+    """
+
+    loss: float
+    accuracy: float
+
+
+def evaluate(network: Network, params: Params, batch_stats: BatchStats, pool: Pool, *, batch_size: int = 250) -> Score:
+    """Scores a network in evaluation mode, on pictures as they are: not encoded, not cropped.
 
     Args:
       network, params, batch_stats: the model; normalizes with `batch_stats`.
       pool: held-out pictures.
-      batch_size: pictures looked at together; changes no number.
+      batch_size: pictures looked at together.
     """
     count = len(pool.labels)
     size = min(batch_size, count)
-    correct = 0
+    losses = hits = 0
     for first in range(0, count, size):
         # All batches have one size and share a program: the last one starts earlier, and counts its new pictures.
         begin = min(first, count - size)
-        hits = _hits(network, params, batch_stats, pool, jnp.int32(begin), size)
-        correct += int(hits[first - begin :].sum())
-    return correct / count
+        loss, hit = _score(network, params, batch_stats, pool, jnp.int32(begin), size)
+        losses, hits = losses + loss[first - begin :].sum(), hits + hit[first - begin :].sum()
+    return Score(float(losses) / count, int(hits) / count)
 
 
 @partial(jax.jit, static_argnames=("network", "size"))
-def _hits(network, params, batch_stats, pool, begin, size):
+def _score(network, params, batch_stats, pool, begin, size):
     images, labels = (jax.lax.dynamic_slice_in_dim(leaf, begin, size) for leaf in (pool.images, pool.labels))
     logits, _ = network(params, batch_stats, pool.space.normalize(to_floats(images)), Normalize.GIVEN)
-    return logits.argmax(-1) == labels
+    return -jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1), logits.argmax(-1) == labels.argmax(-1)

@@ -1,8 +1,8 @@
-"""The loop of training: the order of the pictures, and steps in chunks that a caller can look at and end."""
+"""The loop of training: epochs in chunks of steps that a caller can look at and end."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gi_jax import checks
-from gi_jax.models import Network
-from gi_jax.training.recipe import Recipe
-from gi_jax.training.step import Pool, TrainState, train_step
+from gi_jax.training.epoch import LONGEST_CHUNK, draw_epoch, run_steps
+from gi_jax.training.step import Pool, Setup, TrainState
+from gi_jax.types import Key
 
 CHUNK_SECONDS = 0.5
 """Steps are not waited for one by one; this is about how long until the next look."""
-LONGEST_CHUNK = 64
 
 
 class Progress(NamedTuple):
@@ -24,9 +23,9 @@ class Progress(NamedTuple):
 
     Attributes:
       step: steps done.
-      state: given away with the next chunk; take what you need before.
-      losses: float [chunk], of each step's batch.
-      correct: int [chunk], correctly classified pictures of each batch.
+      state: [lanes]; given away with the next chunk; take what you need before.
+      losses: float [lanes, chunk], of each step's batch.
+      correct: int [lanes, chunk], correctly classified pictures of each batch.
       seconds: of the chunk; the first one's includes compilation.
     """
 
@@ -37,70 +36,102 @@ class Progress(NamedTuple):
     seconds: float
 
 
-def index_batches(count: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Batches int32 [batch_size] of 0 to count - 1, without end: one shuffled epoch after the other.
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Full batches in `count` pictures.
 
-    A batch may lie across the border of two epochs, so that all batches are full and no picture is left out.
+    Raises:
+      InputError: if there is none.
     """
-    waiting = np.zeros(0, np.int32)
-    epoch = 0
-    while True:
-        while len(waiting) < batch_size:
-            order = np.random.default_rng([seed, epoch]).permutation(count).astype(np.int32)
-            waiting, epoch = np.concatenate([waiting, order]), epoch + 1
-        yield waiting[:batch_size]
-        waiting = waiting[batch_size:]
+    if count < batch_size:
+        raise checks.InputError(
+            f"batch_size={batch_size} with {count} pictures to train on: expected no more than there are; try a "
+            f"batch size of {count}"
+        )
+    return count // batch_size
 
 
-def epoch_ends(count: int, batch_size: int, epochs: float) -> list[int]:
-    """The number of steps done at the end of each epoch, the last of which may be a fraction.
+def epoch_ends(per_epoch: int, epochs: float, others: Iterable[float] = ()) -> list[int]:
+    """The number of steps done at the end of each epoch, the last of which may be a fraction, and at other times.
 
     Args:
-      count: pictures.
-      batch_size: pictures a step.
-      epochs: how often every picture is seen, such as 0.5.
+      per_epoch: steps of an epoch.
+      epochs: how many, such as 0.5.
+      others: in epochs too; those after the end are left out.
     """
-    total = max(1, round(epochs * count / batch_size))
-    whole = [math.ceil(epoch * count / batch_size) for epoch in range(1, math.floor(epochs) + 1)]
-    return sorted({end for end in whole if end < total} | {total})
+    total = step_of(per_epoch, epochs)
+    times = [*range(1, math.floor(epochs) + 1), *others]
+    return sorted({step for step in (step_of(per_epoch, time) for time in times) if step < total} | {total})
+
+
+def step_of(per_epoch: int, epochs: float) -> int:
+    """The number of steps in so many epochs, 1 or above."""
+    return max(1, round(epochs * per_epoch))
+
+
+def training_keys(seeds: Iterable[int]) -> Key:
+    """The key of each training, [lanes]."""
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
 def advance(
-    network: Network, recipe: Recipe, state: TrainState, pool: Pool, *, ends: list[int], seed: int
+    setup: Setup,
+    state: TrainState,
+    pool: Pool,
+    keys: Key,
+    *,
+    ends: list[int],
+    step: int = 0,
+    scale: Callable[[], jax.Array] | None = None,
+    active: Callable[[], jax.Array] | None = None,
 ) -> Iterator[Progress]:
-    """Trains from the first step to the last of `ends`, in chunks that none of them lies inside of.
+    """Trains to the last of `ends`, in chunks that none of them, and no end of an epoch, lies inside of.
+
+    How the steps fall into chunks changes no bit of the weights.
 
     Args:
-      network, recipe: static.
-      state: of `start`; given away.
+      setup: static.
+      state: of `start`, with a leading axis [lanes]; given away.
       pool: the pictures.
+      keys: [lanes], of each training.
       ends: step numbers, increasing.
-      seed: of the order of the pictures and of their augmentation.
+      step: those done before.
+      scale, active: asked before every chunk; see `run_steps`. None: 1, and all.
 
     Raises:
       InputError: as soon as a loss is not finite.
     """
-    checks.non_negative(seed=seed)
-    total, step, chunk = ends[-1], 0, 1
-    batches = index_batches(len(pool.labels), recipe.batch_size, seed)
-    key = jax.random.key(seed)
-    for end in ends:
-        while step < end:
-            began = time.monotonic()
-            taken = []
-            for number in range(step, min(end, step + chunk)):
-                rate = jnp.float32(recipe.rate(number, total))
-                state, *metrics = train_step(network, recipe, state, pool, next(batches), rate, key)
-                taken.append(metrics)
-            losses, correct = (np.array(values) for values in zip(*jax.device_get(taken), strict=True))
-            seconds = time.monotonic() - began
-            if not np.isfinite(losses).all():
-                bad = step + int(np.argmin(np.isfinite(losses)))
-                raise checks.InputError(
-                    f"the loss is {losses[bad - step]} at step {bad + 1} of {total}; expected a finite number: lower "
-                    f"the learning rate (now {recipe.learning_rate:g})"
-                )
-            step += len(taken)
-            yield Progress(step, state, losses, correct, seconds)
-            per_step = seconds / len(taken)
-            chunk = max(1, min(2 * chunk, LONGEST_CHUNK, int(CHUNK_SECONDS / max(per_step, 1e-9))))
+    total, chunk, epoch, current = ends[-1], 1, None, None
+    per_epoch = steps_per_epoch(len(pool.labels), setup.recipe.batch_size)
+    rates = np.append(setup.recipe.rates(total, per_epoch), np.zeros(LONGEST_CHUNK, np.float32))
+    lanes = len(keys)
+    while step < total:
+        began = time.monotonic()
+        number, first = divmod(step, per_epoch)
+        if number != current:
+            epoch = None  # two epochs of encodings need not be in memory
+            epoch, current = draw_epoch(setup, pool, keys, jnp.int32(number)), number
+        count = min(chunk, (number + 1) * per_epoch - step, next(end for end in ends if end > step) - step)
+        state, losses, correct = run_steps(
+            setup,
+            state,
+            pool,
+            epoch,
+            keys,
+            jnp.int32(first),
+            jnp.int32(count),
+            rates[step : step + LONGEST_CHUNK],
+            jnp.ones(lanes) if scale is None else scale(),
+            jnp.full(lanes, True) if active is None else active(),
+        )
+        losses, correct = (values[:, :count] for values in jax.device_get((losses, correct)))
+        seconds = time.monotonic() - began
+        if not np.isfinite(losses).all():
+            bad = int(np.argmin(np.isfinite(losses).all(0)))
+            value = losses[:, bad][~np.isfinite(losses[:, bad])][0]
+            raise checks.InputError(
+                f"the loss is {value} at step {step + bad + 1} of {total}; expected a finite number: lower the "
+                f"learning rate (now {setup.recipe.learning_rate:g})"
+            )
+        step += count
+        yield Progress(step, state, losses, correct, seconds)
+        chunk = max(1, min(2 * chunk, LONGEST_CHUNK, int(CHUNK_SECONDS * count / max(seconds, 1e-9))))

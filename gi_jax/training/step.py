@@ -1,18 +1,51 @@
-"""One compiled step of training: pictures drawn from the device's own copy, gradient, velocity, running averages."""
+"""One step of training: pictures, the gradient that the client's defense lets through, velocity, running averages."""
 
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from gi_jax.models import Network, Normalize
-from gi_jax.threat import ImageSpace, cross_entropy
+from gi_jax.threat import Batch, ClientStep, ImageSpace, cross_entropy
 from gi_jax.threat.batch_norm import running_average
-from gi_jax.training.augment import crop_and_flip
 from gi_jax.training.recipe import Recipe
 from gi_jax.types import BatchStats, Key, Params
+
+
+class ClientDefense(Protocol):
+    """What a client does to its pictures and its gradient; hashable. `gi_jax.defenses.Defense` is one.
+
+    Attributes:
+      mixing: None, or `mixing(key, images, labels, public)`, which encodes the pool of an epoch into an object with
+        `images` and soft `labels`.
+    """
+
+    mixing: Callable | None
+
+    def __call__(self, key: Key) -> optax.GradientTransformation:
+        """The transformation of the gradient. Its update may take `client`, a `ClientStep`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is trained and how: everything that decides the program. Static.
+
+    Attributes:
+      network: the pure function.
+      recipe: the settings.
+      defense: of the client, in every step.
+      sampling: `sampling(key, count)` draws a batch of which the size is random, as `gi_jax.defenses.poisson_sample`
+        does; None for shuffled epochs.
+    """
+
+    network: Network
+    recipe: Recipe
+    defense: ClientDefense
+    sampling: Callable | None = None
 
 
 class Pool(NamedTuple):
@@ -20,28 +53,46 @@ class Pool(NamedTuple):
 
     Attributes:
       images: uint8 [n, h, w, c], 0 to 255: a quarter of the memory of floats.
-      labels: int32 [n].
+      labels: class probabilities [n, classes].
       space: the units that the network expects.
+      public: pictures [m, h, w, c] in [0, 1] that a defense mixes in, or None.
     """
 
     images: jax.Array
     labels: jax.Array
     space: ImageSpace
+    public: jax.Array | None = None
 
 
 class TrainState(NamedTuple):
-    """What the next step needs. `step` counts those taken, int32."""
+    """What the next step needs. `defense` is the state of the gradient's defense; `step` counts those taken, int32."""
 
     params: Params
     batch_stats: BatchStats
     velocity: Any
+    defense: Any
     step: jax.Array
 
 
-def start(recipe: Recipe, params: Params, batch_stats: BatchStats) -> TrainState:
-    """The state before the first step. It takes a copy, since the first step is given the state to overwrite."""
+DEFENSE, EPOCH, AUGMENT = range(3)
+"""What is folded into the key of a training, for each of its uses."""
+
+
+def _transformation(setup: Setup, key: Key) -> optax.GradientTransformationExtraArgs:
+    return optax.with_extra_args_support(setup.defense(jax.random.fold_in(key, DEFENSE)))
+
+
+def start(setup: Setup, key: Key, params: Params, batch_stats: BatchStats) -> TrainState:
+    """The state before the first step. It takes a copy, since the first step is given the state to overwrite.
+
+    Args:
+      setup: static.
+      key: of the whole training.
+      params, batch_stats: the model.
+    """
     params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))
-    return TrainState(params, batch_stats, recipe.optimizer().init(params), jnp.int32(0))
+    velocity, defense = setup.recipe.optimizer().init(params), _transformation(setup, key).init(params)
+    return TrainState(params, batch_stats, velocity, defense, jnp.int32(0))
 
 
 def to_floats(images: jax.Array) -> jax.Array:
@@ -49,35 +100,44 @@ def to_floats(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255
 
 
-@partial(jax.jit, static_argnames=("network", "recipe"), donate_argnames="state")
 def train_step(
-    network: Network, recipe: Recipe, state: TrainState, pool: Pool, chosen: jax.Array, rate: jax.Array, key: Key
+    setup: Setup, state: TrainState, batch: Batch, rate: jax.Array, key: Key
 ) -> tuple[TrainState, jax.Array, jax.Array]:
-    """One step on the pictures `chosen`. The client's own loss, in training mode, without a second derivative.
+    """The client's own loss, in training mode, without a second derivative; then its defense; then momentum.
+
+    The defense is applied to the gradient of the mean loss, before weight decay and momentum, as the server of FedSGD
+    would apply both.
 
     Args:
-      network, recipe: static.
-      state: overwritten; use the one that is returned.
-      pool: all pictures.
-      chosen: int32 [batch], which of them.
+      setup: static.
+      state: before.
+      batch: images in the network's units, class probabilities; of padding, zeros.
       rate: learning rate.
-      key: of the whole training; the number of the step is folded in.
+      key: that of `start`.
 
     Returns:
       The state, the mean loss of the batch before the step, and how many of it were classified correctly.
+
+    Raises:
+      InputError: for a defense of single examples' gradients with a network with BatchNorm.
     """
-    images, labels = to_floats(pool.images[chosen]), pool.labels[chosen]
-    if recipe.augment:
-        images = crop_and_flip(jax.random.fold_in(key, state.step), images)
-    images = pool.space.normalize(images)
+    recipe, size = setup.recipe, len(batch.labels)
+    counted = batch.labels.sum(-1, keepdims=True)
+    batch = batch._replace(labels=counted * optax.smooth_labels(batch.labels, recipe.label_smoothing))
+    normalize = Normalize.BATCH if state.batch_stats else Normalize.GIVEN
 
     def loss_of(params):
-        logits, statistics = network(params, state.batch_stats, images, Normalize.BATCH)
-        loss = cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
-        return loss, (statistics, jnp.sum(logits.argmax(-1) == labels))
+        logits, statistics = setup.network(params, state.batch_stats, batch.images, normalize)
+        correct = jnp.sum((logits.argmax(-1) == batch.labels.argmax(-1)) & (counted[:, 0] > 0))
+        return cross_entropy(logits, batch.labels), (statistics, correct)
 
     (loss, (statistics, correct)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    velocities, velocity = recipe.optimizer().update(gradients, state.velocity, state.params)
+    client = ClientStep(setup.network, normalize, state.params, state.batch_stats, batch)
+    sent, defense = _transformation(setup, key).update(gradients, state.defense, state.params, client=client)
+    # With padding, sums are divided by the expected number of examples: a client's own number is private.
+    share = size / recipe.batch_size
+    sent = jax.tree.map(lambda leaf: share * leaf, sent)
+    velocities, velocity = recipe.optimizer().update(sent, state.velocity, state.params)
     params = optax.apply_updates(state.params, jax.tree.map(lambda leaf: -rate * leaf, velocities))
     batch_stats = running_average(state.batch_stats, statistics)
-    return TrainState(params, batch_stats, velocity, state.step + 1), loss, correct
+    return TrainState(params, batch_stats, velocity, defense, state.step + 1), share * loss, correct

@@ -1,0 +1,71 @@
+"""What an unfinished training is resumed from: the latest state, by orbax, which replaces it whole or not at all."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gi_jax import checks
+
+NAME = "unfinished"
+
+
+def save(folder: Path, step: int, state: Any, records: dict) -> None:
+    """Saves a tree of arrays and a JSON value in place of those of an earlier step."""
+    with _manager(folder) as (manager, args):
+        parts = args.Composite(state=args.StandardSave(state), records=args.JsonSave(records))
+        manager.save(step, args=parts, force=True)
+
+
+def load(folder: Path, fingerprint: str, like: Any) -> tuple[Any, dict] | None:
+    """What `save` wrote for the training called `fingerprint`, or None if there is nothing.
+
+    Args:
+      folder: of the training.
+      fingerprint: that of the records.
+      like: a state of the same structure.
+
+    Raises:
+      InputError: if it is damaged, or belongs to another training.
+    """
+    if not (folder / NAME).exists():
+        return None
+    advice = "repeat its settings, choose another --out, or add --overwrite to start anew"
+    with _manager(folder) as (manager, args):
+        step = manager.latest_step()
+        if step is None:
+            return None
+        try:
+            records = manager.restore(step, args=args.Composite(records=args.JsonRestore())).records
+            if records["fingerprint"] == fingerprint:
+                parts = args.Composite(state=args.StandardRestore(like))
+                return manager.restore(step, args=parts).state, records
+        except Exception as error:  # whatever orbax makes of a damaged folder
+            raise checks.InputError(f"{folder / NAME} is damaged ({type(error).__name__}): {advice}") from error
+    raise checks.InputError(f"{folder / NAME} belongs to a training with other settings: {advice}")
+
+
+def exists(folder: Path) -> bool:
+    """Whether there is an unfinished training."""
+    return (folder / NAME).exists()
+
+
+def remove(folder: Path) -> None:
+    """Removes it, if there is one."""
+    shutil.rmtree(folder / NAME, ignore_errors=True)
+
+
+class _manager:
+    """An orbax manager that keeps the latest step, and the namespace of its arguments; imported late: it takes 1 s."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self):
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self.manager = ocp.CheckpointManager((self.folder / NAME).absolute(), options=options)
+        return self.manager, ocp.args
+
+    def __exit__(self, *exception) -> None:
+        self.manager.close()
