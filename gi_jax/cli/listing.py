@@ -15,7 +15,7 @@ def add_parser(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "kind", nargs="?", help="attacks, defenses, views, labels, models or data; all of them if left out"
+        "kind", nargs="?", help="attacks, defenses, views, labels, models, data or experiments; all if left out"
     )
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     parser.set_defaults(command=run)
@@ -31,6 +31,7 @@ def run(options) -> int:
         "labels": _label_methods,
         "models": _models,
         "data": _data,
+        "experiments": _experiments,
     }
     chosen = list(kinds) if options.kind is None else [one_of("list", options.kind, kinds)]
     listing = {kind: kinds[kind]() for kind in chosen}
@@ -97,3 +98,12 @@ def _data() -> list[dict]:
     from gi_jax.data import DATASETS
 
     return [{"name": name, "about": about, "source": source} for name, (about, source) in DATASETS.items()]
+
+
+def _experiments() -> list[dict]:
+    from gi_jax.experiments.catalogue import EXPERIMENTS
+
+    return [
+        {"name": name, "about": f"{entry.title}. {entry.about}", "paper": "Huang et al. 2021, arXiv 2112.00059"}
+        for name, entry in EXPERIMENTS.items()
+    ]

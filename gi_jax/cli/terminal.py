@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from gi_jax.checks import InputError
@@ -52,6 +53,18 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gi_jax" / "xla"))
     if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class Stopwatch:
+    """Time since it was made, for lines of text."""
+
+    def __init__(self):
+        self.began = time.monotonic()
+
+    def words(self) -> str:
+        """Such as `1:05`."""
+        minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
+        return f"{minutes}:{seconds:02d}"
 
 
 class progress_bar:

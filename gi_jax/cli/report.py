@@ -1,0 +1,77 @@
+"""`gi-jax report`: what a store has of named experiments, as one HTML page and as Markdown."""
+
+import argparse
+from pathlib import Path
+
+from gi_jax.checks import InputError
+from gi_jax.cli import terminal
+from gi_jax.cli.run import expand
+
+EXAMPLES = """\
+examples:
+  gi-jax run table2 --scale smoke && gi-jax report table2
+  gi-jax report --store store --scale small --out report
+      every experiment of which the store has something
+
+OUT gets a page NAME.html for each experiment, which needs nothing beside it, and NAME.md with its pictures.
+"""
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="show what gi-jax run computed, beside the published numbers",
+        description="Writes reports of named experiments from the rows of a store. It computes nothing: what has not "
+        "run is shown as missing.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="default: every experiment of which the store has rows")
+    add("--store", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
+    add("--scale", metavar="smoke|small|paper", help="default: the largest of which the store has rows")
+    add("--out", type=Path, default=Path("gi-jax-report"), metavar="DIR", help="default: gi-jax-report")
+    parser.set_defaults(command=run)
+
+
+def run(options) -> int:
+    from gi_jax import checks
+    from gi_jax.experiments.catalogue import EXPERIMENTS, SCALES
+    from gi_jax.experiments.checkpoint import write_atomically
+    from gi_jax.experiments.store import Store
+    from gi_jax.reports import html, markdown
+    from gi_jax.reports.experiments import report
+    from gi_jax.reports.experiments.gather import gather
+
+    if options.scale is not None:
+        checks.one_of("scale", options.scale, SCALES)
+    store = Store(options.store)
+    if not len(store):
+        raise InputError(f"{store.path} holds no rows: expected a store of gi-jax run, see --store")
+    scales = [options.scale] if options.scale else list(reversed(SCALES))
+    options.out.mkdir(parents=True, exist_ok=True)
+    console = terminal.stdout()
+    written = []
+    for name in expand(options.names or ["all"]):
+        for scale in scales:
+            found = gather(name, scale, store)
+            if any(one.row is not None for one in found):
+                break
+        else:
+            if options.names:
+                raise InputError(
+                    f"{store.path} holds nothing of {name}: expected gi-jax run {name} --out {options.store} first"
+                )
+            continue
+        experiment = EXPERIMENTS[name]
+        page = report(name, experiment.title, experiment.about, found, scale)
+        write_atomically(options.out / f"{name}.html", html.render(page))
+        markdown.write(page, options.out / f"{name}.md")
+        ran = sum(one.row is not None for one in found)
+        console.print(
+            f"{name}: {ran} of {len(found)} cells at scale {scale}: {options.out / name}.html", highlight=False
+        )
+        written.append(name)
+    if not written:
+        raise InputError(f"{store.path} holds rows, but of no experiment: expected a store of gi-jax run")
+    return 0

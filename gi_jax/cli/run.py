@@ -1,0 +1,129 @@
+"""`gi-jax run`: computes the cells of named experiments that a store lacks."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from gi_jax.cli import terminal
+
+EXAMPLES = """\
+examples:
+  gi-jax run table2 --scale smoke && gi-jax report table2
+      embedded photographs, no download: a minute or two on two cores
+  gi-jax run table2 figure1 --scale small --data-dir cifar-10-batches-py --out store
+      CIFAR-10 and a small network; interrupted by Ctrl-C or killed, the same command goes on
+  gi-jax run table2 --scale paper --limit 4 --out store
+      the first four cells that are missing
+  gi-jax run table2 --scale paper --shard 2/8 --out /shared/store
+      every eighth job; several machines may share a store
+  gi-jax run table2 --scale paper --engine ray --address auto --gpus 1 --out /shared/store
+      as tasks of a running Ray cluster (pip install 'gi_jax[ray]')
+
+STORE gets rows.jsonl, one line a cell, and the pictures and networks that belong to them. A row is never changed; a run
+computes what is missing. Experiments share rows: figure3 and tradeoff need none but those of table2.
+"""
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="compute the tables and figures of the paper",
+        description="Computes the cells of named experiments that a store lacks. See gi-jax list experiments.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("names", nargs="+", metavar="NAME", help="such as table2; all for every one; see gi-jax list experiments")
+    add("--scale", default="smoke", metavar="smoke|small|paper", help="how large (default: smoke)")
+    add("--out", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
+    add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
+    add("--limit", type=int, metavar="N", help="stop after N cells (those of one launch are not separated)")
+    add("--shard", default="1/1", metavar="I/N", help="of all jobs every N-th from the I-th on (default: 1/1)")
+    add("--estimate", action="store_true", help="print what is missing and what it costs, and run nothing")
+    add("--lanes", type=int, metavar="N", help="batches x restarts side by side (default: fills the device)")
+    add("--engine", default="local", metavar="local|ray", help="this process, or tasks of Ray (default: local)")
+    add("--address", metavar="A", help="with --engine ray: of a running cluster (default: one on this machine)")
+    add("--cpus", type=float, default=1, metavar="C", help="with --engine ray: CPUs of a task (default: 1)")
+    add("--gpus", type=float, default=0, metavar="G", help="with --engine ray: GPUs of a task (default: 0)")
+    add(
+        "--distributed",
+        action="store_true",
+        help="one of several hosts that jax.distributed joins (environment of the cluster): its rank is its shard",
+    )
+    parser.set_defaults(command=run)
+
+
+def run(options) -> int:
+    from gi_jax import checks
+    from gi_jax.experiments import catalogue, estimate
+    from gi_jax.experiments.jobs import jobs, parse_shard, run_jobs, run_jobs_on_ray, selected
+    from gi_jax.experiments.spec import Execution
+    from gi_jax.experiments.store import Store
+
+    checks.one_of("engine", options.engine, ("local", "ray"))
+    if options.limit is not None:
+        checks.positive(limit=options.limit)
+    shard = parse_shard(options.shard)
+    names = expand(options.names)
+    placed = [one for name in names for one in catalogue.placed(name, options.scale)]
+    if options.distributed:
+        import jax
+
+        jax.distributed.initialize()
+        shard = (jax.process_index() + 1, jax.process_count())
+    terminal.use_compilation_cache()
+    store = Store(options.out)
+    chosen = selected(jobs([one.cell for one in placed]), store, options.limit, shard)
+    cells = dict.fromkeys(cell for job in chosen for cell in job if cell.id not in store)
+    console = terminal.stdout()
+    there = sum(cell.id in store for cell in {one.cell for one in placed})
+    console.print(f"{there} cells are there, {len(cells)} are to be computed", highlight=False)
+    for line in estimate.words(cells, store):
+        console.print(line, highlight=False)
+    if options.estimate or not chosen:
+        return 0
+    execution = Execution(data_dir=options.data_dir, lanes=options.lanes, save_seconds=10.0)
+    began = terminal.Stopwatch()
+    count = 0
+
+    def on_event(event):
+        nonlocal count
+        if event.state == "started":
+            return
+        count += 1
+        words = event.job[0].words + (f" and {len(event.job) - 1} more settings" if len(event.job) > 1 else "")
+        reason = f": {event.reason}" if event.reason else ""
+        console.print(
+            f"[{count}/{len(chosen)}, {began.words()}] {event.state}: {words}{reason}", highlight=False, markup=False
+        )
+
+    if options.engine == "ray":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        resources = dict(address=options.address, cpus_per_job=options.cpus, gpus_per_job=options.gpus)
+        failed = run_jobs_on_ray(chosen, store, execution, on_event=on_event, **resources)
+    else:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with terminal.progress_bar() as on_report:
+            failed = run_jobs(chosen, store, execution, on_report=on_report, on_event=on_event)
+    if failed:
+        print(f"gi-jax: {len(failed)} of {len(chosen)} jobs failed; the others are in {options.out}", file=sys.stderr)
+        return 2
+    console.print(f"rows: {store.path}   next: gi-jax report {' '.join(names)} --store {options.out}", highlight=False)
+    return 0
+
+
+def expand(names: list[str]) -> list[str]:
+    """Names of experiments, each once; `all` stands for every one.
+
+    Raises:
+      InputError: for an unknown name.
+    """
+    from gi_jax import checks
+    from gi_jax.experiments.catalogue import EXPERIMENTS
+
+    listed = [one for name in names for one in (EXPERIMENTS if name == "all" else (name,))]
+    for name in listed:
+        checks.one_of("experiment", name, ["all", *EXPERIMENTS])
+    return list(dict.fromkeys(listed))
