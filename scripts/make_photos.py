@@ -1,4 +1,4 @@
-"""Cuts gi_jax/data/photos.npz from photographs inside installed packages.
+"""Cuts gi_jax/data/photos.npz and photos_large.npz from photographs inside installed packages.
 
 Needs scikit-image and matplotlib for their pictures. Run it from anywhere:
 
@@ -8,6 +8,7 @@ Sources, licenses and the meaning of the crops are in gi_jax/data/PHOTOS.md.
 """
 
 import importlib.util
+import io
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,8 @@ SCALES = ((1.0, 3, 1), (0.7, 2, 2), (0.5, 3, 3))  # share of the short side, col
 PLAIN = 16.0  # a crop whose pixels vary less than that (standard deviation, of 255) shows nothing
 TEST_EVERY = 4
 OUTPUT = Path(__file__).parent.parent / "gi_jax" / "data" / "photos.npz"
+LARGE = 224
+LARGE_OUTPUT = OUTPUT.with_name("photos_large.npz")
 
 
 class Photo(NamedTuple):
@@ -51,10 +54,23 @@ PHOTOS = (
 )
 
 
+def opened(photo: Photo) -> Image.Image:
+    """The whole photograph."""
+    folder = Path(importlib.util.find_spec(photo.package).origin).parent
+    return Image.open(folder / photo.file).convert("RGB")
+
+
+def large(photo: Photo) -> np.ndarray:
+    """Its subject as a JPEG file of 224 x 224 pixels, uint8 [bytes]."""
+    picture = resize(np.asarray(opened(photo).crop(photo.subject))[None], LARGE)[0]
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="JPEG", quality=92)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
 def cut(photo: Photo) -> np.ndarray:
     """The thumbnails of a photograph, uint8 [n, 32, 32, 3]: the subject first, then from wide to close."""
-    folder = Path(importlib.util.find_spec(photo.package).origin).parent
-    picture = Image.open(folder / photo.file).convert("RGB")
+    picture = opened(photo)
     left, top, right, bottom = photo.field
     boxes = [photo.subject]
     for scale, columns, rows in SCALES:
@@ -87,6 +103,8 @@ def main() -> None:
         mean=np.round(train_images.mean((0, 1, 2)) / 255, 4),
         std=np.round(train_images.std((0, 1, 2)) / 255, 4),
     )
+    np.savez(LARGE_OUTPUT, **{photo.name: large(photo) for photo in PHOTOS})
+    print(f"{LARGE_OUTPUT}: {LARGE_OUTPUT.stat().st_size} bytes")
     print(f"{OUTPUT}: {len(train_images)} + {len(test_images)} thumbnails, {OUTPUT.stat().st_size} bytes")
     if len(sys.argv) > 1:
         width = max(len(images) for images in crops)

@@ -287,7 +287,7 @@ def test_archive_with_a_broken_member_header_is_refused(tmp_path):
 
 
 def test_unknown_names_and_splits_are_refused():
-    assert list(DATASETS) == ["photos", "cifar10", "folder:PATH"]
+    assert list(DATASETS) == ["photos", "photos_large", "cifar10", "folder:PATH"]
     with refused("unknown data set 'cifar'", "did you mean 'cifar10'"):
         load("cifar")
     with refused("unknown split 'trian'", "did you mean 'train'"):

@@ -11,8 +11,8 @@ from gi_jax.checks import InputError
 from gi_jax.experiments import attack as attack_module
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.attack import run_attack
-from gi_jax.experiments.plan import lanes_per_launch, make_attack
 from gi_jax.experiments.confidence import predictive_power
+from gi_jax.experiments.plan import lanes_per_launch, make_attack
 from gi_jax.experiments.scoring import threat_words
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.experiments.victims import make_victims, observe_all

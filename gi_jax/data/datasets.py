@@ -9,7 +9,7 @@ from gi_jax.checks import InputError, one_of, positive
 from gi_jax.data.cifar10 import load_cifar10
 from gi_jax.data.dataset import Dataset, rank_in_class
 from gi_jax.data.folder import SPLITS, load_folder
-from gi_jax.data.photos import load_photos
+from gi_jax.data.photos import load_photos, load_photos_large
 from gi_jax.data.pictures import resize
 
 __all__ = ["DATASETS", "Dataset", "load"]
@@ -18,6 +18,10 @@ DATASETS: dict[str, tuple[str, str]] = {
     "photos": (
         "thumbnails of ten photographs, one class each, inside the package: no download",
         "public domain and CC0 photographs, listed in gi_jax/data/PHOTOS.md",
+    ),
+    "photos_large": (
+        "the same ten photographs at 224 x 224 pixels, one picture each",
+        "as photos",
     ),
     "cifar10": (
         "50,000 + 10,000 pictures of 32 x 32 pixels in ten classes",
@@ -46,7 +50,8 @@ def load(
         split: `"train"` or `"test"`.
         data_dir: where a copy of CIFAR-10 lies, see `load_cifar10`; None lets tensorflow-datasets find or
             download one.
-        image_size: height and width to resize to; None keeps 32, which is what a folder is resized to.
+        image_size: height and width to resize to; None keeps the data set's own; a folder is resized to
+            32 without it.
         per_class: keep no more than that many pictures of each class, the first ones in scan order.
 
     Returns:
@@ -69,7 +74,7 @@ def load(
     elif kind == "cifar10":
         dataset = load_cifar10(split, data_dir, per_class)
     else:
-        dataset = load_photos(split)
+        dataset = (load_photos if name == "photos" else load_photos_large)(split)
     if per_class is not None:
         dataset = dataset.take(np.flatnonzero(rank_in_class(dataset.labels) < per_class))
     if image_size is not None and dataset.images.shape[1] != image_size:

@@ -1,9 +1,13 @@
-"""Ten photographs inside the package, as 32 x 32 thumbnails: something to attack without any download."""
+"""Ten photographs inside the package, as 32 x 32 thumbnails and large: something to attack without any download."""
 
+import dataclasses
 import importlib.resources
+import io
 
 import numpy as np
+from PIL import Image
 
+from gi_jax.checks import InputError
 from gi_jax.data.dataset import Dataset
 
 
@@ -30,3 +34,24 @@ def load_photos(split: str) -> Dataset:
             std=tuple(arrays["std"].tolist()),
             note="crops of ten photographs, one class each: pictures of a class are correlated",
         )
+
+
+def load_photos_large(split: str) -> Dataset:
+    """Loads the subjects of the ten photographs at 224 x 224 pixels, one a class, with the thumbnails' constants.
+
+    Raises:
+        InputError: for another split than `train`.
+    """
+    if split != "train":
+        raise InputError(f"split {split!r} is missing in photos_large: expected train, its only one")
+    thumbnails = load_photos("train")
+    with importlib.resources.files("gi_jax.data").joinpath("photos_large.npz").open("rb") as file:
+        files = np.load(file)
+        images = [np.asarray(Image.open(io.BytesIO(files[name].tobytes()))) for name in thumbnails.class_names]
+    return dataclasses.replace(
+        thumbnails,
+        name="photos_large",
+        images=np.stack(images),
+        labels=np.arange(len(images), dtype=np.int32),
+        note="subjects of ten photographs, one class each",
+    )

@@ -387,7 +387,12 @@ class _Session:
         truth = pictures(attacked)
         images, spread, block = score(spec, victims, attacked, defense, found, self.assumed(name))
         if self.execution.reference_scoring:
-            block["reference_summary"] = reference_summary(spec, attacked[0].space, truth, images)
+            scored = partial(reference_summary, spec, attacked[0].space, truth, images)
+            block["reference_summary"] = scored()
+            block["mended_summaries"] = {
+                "match": scored(one_to_one=True),
+                "lpips_range": scored(value_range="unit"),
+            }
         if mapping is None:
             return RunOutcome(images, spread, block, None, None)
         if len(images) < len(truth):

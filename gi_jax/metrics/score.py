@@ -94,7 +94,13 @@ def summarize(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str,
 
 
 def reference_scores(
-    originals: Images, reconstructions: Images, mean: Sequence[float], std: Sequence[float]
+    originals: Images,
+    reconstructions: Images,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    one_to_one: bool = False,
+    value_range: str = "raw",
 ) -> list[Row]:
     """The scoring `reference`, the reference implementation's, of one batch: for comparison with its numbers.
 
@@ -114,6 +120,9 @@ def reference_scores(
         reconstructions: float [m, h, w, 3] in [0, 1], of that batch; the order does not matter.
         mean: [3], of the data set's normalization.
         std: [3], likewise, above zero.
+        one_to_one: mend the first flaw: every reconstruction is scored against the original of the same index; order
+            them with `match` first.
+        value_range: `unit` mends the second one: LPIPS gets values in [-1, 1].
 
     Returns:
         One row per reconstruction: psnr (decibels) and lpips_vgg; `None` where it is not finite.
@@ -131,7 +140,10 @@ def reference_scores(
     error = np.maximum(mse_matrix(recovered, targets), np.finfo(np.float64).tiny)
     with np.errstate(divide="ignore"):  # an original of one color has no range: minus infinity, never the maximum
         decibels = np.minimum(20 * np.log10(data_range) - 10 * np.log10(error), MAX_PSNR)
-    distances = np.asarray(lpips_matrix(recovered, targets, "vgg", value_range="raw"))
+    pair = (recovered, targets) if value_range == "raw" else (reconstructions, originals)
+    distances = np.asarray(lpips_matrix(*pair, "vgg", value_range=value_range))
+    if one_to_one:
+        return _rows({"psnr": decibels.diagonal(), "lpips_vgg": distances.diagonal()})
     return _rows({"psnr": decibels.max(axis=1), "lpips_vgg": distances.min(axis=1)})
 
 
