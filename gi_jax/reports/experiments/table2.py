@@ -74,12 +74,12 @@ def _utility(found, columns):
         rows.append(
             (
                 defense_name(column),
-                _published(known),
+                _known(known),
                 Cell(trained.accuracy, _spread(trained.accuracies, "{:.2f}")),
-                _given(leakage.difference(trained.accuracy, known)),
-                _published(time),
+                _known(leakage.difference(trained.accuracy, known)),
+                _known(time),
                 Cell(ratio, _spread(trained.ratios, "{:.2f}")),
-                _given(leakage.difference(ratio, time)),
+                _known(leakage.difference(ratio, time)),
                 float(len(trained.accuracies)),
             )
         )
@@ -166,8 +166,9 @@ def _comparison(cells, batch_size):
         for field, _ in FIELDS:
             value = leakage.number(summary, field)
             of_paper = None if known is None else getattr(known, field)
-            row += [_published(of_paper), Cell(value, marked=value is not None and value == best.get(field))]
-            row += [_given(leakage.difference(value, of_paper))]
+            least_leaked = value is not None and value == best.get(field)
+            row += [_known(of_paper), Cell(leakage.shown(summary, field), marked=least_leaked)]
+            row += [_known(leakage.difference(value, of_paper))]
         rows.append((*row, *_count(summary)))
     heads = (
         Column("defense"),
@@ -213,9 +214,9 @@ def _own(cells):
         rows.append(
             (
                 defense_name(column),
-                *(leakage.number(lpips, field) for field, _ in FIELDS),
-                *(leakage.number(psnr, field) for field in ("mean", "best")),
-                *(leakage.number(ssim, field) for field in ("mean", "best")),
+                *(leakage.shown(lpips, field) for field, _ in FIELDS),
+                *(leakage.shown(psnr, field) for field in ("mean", "best")),
+                *(leakage.shown(ssim, field) for field in ("mean", "best")),
                 *_count(lpips or psnr),
             )
         )
@@ -247,7 +248,7 @@ def _decoders(cells):
         rows.append(
             (
                 defense_name(column),
-                *(Cell(leakage.number(s, "mean"), note) for s, note in zip(summaries, notes, strict=True)),
+                *(Cell(leakage.shown(s, "mean"), note) for s, note in zip(summaries, notes, strict=True)),
                 *_count(next((s for s in summaries if s), None)),
             )
         )
@@ -267,13 +268,9 @@ def _decoders(cells):
     return Table(heads, tuple(rows), caption)
 
 
-def _published(value):
-    """A published number; where the paper has none that is no missing run."""
+def _known(value):
+    """A published number, or a difference from one: where there is none, that is no missing run."""
     return "-" if value is None else value
-
-
-_given = _published
-"""A difference exists only where both numbers do."""
 
 
 def _spread(numbers, form):

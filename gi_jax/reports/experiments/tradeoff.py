@@ -70,7 +70,7 @@ def _section(found, batch_size):
                     for field in CASES
                     for value in (
                         "-" if lpips is None else getattr(lpips, field),
-                        leakage.number(summaries[column], field),
+                        leakage.shown(summaries[column], field),
                     )
                 ),
             )
