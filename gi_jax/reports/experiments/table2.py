@@ -1,6 +1,7 @@
 """Table 2 of Huang et al. (2021): what each defense costs, and how much still leaks, published and ours."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -29,18 +30,23 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
     )
 
 
-class Training:
-    """Trainings of a column: accuracies in per cent and ratios of time, a number a seed."""
+class Trainings(NamedTuple):
+    """Trainings of a column, a number a seed: accuracies in per cent, and times over that without a defense."""
 
-    def __init__(self, found: Sequence[Found], column: str):
-        rows = [one.row for one in select(found, what="training", column=column)]
-        self.accuracies = [100 * row["result"]["test_accuracy"] for row in rows]
-        self.ratios = [row["timing"]["ratio"] for row in rows if row["timing"].get("ratio") is not None]
+    accuracies: list[float]
+    ratios: list[float]
 
     @property
     def accuracy(self) -> float | None:
         """Mean over seeds, per cent; None if nothing was trained."""
         return float(np.mean(self.accuracies)) if self.accuracies else None
+
+
+def trainings(found: Sequence[Found], column: str) -> Trainings:
+    """Those of a column that ran."""
+    rows = [one.row for one in select(found, what="training", column=column)]
+    ratios = [row["timing"]["ratio"] for row in rows if row["timing"].get("ratio") is not None]
+    return Trainings([100 * row["result"]["test_accuracy"] for row in rows], ratios)
 
 
 def _introduction(found):
@@ -68,7 +74,7 @@ def _utility(found, columns):
     paper = published.table2()
     rows = []
     for column in columns:
-        trained = Training(found, column)
+        trained = trainings(found, column)
         ratio = float(np.mean(trained.ratios)) if trained.ratios else None
         known, time = paper.test_accuracy.get(column), paper.time_ratio.get(column)
         rows.append(
@@ -104,8 +110,8 @@ def _utility(found, columns):
 
 def _utility_words(found, columns):
     paper = published.table2()
-    base = Training(found, "none").accuracy
-    losses = {column: Training(found, column).accuracy for column in columns if column != "none"}
+    base = trainings(found, "none").accuracy
+    losses = {column: trainings(found, column).accuracy for column in columns if column != "none"}
     losses = {column: base - value for column, value in losses.items() if value is not None} if base is not None else {}
     if not losses:
         return "What came out: no defense was trained beside the undefended network yet."
