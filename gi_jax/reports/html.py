@@ -32,7 +32,9 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th { font-weight: 600; vertical-align: bottom; }
 thead th { border-bottom: 2px solid var(--line); }
 thead tr.groups th { border-bottom: 0; padding-bottom: 0; color: var(--soft); font-weight: 500; text-align: center; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; }
+td.number { white-space: nowrap; }
+td:first-child:not(.number) { min-width: 10rem; }
 .first { border-left: 1px solid var(--line); }
 tbody tr:hover { background: var(--band); }
 td.missing { color: var(--soft); font-style: italic; font-size: .86em; }

@@ -56,7 +56,7 @@ def _section(found, kind):
             (
                 float(tv),
                 *(
-                    Cell(leakage.number(summary, "mean"), _note(summary), marked=(row, column) == best)
+                    Cell(leakage.shown(summary, "mean"), _note(summary), marked=(row, column) == best)
                     for column, summary in enumerate(line)
                 ),
             )
@@ -79,7 +79,9 @@ def _section(found, kind):
         f"{rows[best[0]]:g} and statistics prior {columns[best[1]]:g} (average LPIPS {means[best]:.2f}), weakest at "
         f"{np.nanmax(means):.2f}."
     )
-    return Section(heading, (Text(words), Plot(figure, title, "Dark: much leaked. White: not run."), table))
+    return Section(
+        heading, (Text(words), Plot(figure, title, "Dark: much leaked. White: not run, or diverged."), table)
+    )
 
 
 def _note(summary):

@@ -6,7 +6,7 @@ from gi_jax.experiments import published
 from gi_jax.reports.experiments import leakage
 from gi_jax.reports.experiments.found import Found, first, values
 from gi_jax.reports.experiments.grids import picture_grid
-from gi_jax.reports.page import Column, Section, Table, Text
+from gi_jax.reports.page import Cell, Column, Section, Table, Text
 
 KNOWLEDGE = {
     "exact": "knows the exact statistics of the private batch",
@@ -55,11 +55,11 @@ def _panel(found, panel, settings):
         lpips, psnr = leakage.own(one), leakage.own(one, "psnr")
         rows.append(
             (
-                f"{kind}: {KNOWLEDGE[kind]}" if kind in KNOWLEDGE else kind,
-                leakage.number(lpips, "mean"),
-                leakage.number(lpips, "best"),
-                leakage.number(leakage.reference(one), "mean"),
-                leakage.number(psnr, "mean"),
+                Cell(kind, KNOWLEDGE.get(kind, "")),
+                leakage.shown(lpips, "mean"),
+                leakage.shown(lpips, "best"),
+                leakage.shown(leakage.reference(one), "mean"),
+                leakage.shown(psnr, "mean"),
                 float((lpips or psnr or {"count": 0})["count"]),
             )
         )

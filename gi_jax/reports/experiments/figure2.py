@@ -7,7 +7,7 @@ from gi_jax.reports.experiments import leakage
 from gi_jax.reports.experiments.found import Found, first, values
 from gi_jax.reports.experiments.grids import picture_grid
 from gi_jax.reports.labels import distribution_figure
-from gi_jax.reports.page import Column, Plot, Section, Table, Text
+from gi_jax.reports.page import Cell, Column, Plot, Section, Table, Text
 
 LABELS = {
     "known": "granted to the attacker",
@@ -72,11 +72,11 @@ def _attacks(found):
         missing = "-" if "from" in labels else None
         rows.append(
             (
-                f"{kind}: {LABELS[kind]}" if kind in LABELS else kind,
-                leakage.number(lpips, "mean"),
-                leakage.number(lpips, "best"),
-                leakage.number(leakage.reference(one), "mean"),
-                leakage.number(psnr, "mean"),
+                Cell(kind, LABELS.get(kind, "")),
+                leakage.shown(lpips, "mean"),
+                leakage.shown(lpips, "best"),
+                leakage.shown(leakage.reference(one), "mean"),
+                leakage.shown(psnr, "mean"),
                 *(missing if overlap is None else 100 * overlap for overlap in overlaps),
                 float((lpips or psnr or {"count": 0})["count"]),
             )

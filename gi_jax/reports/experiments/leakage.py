@@ -57,6 +57,11 @@ def number(summary: dict | None, field: str) -> float | None:
     return None if summary is None else summary[field]
 
 
+def shown(summary: dict | None, field: str) -> float | str | None:
+    """The same for a table, where a run all of whose pictures failed is no missing run."""
+    return "diverged" if summary is not None and summary[field] is None else number(summary, field)
+
+
 def difference(value: float | None, other: float | None) -> float | None:
     """value - other; None where one is missing."""
     return None if value is None or other is None else value - other

@@ -71,9 +71,8 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
 
 
 def _mean(summary):
-    if summary is None or summary["mean"] is None:
-        return None
-    return Cell(summary["mean"], f"± {summary['std']:.2f}")
+    value = leakage.shown(summary, "mean")
+    return Cell(value, f"± {summary['std']:.2f}") if isinstance(value, float) else value
 
 
 def _words(moves):

@@ -65,10 +65,10 @@ def _checked(found, paper):
                     attack,
                     STATISTICS[one.where["statistics"]],
                     LABELS[one.where["labels"]],
-                    mean,
-                    leakage.number(lpips, "best"),
+                    leakage.shown(lpips, "mean"),
+                    leakage.shown(lpips, "best"),
                     "-" if change is None else change,
-                    leakage.number(psnr, "mean"),
+                    leakage.shown(psnr, "mean"),
                     "-" if overlap is None else 100 * overlap,
                     float((lpips or psnr or {"count": 0})["count"]),
                 )

@@ -1,6 +1,7 @@
 """Table 2 of Huang et al. (2021): what each defense costs, and how much still leaks, published and ours."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -29,18 +30,23 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
     )
 
 
-class Training:
-    """Trainings of a column: accuracies in per cent and ratios of time, a number a seed."""
+class Trainings(NamedTuple):
+    """Trainings of a column, a number a seed: accuracies in per cent, and times over that without a defense."""
 
-    def __init__(self, found: Sequence[Found], column: str):
-        rows = [one.row for one in select(found, what="training", column=column)]
-        self.accuracies = [100 * row["result"]["test_accuracy"] for row in rows]
-        self.ratios = [row["timing"]["ratio"] for row in rows if row["timing"].get("ratio") is not None]
+    accuracies: list[float]
+    ratios: list[float]
 
     @property
     def accuracy(self) -> float | None:
         """Mean over seeds, per cent; None if nothing was trained."""
         return float(np.mean(self.accuracies)) if self.accuracies else None
+
+
+def trainings(found: Sequence[Found], column: str) -> Trainings:
+    """Those of a column that ran."""
+    rows = [one.row for one in select(found, what="training", column=column)]
+    ratios = [row["timing"]["ratio"] for row in rows if row["timing"].get("ratio") is not None]
+    return Trainings([100 * row["result"]["test_accuracy"] for row in rows], ratios)
 
 
 def _introduction(found):
@@ -68,18 +74,18 @@ def _utility(found, columns):
     paper = published.table2()
     rows = []
     for column in columns:
-        trained = Training(found, column)
+        trained = trainings(found, column)
         ratio = float(np.mean(trained.ratios)) if trained.ratios else None
         known, time = paper.test_accuracy.get(column), paper.time_ratio.get(column)
         rows.append(
             (
                 defense_name(column),
-                _published(known),
+                _known(known),
                 Cell(trained.accuracy, _spread(trained.accuracies, "{:.2f}")),
-                _given(leakage.difference(trained.accuracy, known)),
-                _published(time),
+                _known(leakage.difference(trained.accuracy, known)),
+                _known(time),
                 Cell(ratio, _spread(trained.ratios, "{:.2f}")),
-                _given(leakage.difference(ratio, time)),
+                _known(leakage.difference(ratio, time)),
                 float(len(trained.accuracies)),
             )
         )
@@ -104,8 +110,8 @@ def _utility(found, columns):
 
 def _utility_words(found, columns):
     paper = published.table2()
-    base = Training(found, "none").accuracy
-    losses = {column: Training(found, column).accuracy for column in columns if column != "none"}
+    base = trainings(found, "none").accuracy
+    losses = {column: trainings(found, column).accuracy for column in columns if column != "none"}
     losses = {column: base - value for column, value in losses.items() if value is not None} if base is not None else {}
     if not losses:
         return "What came out: no defense was trained beside the undefended network yet."
@@ -166,8 +172,9 @@ def _comparison(cells, batch_size):
         for field, _ in FIELDS:
             value = leakage.number(summary, field)
             of_paper = None if known is None else getattr(known, field)
-            row += [_published(of_paper), Cell(value, marked=value is not None and value == best.get(field))]
-            row += [_given(leakage.difference(value, of_paper))]
+            least_leaked = value is not None and value == best.get(field)
+            row += [_known(of_paper), Cell(leakage.shown(summary, field), marked=least_leaked)]
+            row += [_known(leakage.difference(value, of_paper))]
         rows.append((*row, *_count(summary)))
     heads = (
         Column("defense"),
@@ -213,9 +220,9 @@ def _own(cells):
         rows.append(
             (
                 defense_name(column),
-                *(leakage.number(lpips, field) for field, _ in FIELDS),
-                *(leakage.number(psnr, field) for field in ("mean", "best")),
-                *(leakage.number(ssim, field) for field in ("mean", "best")),
+                *(leakage.shown(lpips, field) for field, _ in FIELDS),
+                *(leakage.shown(psnr, field) for field in ("mean", "best")),
+                *(leakage.shown(ssim, field) for field in ("mean", "best")),
                 *_count(lpips or psnr),
             )
         )
@@ -247,7 +254,7 @@ def _decoders(cells):
         rows.append(
             (
                 defense_name(column),
-                *(Cell(leakage.number(s, "mean"), note) for s, note in zip(summaries, notes, strict=True)),
+                *(Cell(leakage.shown(s, "mean"), note) for s, note in zip(summaries, notes, strict=True)),
                 *_count(next((s for s in summaries if s), None)),
             )
         )
@@ -267,13 +274,9 @@ def _decoders(cells):
     return Table(heads, tuple(rows), caption)
 
 
-def _published(value):
-    """A published number; where the paper has none that is no missing run."""
+def _known(value):
+    """A published number, or a difference from one: where there is none, that is no missing run."""
     return "-" if value is None else value
-
-
-_given = _published
-"""A difference exists only where both numbers do."""
 
 
 def _spread(numbers, form):

@@ -6,7 +6,7 @@ from gi_jax.experiments import published
 from gi_jax.reports.experiments import leakage
 from gi_jax.reports.experiments.found import Found, first, values
 from gi_jax.reports.experiments.names import defense_name, family, parameters
-from gi_jax.reports.experiments.table2 import Training
+from gi_jax.reports.experiments.table2 import trainings
 from gi_jax.reports.figures import Point, scatter
 from gi_jax.reports.page import Column, Plot, Section, Table, Text
 
@@ -37,7 +37,7 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
 def _section(found, batch_size):
     paper = published.table2()
     columns = list(dict.fromkeys([*paper.columns, *values(found, "column")]))
-    accuracy = {column: Training(found, column).accuracy for column in columns}
+    accuracy = {column: trainings(found, column).accuracy for column in columns}
     summaries = {
         column: leakage.published_protocol(first(found, what="attack", column=column, batch_size=batch_size))
         for column in columns
@@ -70,7 +70,7 @@ def _section(found, batch_size):
                     for field in CASES
                     for value in (
                         "-" if lpips is None else getattr(lpips, field),
-                        leakage.number(summaries[column], field),
+                        leakage.shown(summaries[column], field),
                     )
                 ),
             )

@@ -1,0 +1,334 @@
+"""Reports: every experiment at every state of completion, as a self-contained HTML file and as Markdown."""
+
+import dataclasses
+import io
+import re
+import shlex
+from html.parser import HTMLParser
+
+import cells
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gi_jax import cli
+from gi_jax.checks import InputError
+from gi_jax.experiments import published
+from gi_jax.experiments.spec import AttackSpec
+from gi_jax.reports import html, markdown
+from gi_jax.reports.experiments import BUILDERS, report
+from gi_jax.reports.experiments.found import Found, first, select, values
+from gi_jax.reports.experiments.names import defense_name, family, parameters
+from gi_jax.reports.experiments.provenance import attack_command
+from gi_jax.reports.experiments.tradeoff import _front
+from gi_jax.reports.page import (
+    NOT_RUN,
+    Cell,
+    Code,
+    Column,
+    Details,
+    Notes,
+    Page,
+    PictureGrid,
+    Plot,
+    Section,
+    Table,
+    Text,
+    Tile,
+    written,
+)
+from gi_jax.reports.raster import png_of
+
+EMPTY_ELEMENTS = {"meta", "img", "br"}
+AWKWARD = 'a <b> & "c" | d_e *f*'
+
+
+class Reader(HTMLParser):
+    """Tags in balance, addresses that stay inside, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.sources, self.words, self.tags = [], [], [], [], [], set()
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        attributes = dict(attributes)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [attributes["href"]] if "href" in attributes else []
+        self.sources += [attributes["src"]] if "src" in attributes else []
+        if tag not in EMPTY_ELEMENTS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def page_of_everything():
+    """A page with every kind of block and awkward characters in every text."""
+    figure = Figure(figsize=(1, 1))
+    figure.subplots().plot([0, 1])
+    image = np.zeros((4, 4, 3), np.uint8)
+    blocks = (
+        Text(AWKWARD),
+        Notes((AWKWARD, "two")),
+        Code(AWKWARD),
+        Table(
+            (Column(AWKWARD), Column("x", "{:.2f}", AWKWARD), Column("y", "{:+.1f}", AWKWARD)),
+            ((AWKWARD, 1.0, None), ("z", Cell(2.0, AWKWARD, marked=True), "-")),
+            AWKWARD,
+        ),
+        PictureGrid((AWKWARD, "q"), ("1", "2"), ((Tile(image, AWKWARD), None), (None, Tile(image[..., :1]))), AWKWARD),
+        Plot(figure, AWKWARD, AWKWARD),
+        Details(AWKWARD, (Text(AWKWARD), Details("inner", (Text("deep"),)))),
+    )
+    return Page(AWKWARD, (AWKWARD,), (Section(AWKWARD, blocks), Section("end", ())))
+
+
+def check_html(text):
+    assert "http" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text)
+    read = Reader(text)
+    assert not read.tags & {"script", "link", "iframe"}
+    assert all(source.startswith("data:image/png;base64,") for source in read.sources)
+    assert all(link.startswith("#") and link[1:] in read.ids for link in read.links)
+    return read
+
+
+def check_markdown(text, files):
+    width = None
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            width = None
+            continue
+        count = len(re.findall(r"(?<!\\)\|", line))
+        assert width in (None, count), line
+        width = count
+    assert set(re.findall(r"\]\(pictures/(\w+\.png)\)", text)) == set(files)
+
+
+def tables(page, heading):
+    """The tables of a section."""
+    (section,) = (section for section in page.sections if section.heading == heading)
+    return [block for block in section.blocks if isinstance(block, Table)]
+
+
+def row_of(table, name):
+    """The values of a row by full heading."""
+    (row,) = (row for row in table.rows if row[0].value == name)
+    return {column.full: cell.value for column, cell in zip(table.columns, row, strict=True)}
+
+
+def papers_block(result):
+    """What the paper's decoder made of recovered encodings."""
+    return next(b for b in result["decoded"] if (b["decoder"], b["encodings"]) == ("paper", "recovered"))
+
+
+def test_html_holds_every_block_and_escapes():
+    read = check_html(html.render(page_of_everything()))
+    text = "".join(read.words)
+    assert text.count(AWKWARD) >= 15 and "deep" in text and NOT_RUN in text
+    assert len(read.sources) == 3
+
+
+def test_markdown_holds_every_block_and_escapes(tmp_path):
+    page = page_of_everything()
+    text, files = markdown.render(page)
+    check_markdown(text, files)
+    assert "<b>" not in text.replace("\\<b\\>", "").replace(f"```\n{AWKWARD}\n```", "")
+    markdown.write(page, tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == text
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(files)
+
+
+def test_pictures_keep_their_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png_of(image)))), image)
+
+
+@pytest.mark.parametrize(
+    "form, value, text",
+    [("{:+.2f}", -0.001, "+0.00"), ("{:+.2f}", -0.01, "-0.01"), ("{:.1f}", None, NOT_RUN), (None, "-", "-")],
+)
+def test_how_cells_are_written(form, value, text):
+    assert written(Column("x", form), Cell(value)) == text
+
+
+def test_tables_and_tiles_refuse_what_does_not_fit():
+    with pytest.raises(InputError, match="row 1 of a table has 1 cells"):
+        Table((Column("a"), Column("b")), (("x", "y"), ("z",)))
+    for image in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 2), np.uint8)):
+        with pytest.raises(InputError, match="expected uint8"):
+            Tile(image)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("state", [cells.full, cells.partial, cells.empty, lambda name: []])
+def test_every_experiment_at_every_state(name, state):
+    found = state(name)
+    page = report(name, "title", "about", found, "small")
+    assert page.sections[-1].heading == "How these numbers were made"
+    words = " ".join(block.text for section in page.sections for block in section.blocks if isinstance(block, Text))
+    assert "What came out" in words or name == "table3"
+    assert "nan" not in words and "None" not in words
+    ran = sum(one.row is not None for one in found)
+    assert f"{ran} of {len(found)} cells were run" in page.lead[1]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_html_of_every_experiment_is_self_contained(name):
+    read = check_html(html.render(report(name, "title", "about", cells.full(name), "small")))
+    assert "nan" not in "".join(read.words).split()
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_markdown_of_every_experiment_has_even_tables(name):
+    check_markdown(*markdown.render(report(name, "title", "about", cells.partial(name), "small")))
+
+
+def test_unknown_experiments_are_refused():
+    with pytest.raises(InputError, match="did you mean 'table2'"):
+        report("tabel2", "", "", [], "small")
+
+
+def test_only_smaller_scales_excuse_themselves():
+    assert "absolute values differ" in report("table3", "", "", [], "smoke").lead[1]
+    assert "absolute values differ" not in report("table3", "", "", [], "paper").lead[1]
+
+
+def test_table2_compares_by_the_published_protocol():
+    found = cells.full("table2")
+    page = report("table2", "", "", found, "small")
+    compared = tables(page, "Leakage at batch size 16")[0]
+    for column in ("prune:p=0.9", "intra_instahide:k=4"):
+        known = published.table2().lpips[column, 16]
+        result = first(found, what="attack", column=column, batch_size=16).row["result"]
+        block = next(
+            (b for b in result.get("decoded", []) if (b["decoder"], b["encodings"]) == ("paper", "recovered")), None
+        )
+        ours = (result["reference_summary"] if block is None else block["summary"])["lpips_vgg"]
+        row = row_of(compared, defense_name(column))
+        for field, group in (("mean", "average"), ("best", "best"), ("std", "std of")):
+            prefix = f"{group} LPIPS"
+            assert row[f"{prefix}: published"] == getattr(known, field)
+            assert row[f"{prefix}: ours"] == ours[field]
+            assert row[f"{prefix}: difference"] == pytest.approx(ours[field] - getattr(known, field))
+
+
+def test_table2_accuracy_is_the_mean_over_seeds():
+    where = {"what": "training", "column": "none"}
+    found = [cells.training(seed, where | {"seed": seed}, accuracy) for seed, accuracy in enumerate((0.9, 0.92))]
+    table = tables(report("table2", "", "", found, "small"), "Utility: accuracy and time")[0]
+    row = row_of(table, "no defense")
+    assert row["test accuracy, %: ours"] == pytest.approx(91)
+    assert row["test accuracy, %: difference"] == pytest.approx(91 - published.table2().test_accuracy["none"])
+    assert table.rows[0][2].note == "± 1.41"
+    assert row_of(table, "pruning p = 0.5")["test accuracy, %: ours"] is None
+
+
+def test_what_was_not_run_is_never_a_number():
+    for table in tables(report("table2", "", "", [], "small"), "Leakage at batch size 1"):
+        ours = [
+            cell
+            for row in table.rows
+            for column, cell in zip(table.columns, row, strict=True)
+            if column.heading == "ours"
+        ]
+        assert ours and all(cell.value is None for cell in ours)
+
+
+def test_a_switch_compares_with_the_base():
+    table = tables(report("protocol", "", "", cells.full("protocol"), "small"), "Each switch")[0]
+    row, base = row_of(table, "match"), row_of(table, "all")
+    for scoring in ("LPIPS, this library's scoring", "LPIPS, the paper's scoring"):
+        assert row[f"{scoring}: reference"] == base[f"{scoring}: reference"]
+        change = row[f"{scoring}: corrected"] - row[f"{scoring}: reference"]
+        assert row[f"{scoring}: difference"] == pytest.approx(change)
+
+
+def test_alpha_bn_marks_the_strongest_attack():
+    found = cells.full("alpha_bn")
+    table = tables(report("alpha_bn", "", "", found, "small"), "Statistics: exact")[0]
+    marked = [cell.value for row in table.rows for cell in row if cell.marked]
+    assert marked == [min(one.row["result"]["summary"]["lpips_vgg"]["mean"] for one in select(found, bn="exact"))]
+
+
+def test_our_speed_takes_the_place_of_the_papers():
+    table = tables(report("table3", "", "", cells.full("table3"), "small"), "With our measured speed")[0]
+    paper, measured, scaled = ([cell.value for cell in row] for row in table.rows)
+    assert paper[2] == pytest.approx(0.09)
+    assert measured[2] == pytest.approx(16 / 120) and scaled[2] == pytest.approx(128 / 120)
+    assert measured[3] == pytest.approx(16 / 120 * 10_000 / 3600)
+    assert paper[4] == published.table3().instahide[0].hours
+
+
+def test_the_front_holds_what_no_other_beats():
+    points = {"a": (1.0, 3.0), "b": (2.0, 2.0), "c": (1.0, 2.0), "d": (3.0, 1.0), "e": (2.0, 2.0)}
+    assert _front(points) == ["a", "b", "d", "e"]
+
+
+def test_grids_show_decoded_pictures_where_there_are_any():
+    column = "mixup:k=4"
+    one = cells.attack(0, {"what": "attack", "column": column, "batch_size": 1}, column)
+    page = report("figure3", "", "", [one], "small")
+    (grid,) = (block for section in page.sections for block in section.blocks if isinstance(block, PictureGrid))
+    assert grid.rows == ("original", "MixUp k = 4")
+    np.testing.assert_array_equal(grid.tiles[1][0].image, one.decoded[0])
+    block = papers_block(one.row["result"])
+    assert grid.tiles[1][0].caption == f"{block['images'][0]['lpips_vgg']:.2f}"
+    assert "no defense" in grid.caption
+
+
+def test_missing_cells_are_named():
+    page = report("protocol", "", "", cells.partial("protocol"), "small")
+    (details,) = (block for block in page.sections[-1].blocks if block.title == "What was not run")
+    missing = ("all", "bn_var", "last_batch")
+    assert details.blocks == (Notes(tuple(f"switch {name}, value corrected" for name in missing)),)
+
+
+def test_diverged_is_not_the_same_as_not_run():
+    one = cells.attack(0, {"what": "attack", "column": "none", "batch_size": 1})
+    failed = dict.fromkeys(("mean", "best", "std")) | {"count": 0, "failed": 6}
+    for name in ("summary", "reference_summary"):
+        one.row["result"][name]["lpips_vgg"] = failed
+    row = row_of(tables(report("table2", "", "", [one], "small"), "Leakage at batch size 1")[0], "no defense")
+    assert row["average LPIPS: ours"] == "diverged" and row["average LPIPS: difference"] == "-"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        AttackSpec(),
+        AttackSpec(steps=10, labels=("known", "auto"), defenses=("none", "mixup:k=4 + prune:p=0.9"), encodings=2),
+        AttackSpec(model="resnet18", client_bn="batch", bn="infer", bn_prior=0.01, tv=0.05, learning_rate=0.1, seed=3),
+        AttackSpec(batch_size=4, local_steps=4, local_batch_size=2, local_rate=0.1, num_batches=1),
+    ],
+)
+def test_the_printed_command_gives_the_specification_again(spec, monkeypatch):
+    from gi_jax.cli import attack as command
+
+    seen = []
+    monkeypatch.setattr(command.terminal, "finished", lambda out, fingerprint, **_: seen.append(fingerprint) or {})
+    monkeypatch.setattr(command, "_show", lambda out, done: 0)
+    words = shlex.split(attack_command(dataclasses.asdict(spec), reference_scoring=True))
+    assert words[0] == "gi-jax" and "--reference-scoring" in words
+    assert cli.main(words[1:]) == 0
+    assert seen == [spec.fingerprint]
+
+
+def test_cells_are_found_by_their_coordinates():
+    found = [Found({"a": 1, "b": 1}, {}), Found({"a": 1, "b": 2}, None), Found({"a": 2, "b": 2}, {})]
+    assert select(found, a=1) == [found[0]] and first(found, b=2) == found[2] and first(found, a=3) is None
+    assert values(found, "b") == [1, 2] and values(found, "c") == []
+
+
+def test_names():
+    column = "mixup:k=4 + prune:p=0.9"
+    assert defense_name(column) == "MixUp k = 4 + pruning p = 0.9"
+    assert parameters(column) == "k=4, p=0.9" and family(column) == "MixUp + pruning"
+    assert defense_name("dpsgd:clip=1,sigma=0.5") == "dpsgd:clip=1,sigma=0.5"
