@@ -53,9 +53,9 @@ def attack(seed, where, column="none", middle=0.4, labels="known", batch_size=1)
         "defense": column,
         "attack": spec.attack_name,
         "labels": {"from": labels} | ({} if labels == "known" else {"set_overlap": 0.9, "count_overlap": 0.8}),
-        "spec": dataclasses.asdict(spec),
         "threat_model": ["The adversary sees each update.", f"The client applies {column} before it sends."],
         "reference_summary": metrics.summarize(reference),
+        "mended_summaries": dict.fromkeys(("match", "lpips_range"), metrics.summarize(reference)),
         "steps": 400,
     }
     mixing = defenses.parse(column).mixing
@@ -147,7 +147,7 @@ def _alpha_bn():
 def _protocol():
     yield attack(0, {"switch": "all", "value": "reference"})
     yield attack(1, {"switch": "all", "value": "corrected"}, middle=0.5)
-    for number, switch in enumerate(("box", "bn_var", "match", "last_batch")):
+    for number, switch in enumerate(("box", "bn_var", "mask_pruned", "bn_stats")):
         yield attack(2 + number, {"switch": switch, "value": "corrected"}, middle=0.4 + 0.02 * number)
 
 

@@ -244,7 +244,7 @@ def test_what_was_not_run_is_never_a_number():
 
 def test_a_switch_compares_with_the_base():
     table = tables(report("protocol", "", "", cells.full("protocol"), "small"), "Each switch")[0]
-    row, base = row_of(table, "match"), row_of(table, "all")
+    row, base = row_of(table, "box"), row_of(table, "all")
     for scoring in ("LPIPS, this library's scoring", "LPIPS, the paper's scoring"):
         assert row[f"{scoring}: reference"] == base[f"{scoring}: reference"]
         change = row[f"{scoring}: corrected"] - row[f"{scoring}: reference"]
@@ -287,7 +287,7 @@ def test_grids_show_decoded_pictures_where_there_are_any():
 def test_missing_cells_are_named():
     page = report("protocol", "", "", cells.partial("protocol"), "small")
     (details,) = (block for block in page.sections[-1].blocks if block.title == "What was not run")
-    missing = ("all", "bn_var", "last_batch")
+    missing = ("all", "bn_var", "bn_stats")
     assert details.blocks == (Notes(tuple(f"switch {name}, value corrected" for name in missing)),)
 
 

@@ -129,6 +129,13 @@ def _adversary_arguments(parser) -> None:
         metavar="R",
         help="starts; the best by the attacker's loss wins (default: 1)",
     )
+    add(
+        "--box",
+        default="valid",
+        metavar="valid|reference",
+        help="guesses stay among pictures in [0, 1], or in the box of the paper's published code, which is too small "
+        "(default: valid)",
+    )
     add("--seed", type=int, default=0, metavar="K", help="of starts and noise (default: 0)")
 
     add = parser.add_argument_group("running").add_argument

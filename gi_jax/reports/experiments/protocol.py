@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gi_jax.reports.experiments import leakage
-from gi_jax.reports.experiments.found import Found, first, values
+from gi_jax.reports.experiments.found import Found, first
 from gi_jax.reports.page import Cell, Column, Section, Table, Text
 
 BASE = "all"
@@ -11,20 +11,45 @@ SWITCHES = {
     BASE: "everything at once",
     "box": "The published attack clips to a box of other constants than the data were normalized with, so that very "
     "dark and very light pixels cannot be reached.",
-    "bn_mode": "The published code uses the private statistics as the target of a prior only; the paper says that they "
-    "normalize.",
     "bn_var": "The published target is the unbiased variance, while normalization uses the biased one.",
     "bn_stats": "Published running averages hold a tenth of the private batch, which the threat model forbids.",
     "lpips_range": "The published scoring feeds normalized values to LPIPS, which expects [-1, 1].",
     "match": "The published scoring lets every reconstruction take the nearest original, so that one that leaked can "
     "count for all; corrected: one to one.",
-    "last_batch": "50 pictures leave a smaller last batch, which the published protocol counts as a full one.",
     "mix_index": "The published code encodes the last, smaller batch with the wrong rows of the mapping.",
     "decode": "The published InstaHide decoder cannot recover signs; corrected: sign-aware.",
-    "freeze_T": "The published 20 epochs all attack the same frozen weights.",
     "mask_pruned": "The published attack does not use that pruned entries are visible as zeros.",
 }
-SCORINGS = {"LPIPS, this library's scoring": leakage.own, "LPIPS, the paper's scoring": leakage.reference}
+OWN, PAPER = "LPIPS, this library's scoring", "LPIPS, the paper's scoring"
+
+
+def _scores(found, switch, value):
+    """Summaries of LPIPS by scoring for one position of a switch; None where it has not run or says nothing."""
+    base = first(found, switch=BASE, value="reference")
+    match switch, value:
+        case (("lpips_range" | "match"), _):
+            # The same reconstructions, scored in two ways.
+            if base is None:
+                return {OWN: None, PAPER: None}
+            row = base.row["result"]
+            summaries = row["reference_summary"] if value == "reference" else row["mended_summaries"][switch]
+            return {OWN: None, PAPER: summaries[leakage.LPIPS]}
+        case "decode", _:
+            one = first(found, switch=switch)
+            return {OWN: _decoder(one, paper=value == "reference"), PAPER: None}
+        case "mix_index", _:
+            return {OWN: _decoder(first(found, switch=switch, value=value), paper=True), PAPER: None}
+        case _, "reference":
+            one = first(found, switch=switch, value="reference") or base
+        case _:
+            one = first(found, switch=switch, value="corrected")
+    return {OWN: leakage.own(one), PAPER: leakage.reference(one)}
+
+
+def _decoder(found, *, paper):
+    """Summary of what a decoder makes of true encodings."""
+    blocks = [] if found is None else found.row["result"]["runs"]
+    return next((one["summary"][leakage.LPIPS] for one in blocks if (one["decoder"] == "paper") == paper), None)
 
 
 def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
@@ -43,25 +68,23 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
             ),
         ),
     )
-    switches = list(dict.fromkeys([BASE, *values(found, "switch")]))
     rows, moves = [], {}
-    for switch in switches:
-        reference = first(found, switch=switch, value="reference") or first(found, switch=BASE, value="reference")
-        corrected = first(found, switch=switch, value="corrected")
-        row = [Cell(switch, SWITCHES.get(switch, ""))]
-        for read in SCORINGS.values():
-            before, after = (read(one) for one in (reference, corrected))
-            change = leakage.difference(leakage.number(after, "mean"), leakage.number(before, "mean"))
-            row += [_mean(before), _mean(after), "-" if change is None else change]
-            if read is leakage.own and change is not None:
-                moves[switch] = change
-        summary = leakage.own(corrected) or leakage.own(reference)
+    for switch in SWITCHES:
+        before, after = (_scores(found, switch, value) for value in ("reference", "corrected"))
+        row = [Cell(switch, SWITCHES[switch])]
+        for scoring in (OWN, PAPER):
+            pair = before[scoring], after[scoring]
+            change = leakage.difference(*(leakage.number(one, "mean") for one in reversed(pair)))
+            row += [*(_mean(one) for one in pair), "-" if change is None else change]
+            if change is not None:
+                moves.setdefault(switch, change)
+        summary = next((one for one in (*after.values(), *before.values()) if one is not None), None)
         rows.append((*row, float(summary["count"]) if summary else 0.0))
     columns = (
         Column("switch"),
         *(
             Column(heading, "{:+.2f}" if heading == "difference" else "{:.2f}", group)
-            for group in SCORINGS
+            for group in (OWN, PAPER)
             for heading in ("reference", "corrected", "difference")
         ),
         Column("n", "{:.0f}", " "),

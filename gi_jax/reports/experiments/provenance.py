@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.training import TrainSpec
 from gi_jax.reports.experiments.found import Found
 from gi_jax.reports.page import Code, Column, Details, Notes, Section, Table, Text
 
@@ -116,12 +117,18 @@ def _commands(ran):
     lines = []
     for one in ran:
         result = one.row["result"]
-        if one.row["kind"] == "attack" and "spec" in result:
-            command = attack_command(result["spec"], reference_scoring="reference_summary" in result)
+        if one.row["kind"] == "attack":
+            spec = one.row["spec"] | _weights(one.row["network"])
+            command = attack_command(spec, reference_scoring="reference_summary" in result)
             lines.append(f"# {coordinates(one)}\n{command}")
     if not lines:
         return ()
     return (Text("Each attack by itself; give --data-dir where the data lie."), Code("\n".join(lines)))
+
+
+def _weights(network):
+    """Where a store keeps the network of a row; nothing for weights at their initialization."""
+    return {} if network is None else {"weights": f"STORE/networks/{TrainSpec(**network).fingerprint}"}
 
 
 def _missing(found):

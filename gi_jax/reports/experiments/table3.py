@@ -88,7 +88,7 @@ def _measured(found, paper):
     rows, totals = [], []
     for one in select(found, what="attack"):
         speed = one.row["timing"].get("image_iterations_per_second")
-        pictures = one.row["result"]["spec"]["batch_size"]
+        pictures = one.row["spec"]["batch_size"]
         if not speed:
             continue
         environment = one.row["environment"]
