@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import signal
 
 import jax
@@ -11,14 +12,15 @@ import pytest
 from flax import serialization
 from PIL import Image
 
-from gi_jax import cli, models, training
+from gi_jax import cli, defenses, models, training
 from gi_jax.checks import InputError
-from gi_jax.experiments import weights
+from gi_jax.defenses import privacy
+from gi_jax.experiments import train_checkpoint, weights
 from gi_jax.experiments.spec import AttackSpec
-from gi_jax.experiments.training import TrainSpec, run_training
+from gi_jax.experiments.training import TrainSpec, run_seeds, run_training
 from gi_jax.experiments.victims import make_victims
 from gi_jax.models import Normalize
-from gi_jax.threat import ImageSpace
+from gi_jax.threat import Batch, ImageSpace
 
 SHAPE = (8, 8, 3)
 CLASSES = 2
@@ -36,15 +38,25 @@ def toy_pool(count=40, seed=0):
     labels = np.arange(count, dtype=np.int32) % CLASSES
     images = rng.integers(0, 100, (count, *SHAPE)) + 150 * labels[:, None, None, None]
     space = ImageSpace(mean=jnp.full(3, 0.5), std=jnp.full(3, 0.25))
-    return training.Pool(jnp.asarray(images, jnp.uint8), jnp.asarray(labels), space)
+    return training.Pool(jnp.asarray(images, jnp.uint8), jax.nn.one_hot(labels, CLASSES), space)
 
 
-def toy_training(model="convnet", steps=12, recipe=PLAIN, seed=0):
-    """The network, and everything that the chunks of a training yield, joined."""
-    network = models.create(model, CLASSES)
-    state = training.start(recipe, *network.init(jax.random.key(0), SHAPE))
-    chunks = list(training.advance(network, recipe, state, toy_pool(), ends=[steps], seed=seed))
-    return network, chunks[-1].state, np.concatenate([chunk.losses for chunk in chunks])
+def toy_training(model="convnet", steps=12, recipe=PLAIN, seeds=(0,), defense="none", ends=None, **options):
+    """The set-up, and the last state and all losses [lanes, steps] of a training."""
+    setup = training.Setup(
+        network=models.create(model, CLASSES), recipe=recipe, defense=defenses.parse(defense), **options
+    )
+    keys = training.training_keys(seeds)
+    states = [
+        training.start(setup, jax.random.key(seed), *setup.network.init(jax.random.key(seed), SHAPE)) for seed in seeds
+    ]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    chunks = list(training.advance(setup, state, toy_pool(), keys, ends=ends or [steps]))
+    return setup, chunks[-1].state, np.concatenate([chunk.losses for chunk in chunks], axis=1)
+
+
+def lane(tree, number=0):
+    return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
 @pytest.fixture(scope="module")
@@ -53,80 +65,230 @@ def toy():
 
 
 def test_loss_falls_and_held_out_pictures_are_classified(toy):
-    network, state, losses = toy
-    assert len(losses) == int(state.step) == 12
-    assert losses[-3:].mean() < 0.2 * losses[0]
-    held_out = toy_pool(seed=1)
-    assert training.accuracy(network, state.params, state.batch_stats, held_out) > 0.95
+    setup, state, losses = toy
+    assert losses.shape == (1, 12) and int(state.step[0]) == 12
+    assert losses[0, -3:].mean() < 0.2 * losses[0, 0]
+    state, held_out = lane(state), toy_pool(seed=1)
+    score = training.evaluate(setup.network, state.params, state.batch_stats, held_out)
+    assert score.accuracy > 0.95 and 0 < score.loss < 0.5
     # The last of three batches is filled up with pictures that were counted before.
-    by_hand = training.accuracy(network, state.params, state.batch_stats, held_out, batch_size=17)
-    assert by_hand == training.accuracy(network, state.params, state.batch_stats, held_out)
+    parts = training.evaluate(setup.network, state.params, state.batch_stats, held_out, batch_size=17)
+    np.testing.assert_allclose(parts, score, rtol=1e-5)
 
 
 def test_a_network_without_batchnorm_is_trained():
     _, state, losses = toy_training("mlp")
-    assert state.batch_stats == {} and losses[-1] < losses[0]
+    assert state.batch_stats == {} and losses[0, -1] < losses[0, 0]
 
 
-def test_one_seed_gives_the_same_bits_and_another_does_not(toy):
-    _, state, _ = toy
-    _, again, _ = toy_training()
+def test_one_seed_gives_the_same_bits_however_it_is_cut_and_another_does_not(toy):
+    _, state, losses = toy
+    _, again, _ = toy_training(ends=[1, 4, 7, 11, 12])
     jax.tree.map(np.testing.assert_array_equal, again, state)
-    _, other, _ = toy_training(seed=1)
+    _, other, _ = toy_training(seeds=(1,))
     assert not np.array_equal(other.params["head"]["kernel"], state.params["head"]["kernel"])
 
 
-def test_steps_and_running_averages_are_those_of_a_plain_loop(toy):
-    network, state, _ = toy
-    pool = toy_pool()
-    params, stats = network.init(jax.random.key(0), SHAPE)
-    params, stats = jax.device_get((params, stats))
+def test_no_length_of_a_chunk_compiles_anew(toy):
+    before = training.run_steps._cache_size()
+    toy_training(ends=[2, 3, 9], steps=9)
+    toy_training(steps=4)
+    assert training.run_steps._cache_size() == before
+
+
+@pytest.mark.parametrize("defense", ["none", "gaussian:sigma=0.01", "mixup:k=2"])
+def test_lanes_are_single_trainings(defense):
+    _, together, losses = toy_training("mlp", steps=7, seeds=(3, 5), defense=defense)
+    for number, seed in enumerate((3, 5)):
+        _, alone, loss = toy_training("mlp", steps=7, seeds=(seed,), defense=defense)
+        np.testing.assert_allclose(losses[number], loss[0], rtol=1e-4)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+            lane(together, number),
+            lane(alone),
+        )
+
+
+def test_a_lane_that_has_ended_stays_as_it_is():
+    setup = training.Setup(network=models.create("mlp", CLASSES), recipe=PLAIN, defense=defenses.identity)
+    keys, pool = training.training_keys((0, 1)), toy_pool()
+    start = lambda: training.start(setup, jax.random.key(0), *setup.network.init(jax.random.key(0), SHAPE))  # noqa: E731
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), start(), start())
+    run = training.advance(setup, state, pool, keys, ends=[3], active=lambda: jnp.array([False, True]))
+    for progress in run:
+        state = progress.state
+    assert state.step.tolist() == [0, 3]
+    jax.tree.map(np.testing.assert_array_equal, lane(state, 0), start())
+
+
+def plain_loop(network, recipe, pool, batches, defend=lambda gradients: gradients):
+    """Momentum SGD with running averages, written out: weights and statistics after these batches."""
+    params, stats = jax.device_get(network.init(jax.random.key(0), SHAPE))
     velocity = jax.tree.map(np.zeros_like, params)
-    batches = training.index_batches(40, 8, 0)
 
     @jax.jit
     def gradient(params, images, labels):
         def loss(params):
             logits, statistics = network(params, {}, images, Normalize.BATCH)
-            scores = jax.nn.log_softmax(logits)
-            return -jnp.take_along_axis(scores, labels[:, None], 1).mean(), statistics
+            return -jnp.sum(labels * jax.nn.log_softmax(logits), -1).mean(), statistics
 
         return jax.grad(loss, has_aux=True)(params)
 
-    for step in range(12):
-        chosen = next(batches)
+    rates = recipe.rates(len(batches), len(pool.labels) // recipe.batch_size)
+    for chosen, rate in zip(batches, rates, strict=True):
         images = (np.asarray(pool.images)[chosen].astype(np.float32) / 255 - 0.5) / 0.25
-        gradients, own = jax.device_get(gradient(params, images, np.asarray(pool.labels)[chosen]))
+        gradients, own = jax.device_get(gradient(params, images, pool.labels[chosen]))
         for name, layer in own.items():
             mean, var, count = (layer["norm"][key] for key in ("mean", "var", "count"))
             old = stats[name]["norm"]
             old["mean"] = 0.9 * old["mean"] + 0.1 * mean
             old["var"] = 0.9 * old["var"] + 0.1 * var * count / (count - 1)
-        velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 5e-4 * p, velocity, gradients, params)
-        rate = PLAIN.rate(step, 12)
+        velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 5e-4 * p, velocity, defend(gradients), params)
         params = jax.tree.map(lambda p, v, rate=rate: np.float32(p - rate * v), params, velocity)
-    for found, expected in ((state.batch_stats, stats), (state.params, params)):
+    return params, stats
+
+
+def orders(setup, pool, epochs):
+    keys = training.training_keys((0,))
+    return np.concatenate([training.draw_epoch(setup, pool, keys, jnp.int32(e)).order[0] for e in range(epochs)])
+
+
+def keep_a_tenth(gradients):
+    """The largest tenth of each tensor, by sorting."""
+
+    def prune(leaf):
+        kept = math.ceil(leaf.size / 10)
+        threshold = np.sort(np.abs(leaf).ravel())[-kept]
+        return np.where(np.abs(leaf) >= threshold, leaf, 0)
+
+    return jax.tree.map(prune, gradients)
+
+
+@pytest.mark.parametrize("defense, defend", [("none", lambda g: g), ("prune:p=0.9", keep_a_tenth)])
+def test_steps_and_running_averages_are_those_of_a_plain_loop(defense, defend):
+    setup, state, _ = toy_training(defense=defense)
+    pool = toy_pool()
+    params, stats = plain_loop(setup.network, PLAIN, pool, orders(setup, pool, 3)[:12], defend)
+    for found, expected in ((lane(state.batch_stats), stats), (lane(state.params), params)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected)
 
 
+def test_an_epoch_of_encodings_is_a_mixture_of_the_pool():
+    pool = toy_pool()
+    recipe = dataclasses.replace(PLAIN, augment=True)
+    epochs = {}
+    for name in ("mixup:k=2", "intra_instahide:k=2"):
+        setup = training.Setup(network=models.create("mlp", CLASSES), recipe=recipe, defense=defenses.parse(name))
+        draw = lambda number, setup=setup: lane(  # noqa: E731
+            training.draw_epoch(setup, pool, training.training_keys((0,)), jnp.int32(number))
+        )
+        epochs[name] = draw(0), draw(1)
+    (first, second), (signed, _) = epochs.values()
+    np.testing.assert_allclose(first.labels.sum(-1), 1, rtol=1e-5)
+    assert first.images.shape == pool.images.shape and not np.allclose(first.images, second.images)
+    assert 0.1 < np.mean(np.sign(signed.images) != np.sign(first.images)) < 0.9
+    np.testing.assert_allclose(np.abs(signed.images), np.abs(first.images), rtol=1e-4, atol=1e-5)
+
+
+def test_training_on_encodings_classifies_clean_pictures():
+    setup, state, _ = toy_training(steps=30, defense="mixup:k=2")
+    state = lane(state)
+    assert training.evaluate(setup.network, state.params, state.batch_stats, toy_pool(seed=1)).accuracy > 0.95
+
+
+def test_private_steps_sample_by_chance_and_divide_by_the_expected_number():
+    class Half:
+        """Every other picture, padded to 24 of 40."""
+
+        def __call__(self, key, count):
+            chosen = jnp.arange(24) < 20
+            return privacy.Sample(jnp.where(chosen, 2 * jnp.arange(24), 0) % count, chosen, 0)
+
+    recipe = dataclasses.replace(PLAIN, batch_size=20, schedule="constant")
+    options = dict(model="mlp", steps=1, recipe=recipe)
+    _, private, _ = toy_training(defense="dpsgd:clip=1e6,sigma=0", sampling=Half(), **options)
+    network, pool = models.create("mlp", CLASSES), toy_pool()
+    expected, _ = plain_loop(network, recipe, pool, [2 * np.arange(20)])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), lane(private.params), expected)
+    _, noisy, _ = toy_training(defense="dpsgd:clip=1e6,sigma=1e-6", sampling=Half(), **options)
+    assert not np.allclose(noisy.params["head"]["kernel"], private.params["head"]["kernel"], atol=1e-4)
+
+
+def test_smoothed_labels_keep_their_sum():
+    recipe = dataclasses.replace(PLAIN, label_smoothing=0.2)
+    setup = training.Setup(network=lambda p, s, x, n: (x @ p, {}), recipe=recipe, defense=defenses.identity)
+    batch = Batch(jnp.ones((2, 3)), jnp.array([[1.0, 0.0], [0.0, 0.0]]))
+    state = training.start(setup, jax.random.key(0), jnp.zeros((3, 2)), {})
+    _, loss, correct = training.train_step(setup, state, batch, jnp.float32(0.1), jax.random.key(0))
+    # Two pictures to be divided by the batch size of 8, one of them padding.
+    np.testing.assert_allclose(loss, np.log(2) / 8, rtol=1e-6)
+    assert int(correct) == 1
+
+
 def test_rate_rises_and_falls():
-    rates = [PLAIN.rate(step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.002) and max(rates) == rates[9] == 0.02
+    rates = PLAIN.rates(100, 5).tolist()
+    assert rates[0] == pytest.approx(0.002) and max(rates) == rates[9] == pytest.approx(0.02)
     assert all(a > b for a, b in zip(rates[9:], rates[10:], strict=False)) and 0 < rates[-1] < 1e-4
-    constant = dataclasses.replace(PLAIN, schedule="constant")
-    assert [constant.rate(step, 100) for step in (9, 50, 99)] == [0.02] * 3
-    assert PLAIN.rate(0, 1) == 0.02
+    constant = dataclasses.replace(PLAIN, schedule="constant").rates(100, 5)
+    np.testing.assert_allclose(constant[[9, 50, 99]], 0.02)
+    np.testing.assert_allclose(PLAIN.rates(1, 5), 0.02)
+
+
+def test_steps_of_the_rate_come_after_fifty_epochs_and_the_delay():
+    step = dataclasses.replace(PLAIN, schedule="step", delay=1).rates(2 * 120, 2)
+    np.testing.assert_allclose(step[[0, 101]], 0.02)
+    np.testing.assert_allclose(step[[102, 201]], 0.002)
+    np.testing.assert_allclose(step[202], 0.0002, rtol=1e-5)
+
+
+def test_a_plateau_halves_the_rate_and_patience_counts():
+    recipe = training.Recipe(schedule="plateau", validation=0.1, patience=4, delay=1, learning_rate=0.05)
+    watch, seen = training.watch(recipe), []
+    # PyTorch's ReduceLROnPlateau(factor=0.5, patience=2, min_lr=1e-4), not asked after the first epoch.
+    for epoch, loss in enumerate([0.1, 1.0, 0.9, 0.95, 0.95, 0.95, 0.95, 0.8, *[1.0] * 40]):
+        watch = training.look(recipe, watch, jnp.float32(loss), epoch)
+        seen.append((float(watch.scale), int(watch.waited)))
+    assert [scale for scale, _ in seen[:12]] == [1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
+    assert [waited for _, waited in seen[:4]] == [0, 1, 2, 3]
+    assert seen[-1][0] * 0.05 == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, defense, expected",
+    [
+        ("plain", "none", (64, 0.05, "cosine", None)),
+        ("published", "prune:p=0.9", (128, 0.05, "plateau", 10)),
+        ("published", "mixup:k=4 + prune:p=0.9", (128, 0.1, "plateau", 50)),
+        ("published", "intra_instahide:k=4", (128, 0.05, "step", 50)),
+        ("appendix", "prune:p=0.99", (128, 0.02, "step", None)),
+        ("appendix", "prune:p=0.95", (128, 0.1, "step", None)),
+    ],
+)
+def test_recipes(name, defense, expected):
+    found = TrainSpec(recipe=name, defense=defense).settings
+    assert (found.batch_size, found.learning_rate, found.schedule, found.patience) == expected
+    replaced = TrainSpec(recipe=name, defense=defense, learning_rate=0.5, batch_size=7, epochs=3).settings
+    assert (replaced.learning_rate, replaced.batch_size, replaced.epochs) == (0.5, 7, 3)
 
 
 def test_an_epoch_holds_every_picture_once():
-    batches = training.index_batches(10, 4, 0)
-    order = np.concatenate([next(batches) for _ in range(5)])
-    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
-    assert order[:10].tolist() != order[10:].tolist()
-    assert training.epoch_ends(10, 4, 2.0) == [3, 5]
-    assert training.epoch_ends(100, 4, 0.5) == [12]
-    assert training.epoch_ends(100, 4, 1.5) == [25, 38]
-    assert training.epoch_ends(10, 4, 0.01) == [1]
+    setup = training.Setup(network=models.create("mlp", CLASSES), recipe=PLAIN, defense=defenses.identity)
+    order = orders(setup, toy_pool(), 2).reshape(2, 40)
+    assert (np.sort(order) == np.arange(40)).all() and (order[0] != order[1]).any()
+    # A remainder is left out, another one in every epoch.
+    ragged = orders(dataclasses.replace(setup, recipe=dataclasses.replace(PLAIN, batch_size=16)), toy_pool(), 2)
+    assert ragged.shape == (4, 16) and len(set(ragged[:2].ravel())) == 32
+    assert set(ragged[:2].ravel()) != set(ragged[2:].ravel())
+
+
+def test_ends_of_epochs():
+    assert training.epoch_ends(3, 2.0) == [3, 6]
+    assert training.epoch_ends(25, 0.5) == [12]
+    assert training.epoch_ends(25, 1.52) == [25, 38]
+    assert training.epoch_ends(3, 0.01) == [1]
+    assert training.epoch_ends(4, 2.0, [0.5, 1, 7]) == [2, 4, 8]
+    with pytest.raises(InputError, match="batch_size=9 with 8 pictures"):
+        training.steps_per_epoch(8, 9)
 
 
 def test_crops_are_shifts_with_zeros_and_mirrors():
@@ -156,6 +318,10 @@ def test_a_loss_that_is_not_finite_stops_the_training():
         ({"model": "convnt"}, "did you mean 'convnet'"),
         ({"seed": -1}, "seed=-1"),
         ({"test_pictures": 0}, "test_pictures=0"),
+        ({"train_pictures": 0}, "train_pictures=0"),
+        ({"recipe": "publishd"}, "did you mean 'published'"),
+        ({"defense": "prun:p=0.9"}, "did you mean 'prune'"),
+        ({"schedule": "plateau"}, "without a validation loss"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -176,8 +342,9 @@ def trained(tmp_path_factory):
 
 def test_training_leaves_its_record(trained):
     result = json.loads((trained / "training.json").read_text())
-    assert result["complete"] and [row["epochs"] for row in result["epochs"]] == [1.1034, 1.5172]
-    assert result["network"]["steps"] == result["epochs"][-1]["step"] == 11
+    assert result["complete"] and [row["epochs"] for row in result["epochs"]] == [1, 1.4286]
+    assert result["network"]["steps"] == result["epochs"][-1]["step"] == 10
+    assert result["timing"]["seconds_per_step"] > 0 and "ratio" not in result["timing"]
     assert 0 <= result["network"]["test_accuracy"] <= 1
     assert TrainSpec(**result["spec"]).batch_size == 16
 
@@ -199,7 +366,7 @@ def test_attack_looks_at_the_trained_network(trained, tmp_path, capsys):
     sentence = next(words for words in block["threat_model"] if words.startswith("The network"))
     assert sentence == weights.load(trained).origin.words()
     assert sentence.startswith(
-        "The network (convnet) was trained for 1.52 epochs on the train split of photos (test accuracy "
+        "The network (convnet) was trained for 1.43 epochs on the train split of photos (test accuracy "
     )
     spec = AttackSpec(**{**block["spec"], "defenses": tuple(block["spec"]["defenses"])})
     assert spec.weights_hash == weights.settings_of(trained / weights.NAME)["weights_hash"]
@@ -212,7 +379,7 @@ def test_attack_looks_at_the_trained_network(trained, tmp_path, capsys):
         make_victims(dataclasses.replace(spec, weights_hash="0" * 16))
     capsys.readouterr()
     assert cli.main(["labels", "--weights", str(trained), "--image-size", "16", "--out", str(tmp_path / "labels")]) == 0
-    assert "was trained for 1.52 epochs" in capsys.readouterr().out
+    assert "was trained for 1.43 epochs" in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_the_weights_so_far(tmp_path, monkeypatch, capsys):
@@ -225,7 +392,137 @@ def test_ctrl_c_keeps_the_weights_so_far(tmp_path, monkeypatch, capsys):
     assert not json.loads((tmp_path / "training.json").read_text())["complete"]
     assert signal.getsignal(signal.SIGINT) is before
     assert cli.main(arguments) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "--resume" in capsys.readouterr().err
+
+
+SMALL = dict(image_size=8, model="mlp", epochs=3, batch_size=16, test_pictures=16)
+
+
+def undisturbed_and_resumed(spec, tmp_path, stop_at, **options):
+    """The weights of a training, and of one that was stopped at a step and resumed, both from their files."""
+    run_training(spec, out=tmp_path / "one", timing=False, **options)
+    steps = iter(range(10**6))
+    cut = run_training(spec, out=tmp_path / "two", timing=False, should_stop=lambda: next(steps) >= stop_at, **options)
+    assert not cut.result["complete"] and train_checkpoint.exists(tmp_path / "two")
+    again = run_training(spec, out=tmp_path / "two", timing=False, resume=True, **options)
+    assert again.result["complete"] and not train_checkpoint.exists(tmp_path / "two")
+    return [weights.load(tmp_path / name) for name in ("one", "two")], cut, again
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(defense="gaussian:sigma=0.01"),
+        dict(defense="intra_instahide:k=2"),
+        dict(recipe="published", learning_rate=0.01),
+    ],
+)
+def test_a_resumed_training_has_the_bits_of_an_undisturbed_one(settings, tmp_path):
+    spec = TrainSpec(**SMALL | settings)
+    (one, two), cut, again = undisturbed_and_resumed(spec, tmp_path, stop_at=2, checkpoint_epochs=(0.5, 1))
+    assert 0 < cut.weights.origin.steps < one.origin.steps
+    assert one.origin == two.origin
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    first, second = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two"))
+    for different in ("timing", "environment"):
+        del first[different], second[different]
+    assert first == second
+    for epoch in ("epoch-0.5", "epoch-1"):
+        early = [weights.load(tmp_path / name / epoch) for name in ("one", "two")]
+        jax.tree.map(np.testing.assert_array_equal, early[0].params, early[1].params)
+    assert early[0].origin.epochs == 1 and early[0].origin.steps < one.origin.steps
+    # What is complete is read.
+    assert run_training(spec, out=tmp_path / "two", resume=True).result == again.result
+    with pytest.raises(InputError, match="other settings"):
+        run_training(dataclasses.replace(spec, seed=1), out=tmp_path / "two", resume=True)
+
+
+def test_an_unfinished_training_is_not_that_of_other_settings(tmp_path):
+    spec = TrainSpec(**SMALL)
+    run_training(spec, out=tmp_path, timing=False, should_stop=lambda: True)
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(InputError, match="belongs to a training with other settings"):
+        run_training(dataclasses.replace(spec, seed=1), out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_seeds_are_single_trainings_with_mean_and_spread(lanes, tmp_path):
+    spec = TrainSpec(**SMALL)
+    found = run_seeds(spec, (0, 4, 1), out=tmp_path, lanes=lanes, timing=False)
+    assert [outcome.weights.origin.seed for outcome in found.outcomes] == [0, 4, 1]
+    each = found.result["test_accuracy"]["each"]
+    assert found.result["test_accuracy"]["mean"] == pytest.approx(np.mean(each))
+    assert found.result["test_accuracy"]["std"] == pytest.approx(np.std(each, ddof=1))
+    alone = run_training(dataclasses.replace(spec, seed=4), timing=False)
+    saved = weights.load(tmp_path / "seed-4")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), saved.params, alone.weights.params
+    )
+    assert run_seeds(spec, (0, 4, 1), out=tmp_path, lanes=lanes, timing=False, resume=True).outcomes[1].result == (
+        found.outcomes[1].result
+    )
+
+
+def test_interrupted_seeds_go_on(tmp_path):
+    spec, seeds = TrainSpec(**SMALL), (0, 1, 2)
+    reports = iter(range(10**6))
+    cut = run_seeds(spec, seeds, out=tmp_path, lanes=2, timing=False, should_stop=lambda: next(reports) >= 2)
+    assert not cut.result["complete"] and len(cut.outcomes) == 2
+    found = run_seeds(spec, seeds, out=tmp_path, lanes=2, timing=False, resume=True)
+    whole = run_seeds(spec, seeds, lanes=2, timing=False)
+    for one, two in zip(found.outcomes, whole.outcomes, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one.weights.params, two.weights.params)
+
+
+def test_patience_ends_a_training():
+    spec = TrainSpec(**SMALL | dict(recipe="published", epochs=60, learning_rate=1e-12))
+    rows = run_training(spec, timing=False).result["epochs"]
+    assert len(rows) == 11 and len({row["validation_loss"] for row in rows}) == 1
+
+
+@pytest.mark.parametrize(
+    "defense, message",
+    [
+        ("dpsgd:clip=1,sigma=1", "take a network without, such as convnet_group"),
+        ("clip_per_example:norm=1", "take a network without, such as convnet_group"),
+        ("mixup:k=500", "k=500 with 116 private pictures"),
+    ],
+)
+def test_defenses_that_do_not_fit_are_refused(defense, message):
+    with pytest.raises(InputError, match=message) as error:
+        run_training(TrainSpec(image_size=8, defense=defense, batch_size=16))
+    assert "\n" not in str(error.value)
+
+
+def test_privacy_is_that_of_the_training_that_took_place():
+    spec = TrainSpec(**SMALL | dict(epochs=1, defense="dpsgd:clip=1,sigma=2"))
+    found = run_training(spec, timing=False).result["defense"]
+    expected = dict(sampling_probability=16 / 116, steps=7, delta=1e-5)
+    assert {name: found["privacy"][name] for name in expected} == expected
+    assert found["privacy"]["epsilon"] == pytest.approx(privacy.epsilon(noise_multiplier=2, **expected))
+    assert "differentially private: epsilon" in found["words"][0]
+    claimed = dataclasses.replace(spec, defense="dpsgd:clip=1,sigma=2,q=0.01,steps=7,delta=1e-5")
+    with pytest.raises(InputError, match="this training has q=0.137931, steps=7"):
+        run_training(claimed)
+
+
+def test_public_pictures_are_set_aside():
+    pictures = run_training(TrainSpec(**SMALL | dict(epochs=1, defense="inter_instahide:k=4")), timing=False).result[
+        "pictures"
+    ]
+    assert pictures == {"train": 104, "validation": 0, "public": 12, "test": 16}
+
+
+def test_a_defense_is_timed_beside_none(capsys, tmp_path):
+    arguments = ["train", "--image-size", "8", "--epochs", "1", "--batch-size", "16", "--model", "mlp"]
+    arguments += ["--defense", "mixup:k=2", "--defense", "prune:p=0.5", "--num-seeds", "2", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    timing = json.loads((tmp_path / "training.json").read_text())["timing"]
+    assert timing["ratio"] > 0 and timing["seconds_per_step_undefended"] > 0 and timing["blocks"] == 5
+    words = capsys.readouterr().out
+    assert "times that without the defense" in words and "test accuracy of 2 seeds" in words
+    assert (tmp_path / "seed-1" / weights.NAME).exists()
+    assert cli.main(arguments) == 2 and "--overwrite" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_test_split_has_no_test_accuracy(tmp_path):

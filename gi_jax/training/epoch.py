@@ -89,7 +89,7 @@ def run_steps(
     count: jax.Array,
     rates: jax.Array,
     scale: jax.Array,
-    active: jax.Array,
+    active: jax.Array | None = None,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """`count` steps in one launch, from step `first` of the epoch. How many is a number: one program for all.
 
@@ -107,7 +107,7 @@ def run_steps(
       first, count: int32.
       rates: float32 [LONGEST_CHUNK], learning rates, of all lanes.
       scale: float32 [lanes], a factor of the rate.
-      active: bool [lanes]; the state of the others stays.
+      active: bool [lanes], the state of the others stays; None for all.
 
     Returns:
       The state, and mean loss and number of correctly classified pictures of each batch, [lanes, LONGEST_CHUNK].
@@ -121,7 +121,7 @@ def run_steps(
             return state, losses.at[i].set(loss), correct.at[i].set(hits)
 
         empty = jnp.zeros(LONGEST_CHUNK), jnp.zeros(LONGEST_CHUNK, jnp.int32)
-        return lax.fori_loop(0, jnp.where(active, count, 0), body, (state, *empty))
+        return lax.fori_loop(0, count if active is None else jnp.where(active, count, 0), body, (state, *empty))
 
     return over_lanes(lane, state, epoch, keys, scale, active)
 

@@ -103,7 +103,6 @@ def advance(
     total, chunk, epoch, current = ends[-1], 1, None, None
     per_epoch = steps_per_epoch(len(pool.labels), setup.recipe.batch_size)
     rates = np.append(setup.recipe.rates(total, per_epoch), np.zeros(LONGEST_CHUNK, np.float32))
-    lanes = len(keys)
     while step < total:
         began = time.monotonic()
         number, first = divmod(step, per_epoch)
@@ -120,8 +119,8 @@ def advance(
             jnp.int32(first),
             jnp.int32(count),
             rates[step : step + LONGEST_CHUNK],
-            jnp.ones(lanes) if scale is None else scale(),
-            jnp.full(lanes, True) if active is None else active(),
+            jnp.ones(len(keys)) if scale is None else scale(),
+            None if active is None else active(),
         )
         losses, correct = (values[:, :count] for values in jax.device_get((losses, correct)))
         seconds = time.monotonic() - began

@@ -65,7 +65,14 @@ class Pool(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What the next step needs. `defense` is the state of the gradient's defense; `step` counts those taken, int32."""
+    """What the next step needs.
+
+    Attributes:
+      params, batch_stats: the model.
+      velocity: of the momentum.
+      defense: the state of the gradient's defense, keys as the numbers that they are.
+      step: those taken, int32.
+    """
 
     params: Params
     batch_stats: BatchStats
@@ -92,7 +99,21 @@ def start(setup: Setup, key: Key, params: Params, batch_stats: BatchStats) -> Tr
     """
     params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))
     velocity, defense = setup.recipe.optimizer().init(params), _transformation(setup, key).init(params)
-    return TrainState(params, batch_stats, velocity, defense, jnp.int32(0))
+    return TrainState(params, batch_stats, velocity, _numbers(defense), jnp.int32(0))
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(tree):
+    """A tree with numbers in place of keys, which loops, files and a choice between two states take like any other."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _keys(tree, like):
+    """The inverse: keys where `like` has them."""
+    return jax.tree.map(lambda own, leaf: jax.random.wrap_key_data(leaf) if _is_key(own) else leaf, like, tree)
 
 
 def to_floats(images: jax.Array) -> jax.Array:
@@ -122,22 +143,25 @@ def train_step(
       InputError: for a defense of single examples' gradients with a network with BatchNorm.
     """
     recipe, size = setup.recipe, len(batch.labels)
-    counted = batch.labels.sum(-1, keepdims=True)
-    batch = batch._replace(labels=counted * optax.smooth_labels(batch.labels, recipe.label_smoothing))
+    # A row keeps its sum, which is 0 for padding, and below 1 for mixtures with public pictures.
+    even = batch.labels.mean(-1, keepdims=True)
+    batch = batch._replace(labels=batch.labels + recipe.label_smoothing * (even - batch.labels))
     normalize = Normalize.BATCH if state.batch_stats else Normalize.GIVEN
 
     def loss_of(params):
         logits, statistics = setup.network(params, state.batch_stats, batch.images, normalize)
-        correct = jnp.sum((logits.argmax(-1) == batch.labels.argmax(-1)) & (counted[:, 0] > 0))
+        correct = jnp.sum((logits.argmax(-1) == batch.labels.argmax(-1)) & (even[:, 0] > 0))
         return cross_entropy(logits, batch.labels), (statistics, correct)
 
     (loss, (statistics, correct)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     client = ClientStep(setup.network, normalize, state.params, state.batch_stats, batch)
-    sent, defense = _transformation(setup, key).update(gradients, state.defense, state.params, client=client)
+    transformation = _transformation(setup, key)
+    before = _keys(state.defense, jax.eval_shape(transformation.init, state.params))
+    sent, defense = transformation.update(gradients, before, state.params, client=client)
     # With padding, sums are divided by the expected number of examples: a client's own number is private.
     share = size / recipe.batch_size
     sent = jax.tree.map(lambda leaf: share * leaf, sent)
     velocities, velocity = recipe.optimizer().update(sent, state.velocity, state.params)
     params = optax.apply_updates(state.params, jax.tree.map(lambda leaf: -rate * leaf, velocities))
     batch_stats = running_average(state.batch_stats, statistics)
-    return TrainState(params, batch_stats, velocity, defense, state.step + 1), share * loss, correct
+    return TrainState(params, batch_stats, velocity, _numbers(defense), state.step + 1), share * loss, correct

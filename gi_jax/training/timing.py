@@ -41,7 +41,7 @@ def measure(setups: list[Setup], params: Params, batch_stats: BatchStats, pool: 
         began = time.perf_counter()
         epoch = jax.block_until_ready(draw_epoch(setups[number], pool, keys, jnp.int32(0)))
         drawn = time.perf_counter()
-        steps = jnp.int32(0), jnp.int32(count), rates, jnp.ones(1), jnp.full(1, True)
+        steps = jnp.int32(0), jnp.int32(count), rates, jnp.ones(1)
         states[number], *_ = jax.block_until_ready(run_steps(setups[number], states[number], pool, epoch, keys, *steps))
         return drawn - began, time.perf_counter() - drawn
 
