@@ -1,0 +1,84 @@
+"""Kills a run of experiments at random moments, lets it go on, and compares its store with an undisturbed one.
+
+    python benchmarks/kill_test.py --kills 20
+    python benchmarks/kill_test.py table1 alpha_bn --kills 5 --json result.json
+
+Rows must be equal byte for byte apart from times, none lost, none twice, and pictures equal to the last bit.
+"""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from gi_jax.experiments.environment import environment
+from gi_jax.experiments.store import Store
+
+TIMES = ("timing", "finished")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["table3", "alpha_bn", "figure2"])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, broken = Path(folder) / "whole", Path(folder) / "broken"
+        began = time.monotonic()
+        subprocess.run(command(options.names, whole), check=True, stdout=subprocess.DEVNULL)
+        undisturbed = time.monotonic() - began
+        print(f"undisturbed: {undisturbed:.0f} s, {len(Store(whole))} rows")
+        kills, ended = [], 0
+        while len(kills) < options.kills:
+            pause = rng.uniform(0.05, 0.9) * undisturbed
+            run = subprocess.Popen(command(options.names, broken), stdout=subprocess.DEVNULL)
+            try:
+                run.wait(pause)
+            except subprocess.TimeoutExpired:
+                run.send_signal(signal.SIGKILL)
+                run.wait()
+                kills.append({"after_seconds": round(pause, 2), "rows": len(Store(broken))})
+                print(f"kill {len(kills)} after {pause:.1f} s: {kills[-1]['rows']} rows")
+            else:
+                ended += 1
+                compare(whole, broken)
+                print("it ended before the kill: equal; starting anew")
+                broken = Path(folder) / f"broken{ended}"
+        subprocess.run(command(options.names, broken), check=True, stdout=subprocess.DEVNULL)
+        compared = compare(whole, broken)
+    print(f"{len(kills)} kills, {ended + 1} stores: {compared} rows equal byte for byte apart from times")
+    if options.json is not None:
+        record = {"environment": environment(), "names": options.names, "seed": options.seed, "kills": kills}
+        record |= {"stores_compared": ended + 1, "rows_compared": compared, "undisturbed_seconds": undisturbed}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def command(names, store):
+    return [sys.executable, "-m", "gi_jax", "run", *names, "--scale", "smoke", "--out", str(store)]
+
+
+def compare(whole, broken):
+    """The number of rows; AssertionError where two stores differ."""
+    first, second = (sorted(map(timeless, Store(folder))) for folder in (whole, broken))
+    assert first == second, next((a, b) for a, b in zip(first, second, strict=False) if a != b)
+    lines = [row["cell"] for row in Store(broken)]
+    assert len(lines) == len(set(lines)) == len((broken / "rows.jsonl").read_bytes().splitlines())
+    for picture in (whole / "pictures").iterdir():
+        assert picture.read_bytes() == (broken / "pictures" / picture.name).read_bytes(), picture.name
+    return len(lines)
+
+
+def timeless(row):
+    return json.dumps({key: value for key, value in row.items() if key not in TIMES})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Experiments as data: cells, jobs, and what a store holds after runs that were limited, split, cut off or failed."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from gi_jax.checks import InputError
+from gi_jax.experiments import catalogue, estimate, perform
+from gi_jax.experiments.cells import Cell, DistributionSpec
+from gi_jax.experiments.decode import DecodeSpec
+from gi_jax.experiments.jobs import Event, jobs, parse_shard, run_jobs, selected
+from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.store import Store
+from gi_jax.experiments.training import TrainSpec
+from gi_jax.reports.experiments.gather import gather
+
+ATTACK = AttackSpec(steps=3, num_batches=2, model="lenet", tv=0.01, labels="known")
+NETWORK = TrainSpec(model="lenet", epochs=0.2, batch_size=16, test_pictures=8)
+CELLS = [
+    Cell(ATTACK, NETWORK),
+    Cell(DistributionSpec()),
+    Cell(dataclasses.replace(ATTACK, tv=0.1), NETWORK),
+    Cell(dataclasses.replace(ATTACK, defenses=("prune:p=0.9",))),
+]
+
+
+def timeless(row):
+    return json.dumps({key: value for key, value in row.items() if key not in ("timing", "finished")})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("whole"))
+    assert run_jobs(jobs(CELLS), store, Execution()) == []
+    return store
+
+
+def test_cells_are_told_apart_by_all_they_study_and_by_nothing_else():
+    assert len({cell.id for cell in CELLS}) == len(CELLS)
+    assert Cell(ATTACK, NETWORK).id == CELLS[0].id != Cell(ATTACK).id
+    with pytest.raises(InputError, match="a single run"):
+        Cell(dataclasses.replace(ATTACK, labels=("known", "auto")))
+    with pytest.raises(InputError, match="attacks no network"):
+        Cell(DistributionSpec(), NETWORK)
+
+
+def test_jobs_hold_every_cell_once_and_sweeps_together():
+    found = jobs([*CELLS, CELLS[0]])
+    assert [len(job) for job in found] == [2, 1, 1] and found[0] == (CELLS[0], CELLS[2])
+    assert sorted(cell.id for job in found for cell in job) == sorted(cell.id for cell in CELLS)
+
+
+def test_rows_say_what_was_studied_what_came_out_and_where(whole):
+    assert len(whole) == len(CELLS)
+    for cell in CELLS:
+        row = whole.get(cell.id)
+        assert row["kind"] == cell.kind and row["environment"]["jax"] and row["finished"]
+        assert row["spec"] == json.loads(json.dumps(cell.description["spec"]))
+    row = whole.get(CELLS[0].id)
+    assert row["network"]["epochs"] == 0.2 and "trained for 0.2 epochs" in " ".join(row["result"]["threat_model"])
+    assert {"summary", "reference_summary", "mended_summaries"} <= row["result"].keys()
+    assert whole.pictures(row["pictures"]["reconstructions"], row["pictures"]["count"]).shape == (2, 32, 32, 3)
+    assert not list((whole.folder / "unfinished").iterdir())
+
+
+def test_a_run_computes_only_what_is_missing(whole, monkeypatch):
+    monkeypatch.setattr(perform, "run_sweep", None)
+    assert selected(jobs(CELLS), whole, None, (1, 1)) == []
+    assert run_jobs(jobs(CELLS), whole, Execution()) == []
+
+
+def test_limits_and_shards_together_make_the_whole(whole, tmp_path):
+    store, found = Store(tmp_path), jobs(CELLS)
+    first = selected(found, store, 1, (1, 1))
+    assert first == found[:1]
+    shards = [selected(found, store, None, (number, 2)) for number in (1, 2)]
+    assert shards == [found[::2], found[1::2]]
+    for chosen in (first, *shards):
+        run_jobs(chosen, store, Execution())
+    assert sorted(map(timeless, store)) == sorted(map(timeless, whole))
+
+
+def test_an_interrupted_job_goes_on_to_the_same_row(whole, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+
+    def interrupt(report):
+        if report.total and report.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs(CELLS), store, Execution(chunk=1), on_report=interrupt)
+    assert len(store) == 0
+    run_jobs(jobs(CELLS), store, Execution())
+    assert sorted(map(timeless, store)) == sorted(map(timeless, whole))
+    for picture in (whole.folder / "pictures").iterdir():
+        assert picture.read_bytes() == (store.folder / "pictures" / picture.name).read_bytes()
+
+
+def test_a_job_that_fails_keeps_no_other_from_running(tmp_path):
+    store, events = Store(tmp_path), []
+    bad = Cell(dataclasses.replace(ATTACK, data="folder:nowhere"))
+    failed = run_jobs([(bad,), (CELLS[1],)], store, Execution(), on_event=events.append)
+    assert [event.state for event in events] == ["started", "failed", "started", "done"]
+    assert isinstance(failed[0], Event) and failed[0].job == (bad,) and "nowhere" in failed[0].reason
+    assert CELLS[1].id in store and bad.id not in store
+
+
+def test_jobs_of_another_run_are_left_to_it(tmp_path):
+    store, order = Store(tmp_path), []
+    found = [(Cell(DistributionSpec()),), (Cell(DistributionSpec(split="test")),)]
+    with Store(tmp_path).claim(found[0][0].id, wait=False):
+
+        def on_event(event):
+            order.append(event.job)
+            if event.state == "done":
+                raise StopIteration  # the other one is not waited for here
+
+        with pytest.raises(StopIteration):
+            run_jobs(found, store, Execution(), on_event=on_event)
+    assert set(order) == {found[1]}
+
+
+def test_shards_are_parsed():
+    assert parse_shard("2/8") == (2, 8)
+    for text in ("0/2", "3/2", "2", "a/b", "1/0", ""):
+        with pytest.raises(InputError, match="expected i/n"):
+            parse_shard(text)
+
+
+def test_decoding_with_the_published_slip_is_worse(tmp_path):
+    spec = DecodeSpec(first=1, encodings=8, defenses=("mixup:k=4",))
+    slipped = dataclasses.replace(spec, mix_index="reference", batch_size=7)
+    store = Store(tmp_path)
+    assert run_jobs([(Cell(spec),), (Cell(slipped),)], store, Execution()) == []
+    right, wrong = (
+        {block["decoder"]: block["summary"]["psnr"]["mean"] for block in store.get(Cell(one).id)["result"]["runs"]}
+        for one in (spec, slipped)
+    )
+    assert right["least squares"] > wrong["least squares"] + 10
+    with pytest.raises(InputError, match="expected a batch size"):
+        DecodeSpec(mix_index="reference")
+
+
+@pytest.mark.parametrize("scale", catalogue.SCALES)
+@pytest.mark.parametrize("name", catalogue.EXPERIMENTS)
+def test_every_experiment_has_cells_with_places_of_their_own(name, scale):
+    placed = catalogue.placed(name, scale)
+    places = [json.dumps(one.where, sort_keys=True) for one in placed]
+    assert len(set(places)) == len(places) > 0
+    found = jobs([one.cell for one in placed])
+    assert sum(len(job) for job in found) == len({one.cell for one in placed})
+    assert estimate.words([one.cell for one in placed], Store("nowhere"))
+
+
+def test_figure3_and_tradeoff_need_no_cells_but_those_of_table2():
+    for scale in catalogue.SCALES:
+        table = {one.cell for one in catalogue.placed("table2", scale)}
+        for name in ("figure3", "tradeoff", "table3"):
+            assert {one.cell for one in catalogue.placed(name, scale)} <= table
+
+
+def test_estimates_use_the_rates_of_the_store(whole):
+    cost = estimate.estimate(CELLS[:1], whole)
+    row = whole.get(CELLS[0].id)
+    assert cost.image_iterations == 2 * 3 and cost.unknown == 0
+    assert np.isclose(cost.seconds, 6 / row["timing"]["image_iterations_per_second"], rtol=0.9)
+    assert estimate.estimate([Cell(dataclasses.replace(ATTACK, batch_size=2))], whole).unknown == 1
+    assert estimate.clock(61) == "61 s" and estimate.clock(4000) == "67 min" and estimate.clock(7300) == "2 h 02 min"
+
+
+def test_reports_gather_what_is_there(tmp_path):
+    store = Store(tmp_path)
+    (cell,) = [one.cell for one in catalogue.placed("figure2", "smoke") if one.where["what"] == "distribution"]
+    run_jobs([(cell,)], store, Execution())
+    found = gather("figure2", "smoke", store)
+    assert [one.row is not None for one in found] == [one.where["what"] == "distribution" for one in found]

@@ -1,0 +1,143 @@
+"""How attacks are put on a device: sweeps as lanes, launches, memory, several devices."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gi_jax import attacks
+from gi_jax.checks import InputError
+from gi_jax.experiments import plan
+from gi_jax.experiments.attack import run_attack, run_sweep
+from gi_jax.experiments.spec import AttackSpec, Execution
+
+SMALL = AttackSpec(steps=5, num_batches=3, model="lenet", tv=0.01, image_size=16)
+
+
+@pytest.mark.parametrize(
+    ("updates", "points", "limit", "shapes"),
+    [
+        (6, 1, 8, [(6, 1)]),
+        (6, 1, 4, [(3, 1), (3, 1)]),
+        (7, 1, 4, [(4, 1), (4, 1)]),
+        (2, 3, 8, [(2, 3)]),
+        (4, 3, 6, [(2, 3), (2, 3)]),
+        (2, 5, 4, [(1, 3), (1, 3), (1, 3), (1, 3)]),
+        (3, 2, 1, [(1, 1)] * 6),
+    ],
+)
+def test_launches_have_one_shape_and_cover_every_pair_once(updates, points, limit, shapes):
+    found = plan.launches(updates, points, limit)
+    assert [(len(launch.updates), len(launch.points)) for launch in found] == shapes
+    pairs = [(u, p) for launch in found for u in launch.updates[: launch.count] for p in set(launch.points)]
+    assert sorted(pairs) == sorted((u, p) for u in range(updates) for p in range(points))
+
+
+def test_specifications_that_differ_in_numbers_only_are_grouped():
+    specs = [
+        SMALL,
+        dataclasses.replace(SMALL, tv=0.1),
+        dataclasses.replace(SMALL, steps=6),
+        dataclasses.replace(SMALL, tv=0.0, learning_rate=0.5),
+        dataclasses.replace(SMALL, seed=1),
+    ]
+    assert plan.groups(specs) == [(0, 1, 3), (2,), (4,)]
+
+
+def test_weights_that_add_a_part_to_the_objective_are_apart():
+    batch = AttackSpec(client_bn="batch", attack="gradient_inversion_evaluation")
+    specs = [dataclasses.replace(batch, bn_prior=weight) for weight in (0.0, 1e-3, 1e-2)]
+    assert plan.groups(specs) == [(0,), (1, 2)]
+
+
+def test_a_sweep_gives_what_single_runs_give(tmp_path):
+    specs = [dataclasses.replace(SMALL, tv=weight, learning_rate=rate) for weight, rate in ((0.01, 1.0), (0.3, 0.1))]
+    swept = run_sweep(specs, tmp_path)
+    for spec, run in zip(specs, swept.runs, strict=True):
+        alone = run_attack(spec, tmp_path).reconstructions[0]
+        np.testing.assert_allclose(run.images, alone, atol=2e-3)
+        assert run.block["spec"]["tv"] == spec.tv
+    assert np.abs(swept.runs[0].images - swept.runs[1].images).max() > 0.01
+    # Launches of other sizes change nothing but rounding.
+    narrow = run_sweep(specs, tmp_path, Execution(lanes=2))
+    for one, other in zip(swept.runs, narrow.runs, strict=True):
+        np.testing.assert_allclose(one.images, other.images, atol=2e-3)
+
+
+def test_out_of_memory_halves_the_launches(tmp_path, monkeypatch):
+    whole = run_attack(SMALL, tmp_path)
+    advance, sizes = attacks.advance, []
+
+    def too_small(attack, problems, states, **options):
+        sizes.append(states.best_loss.size)
+        if sizes[-1] > 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 byte.")
+        return advance(attack, problems, states, **options)
+
+    monkeypatch.setattr(attacks, "advance", too_small)
+    halved = run_attack(SMALL, tmp_path, Execution(lanes=3))
+    assert sizes == [3, 1, 1, 1]
+    np.testing.assert_allclose(whole.reconstructions[0], halved.reconstructions[0], atol=2e-3)
+
+
+def test_programs_are_made_to_fit_a_stated_memory(tmp_path, monkeypatch):
+    sizes, program_bytes = [], attacks.program_bytes
+
+    def noted(*arguments):
+        sizes.append(program_bytes(*arguments))
+        return sizes[-1]
+
+    monkeypatch.setattr(attacks, "program_bytes", noted)
+    run_attack(SMALL, tmp_path, Execution(lanes=3, memory_bytes=2**40))
+    (three,) = sizes
+    assert three > 3 * 16 * 16 * 3 * 4
+    run_attack(SMALL, tmp_path, Execution(lanes=3, memory_bytes=three - 1))
+    assert sizes[1] == three and max(sizes[2:]) < three
+    with pytest.raises(InputError, match="out of memory with 1 lanes"):
+        run_attack(SMALL, tmp_path, Execution(memory_bytes=1000))
+
+
+def test_other_errors_of_the_runtime_are_not_hidden(tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(attacks, "advance", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        run_attack(SMALL, tmp_path)
+
+
+ON_EIGHT = """
+import sys
+import jax, numpy as np
+from pathlib import Path
+from gi_jax.experiments import plan
+from gi_jax.experiments.attack import run_attack
+from gi_jax.experiments.spec import AttackSpec, Execution
+assert len(jax.devices()) == 8
+spread, on_all_devices = [], plan.on_all_devices
+import gi_jax.experiments.attack as module
+def noted(problems, states):
+    problems, states = on_all_devices(problems, states)
+    spread.append(len(states.best_loss.sharding.device_set))
+    return problems, states
+module.on_all_devices = noted
+spec = AttackSpec(steps=5, num_batches=8, model="lenet", image_size=16, tv=0.01)
+outcome = run_attack(spec, Path(sys.argv[1]), Execution(lanes=8))
+assert spread == [8], spread
+np.save(Path(sys.argv[1]) / "eight.npy", outcome.reconstructions[0])
+"""
+
+
+def test_eight_devices_give_what_one_gives(tmp_path):
+    one = run_attack(dataclasses.replace(SMALL, num_batches=8), tmp_path, Execution(lanes=8))
+    assert len(jax.devices()) == 1
+    import os
+
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    script = [sys.executable, "-c", ON_EIGHT, str(tmp_path)]
+    subprocess.run(script, check=True, env=environment, cwd=Path(__file__).parent.parent)
+    np.testing.assert_allclose(one.reconstructions[0], np.load(tmp_path / "eight.npy"), atol=2e-3)
