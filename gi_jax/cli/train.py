@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def run(options) -> int:
         raise InputError(f"{file} is there already: choose another --out, or add --overwrite")
     terminal.use_compilation_cache()
     options.out.mkdir(parents=True, exist_ok=True)
-    with _Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
+    with terminal.Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
         trained = run_training(spec, options.data_dir, on_report=on_report, should_stop=interrupt.requested)
     weights.save(file, trained.weights)
     text = json.dumps(trained.result, indent=1, allow_nan=False) + "\n"
@@ -81,28 +80,3 @@ def run(options) -> int:
         print("gi-jax: interrupted; the weights so far are kept", file=sys.stderr)
         return 130
     return 0
-
-
-class _Interrupt:
-    """Turns the first Ctrl-C or termination request into a question that the training asks between its steps.
-
-    An exception could come while a step holds the only copy of the weights. The second one is an exception.
-    """
-
-    def __enter__(self):
-        self.happened = False
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number, frame) -> None:
-        self.happened = True
-        for number in self.before:
-            signal.signal(number, signal.default_int_handler)
-
-    def requested(self) -> bool:
-        """Whether there was one."""
-        return self.happened
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -105,12 +105,12 @@ def run_training(
       InputError: for data that is missing, and for a loss that is not finite.
     """
     dataset = data.load(spec.data, "train", data_dir, image_size=spec.image_size)
-    tested = _test_split(spec, data_dir)
+    tested = test_split(spec, data_dir)
     network = models.create(spec.model, dataset.num_classes)
     image_shape = dataset.images.shape[1:]
     state = training.start(spec.recipe, *network.init(jax.random.key(spec.seed), image_shape))
-    pool = _on_device(dataset, dataset)
-    held_out = None if tested is None else _on_device(tested, dataset)
+    pool = on_device(dataset, dataset)
+    held_out = None if tested is None else on_device(tested, dataset)
     ends = training.epoch_ends(len(dataset), spec.batch_size, spec.epochs)
     rows, epoch, stopped = [], _Epoch(), False
     seconds = {"compile": 0.0, "steps": 0.0, "test": 0.0}
@@ -183,8 +183,8 @@ def _epochs(spec: TrainSpec, step: int, dataset: Dataset) -> float:
     return round(step * spec.batch_size / len(dataset), 4)
 
 
-def _test_split(spec: TrainSpec, data_dir: str | None) -> Dataset | None:
-    """The held-out pictures; None for a folder that has none."""
+def test_split(spec, data_dir: str | None) -> Dataset | None:
+    """The held-out pictures of a `spec` with `data`, `image_size` and `test_pictures`; None for a folder without."""
     try:
         tested = data.load(spec.data, "test", data_dir, image_size=spec.image_size)
     except checks.InputError as error:
@@ -194,6 +194,7 @@ def _test_split(spec: TrainSpec, data_dir: str | None) -> Dataset | None:
     return tested if spec.test_pictures is None else tested.take(np.arange(min(spec.test_pictures, len(tested))))
 
 
-def _on_device(dataset: Dataset, units: Dataset) -> training.Pool:
+def on_device(dataset: Dataset, units: Dataset) -> training.Pool:
+    """Its pictures as a pool, for a network that expects them in the units of `units`."""
     space = ImageSpace(mean=jnp.float32(units.mean), std=jnp.float32(units.std))
     return training.Pool(jnp.asarray(dataset.images), jnp.asarray(dataset.labels), space)
