@@ -1,6 +1,7 @@
 """Federations: partitions, rounds against a plain loop of clients and a server, BatchNorm policies, and who watches."""
 
-import dataclasses
+import json
+import signal
 from functools import partial
 
 import jax
@@ -11,8 +12,10 @@ import pytest
 from problems import COMPILED, QUICK, SPACE, TinyNet, moved, relative_error
 
 import gi_jax
-from gi_jax import attacks, defenses, federated, metrics, training
+from gi_jax import attacks, cli, defenses, federated, metrics, training
 from gi_jax.checks import InputError
+from gi_jax.experiments import weights
+from gi_jax.experiments.federation import FederationSpec, run_federation
 from gi_jax.federated import Adversary, Federation, Policy, simulation
 from gi_jax.federated import adversary as watching
 from gi_jax.models import FlaxNetwork, Normalize
@@ -245,9 +248,12 @@ def test_another_seed_or_rate_compiles_nothing(model):
 
 def test_a_watched_federation_runs_as_an_unwatched_one(model):
     alone = run(model, 4, batch_size=2)
-    watched = run(model, 4, batch_size=2, adversary=Adversary(threat=THREATS["infer"], rounds=(1, 2)))
+    watched = run(model, 4, batch_size=2, adversary=Adversary(threat=THREATS["infer"], rounds=(1, 3)))
     assert relative_error(watched.state.model, alone.state.model) < 1e-6
     np.testing.assert_allclose(watched.losses, alone.losses, rtol=1e-5)
+    earlier = run(model, 3, batch_size=2).state.model
+    assert relative_error(watched.seen[-1].problem.params, earlier.params) < 1e-6
+    assert relative_error(watched.secrets[-1][0].victim.batch_stats, earlier.batch_stats) < 1e-6
 
 
 # BatchNorm.
@@ -318,8 +324,7 @@ def test_what_is_seen_in_a_round_is_what_observe_makes_there(model, case):
     assert [(seen.round, *seen.clients) for seen in found.seen] == [(0, 1), (0, 4), (3, 1), (3, 4)]
     assert len({seen.problem.params["head"]["bias"].tobytes() for seen in map(jax.device_get, found.seen)}) == 2
     seen, (secret,) = found.seen[-1], found.secrets[-1]
-    before = run(model, 3, **WATCHED[case]).state.model
-    victim = dataclasses.replace(secret.victim, **before._asdict())
+    victim = secret.victim
     np.testing.assert_array_equal(victim.images, POOL.images[secret.pictures].astype(np.float32) / 255)
     assert set(secret.pictures.tolist()) <= set(CLIENTS[4].tolist())
     key = jax.random.split(federated.keys_of_round(KEY, 3).client(4), 3)[2]
@@ -415,3 +420,69 @@ def test_what_does_not_fit_is_one_line(model, case):
 def test_a_loss_that_is_not_finite_stops_the_federation(model):
     with pytest.raises(InputError, match="lower the learning rates"):
         run(model, 10, server_rate=1e30)
+
+
+# The command.
+
+QUICKLY = ["federate", "--model", "mlp", "--image-size", "8", "--clients", "3", "--batch-size", "8"]
+
+
+@pytest.fixture
+def no_disk_cache(monkeypatch):
+    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+
+
+def test_the_command_leaves_weights_and_a_record(tmp_path, capsys, no_disk_cache):
+    out = tmp_path / "out"
+    steps = ["--local-steps", "2", "--local-batch-size", "4", "--rounds", "5", "--test-every", "2"]
+    assert cli.main([*QUICKLY, *steps, "--defense", "prune:p=0.5", "--defense", "clip:norm=9", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "test accuracy" in printed and "on the train split of photos" in printed
+    result = json.loads((out / "federation.json").read_text())
+    assert result["complete"] and [row["round"] for row in result["rounds"]] == [2, 4, 5]
+    assert len(result["losses"]) == 5 and np.shape(result["classes_of_clients"]) == (3, 10)
+    assert FederationSpec(**result["spec"]).defense == "prune:p=0.5 + clip:norm=9"
+    origin = weights.load(out).origin
+    assert origin.steps == 5 and origin.test_accuracy == result["rounds"][-1]["test_accuracy"]
+    attack = ["attack", "--weights", str(out), "--image-size", "8", "--steps", "2", "--num-batches", "1"]
+    assert cli.main([*attack, "--out", str(tmp_path / "attack")]) == 0
+    assert cli.main([*QUICKLY, "--out", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_the_rounds_so_far(tmp_path, monkeypatch, capsys, no_disk_cache):
+    monkeypatch.setattr(cli.terminal.progress_bar, "report", lambda self, report: signal.raise_signal(signal.SIGINT))
+    assert cli.main([*QUICKLY, "--rounds", "9", "--out", str(tmp_path)]) == 130
+    assert "weights so far are kept" in capsys.readouterr().err
+    assert weights.load(tmp_path).origin.steps == 1
+    assert not json.loads((tmp_path / "federation.json").read_text())["complete"]
+
+
+def test_models_of_clients_are_tested_one_by_one():
+    spec = FederationSpec(
+        image_size=8, clients=3, partition="iid", batch_size=4, local_steps=1, batch_norm="fedbn", rounds=1
+    )
+    (row,) = run_federation(spec).result["rounds"]
+    assert len(row["test_accuracy_of_clients"]) == 3
+    assert row["test_accuracy"] == pytest.approx(np.mean(row["test_accuracy_of_clients"]))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (["--model", "convnt"], "did you mean 'convnet'"),
+        (["--partition", "diriclet"], "did you mean 'dirichlet'"),
+        (["--server", "fedadm"], "did you mean 'fedadam'"),
+        (["--batch-norm", "fedbm"], "did you mean 'fedbn'"),
+        (["--client-bn", "bach"], "did you mean 'batch'"),
+        (["--rounds", "0"], "rounds=0"),
+        (["--local-batch-size", "2"], "without local steps"),
+        (["--batch-norm", "silobn"], "without BatchNorm"),
+        (["--clients", "9999"], "take fewer clients"),
+        (["--defense", "prun:p=0.5"], "did you mean 'prune'"),
+    ],
+)
+def test_bad_settings_are_one_line(settings, message, tmp_path, capsys, no_disk_cache):
+    assert cli.main([*QUICKLY, *settings, "--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""

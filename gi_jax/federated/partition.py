@@ -64,7 +64,7 @@ def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int) -> 
             if not weights.sum() > 0:
                 weights = shares[client] = _shares(rng, alpha, popularity * (left > 0))
             cumulative = np.cumsum(weights)
-            taken = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+            taken = np.searchsorted(cumulative / cumulative[-1], rng.random(), side="right")
             held[client, turn] = waiting[taken].pop()
             left[taken] -= 1
     return held

@@ -155,7 +155,7 @@ def shared_after_training(shared: Shared, batch_stats: BatchStats, statistics: B
 
     Running averages were updated by every step; the exact statistics are means over the steps.
     """
-    if shared == Shared.RUNNING_AFTER:
+    if shared == Shared.RUNNING_AFTER and statistics:  # without layers there is nothing to go over
         update = lambda averages, own: (running_average(averages, own), None)  # noqa: E731
         return jax.lax.scan(update, batch_stats, statistics)[0]
     return shared_statistics(shared, batch_stats, jax.tree.map(lambda leaf: leaf.mean(0), statistics))
