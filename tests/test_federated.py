@@ -424,7 +424,7 @@ def test_a_loss_that_is_not_finite_stops_the_federation(model):
 
 # The command.
 
-QUICKLY = ["federate", "--model", "mlp", "--image-size", "8", "--clients", "3", "--batch-size", "8"]
+QUICKLY = ["federate", "--model", "mlp", "--image-size", "12", "--clients", "3", "--batch-size", "8"]
 
 
 @pytest.fixture
@@ -444,7 +444,7 @@ def test_the_command_leaves_weights_and_a_record(tmp_path, capsys, no_disk_cache
     assert FederationSpec(**result["spec"]).defense == "prune:p=0.5 + clip:norm=9"
     origin = weights.load(out).origin
     assert origin.steps == 5 and origin.test_accuracy == result["rounds"][-1]["test_accuracy"]
-    attack = ["attack", "--weights", str(out), "--image-size", "8", "--steps", "2", "--num-batches", "1"]
+    attack = ["attack", "--weights", str(out), "--image-size", "12", "--steps", "2", "--num-batches", "1"]
     assert cli.main([*attack, "--out", str(tmp_path / "attack")]) == 0
     assert cli.main([*QUICKLY, "--out", str(out)]) == 2
     assert "--overwrite" in capsys.readouterr().err
