@@ -86,7 +86,7 @@ def add_parser(commands) -> None:
         "--server",
         default="fedavg",
         metavar="S",
-        help="fedavg, fedavgm, fedadagrad, fedadam or fedyogi (default: fedavg)",
+        help="see gi-jax list servers (default: fedavg)",
     )
     add(
         "--server-lr",
