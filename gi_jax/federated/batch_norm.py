@@ -10,7 +10,10 @@ from gi_jax.types import BatchStats, Params
 
 
 class Policy(enum.StrEnum):
-    """Which part of every normalization layer leaves the client. The rest of the network always does."""
+    """Which part of every normalization layer leaves the client. The rest of the network always does.
+
+    A defense changes the client's whole update; what stays is taken out after it, and stays as it was trained.
+    """
 
     SHARED = "shared"
     """All of it: running averages are averaged over the clients as weights are (McMahan et al. 2017)."""

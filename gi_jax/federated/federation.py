@@ -40,7 +40,8 @@ class Federation:
       server: from the server's rate to its optimizer, such as those of `SERVERS`. A function is equal to itself only,
         so build a `partial` once.
       server_rate: for FedSGD the learning rate; 1 averages the models of FedAvg.
-      at_once: clients computed side by side; the others wait, which takes less memory. None for all.
+      at_once: clients computed side by side; the others wait, which takes less memory, and with 1 was faster on two
+        CPU cores (convnet, 14 instead of 23 seconds a round, busy machine, n = 1). None for all.
     """
 
     network: Network = _static()
