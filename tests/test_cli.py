@@ -243,7 +243,7 @@ def test_labels_and_restarts_are_compared_on_the_terminal(tmp_path, capsys):
     assert capsys.readouterr().out == shown
 
 
-@pytest.mark.parametrize("kind", ["attacks", "defenses", "views", "models", "data"])
+@pytest.mark.parametrize("kind", ["attacks", "defenses", "views", "servers", "models", "data"])
 def test_list_has_a_line_and_a_source_for_everything(kind, capsys):
     assert cli.main(["list", kind, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -9,13 +9,15 @@ from gi_jax.cli import terminal
 def add_parser(commands) -> None:
     parser = commands.add_parser(
         "list",
-        help="what there is: attacks, defenses, views, labels, models, data",
+        help="what there is: attacks, defenses, views, servers, labels, models, data",
         description="Lists what there is, each with one line and its paper.",
         epilog="examples:\n  gi-jax list\n  gi-jax list models --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "kind", nargs="?", help="attacks, defenses, views, labels, models, data or experiments; all if left out"
+        "kind",
+        nargs="?",
+        help="attacks, defenses, views, servers, labels, models, data or experiments; all of them if left out",
     )
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     parser.set_defaults(command=run)
@@ -28,6 +30,7 @@ def run(options) -> int:
         "attacks": _attacks,
         "defenses": _defenses,
         "views": _views,
+        "servers": _servers,
         "labels": _label_methods,
         "models": _models,
         "data": _data,
@@ -71,6 +74,12 @@ def _views() -> list[dict]:
     from gi_jax.threat import VIEWS
 
     return [{"name": name, "about": view.about, "kind": view.kind, "paper": view.paper} for name, view in VIEWS.items()]
+
+
+def _servers() -> list[dict]:
+    from gi_jax.federated import SERVERS
+
+    return [{"name": name, "about": server.about, "paper": server.paper} for name, server in SERVERS.items()]
 
 
 def _label_methods() -> list[dict]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -102,3 +103,28 @@ class progress_bar:
 
     def __exit__(self, *exception) -> None:
         self.bar.stop()
+
+
+class Interrupt:
+    """Turns the first Ctrl-C or termination request into a question that a training asks between its steps.
+
+    An exception could come while a step holds the only copy of the weights. The second one is an exception.
+    """
+
+    def __enter__(self):
+        self.happened = False
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame) -> None:
+        self.happened = True
+        for number in self.before:
+            signal.signal(number, signal.default_int_handler)
+
+    def requested(self) -> bool:
+        """Whether there was one."""
+        return self.happened
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -1,7 +1,6 @@
 """`gi-jax train`: a network that is older than its initialization, for the attacks to look at."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -106,7 +105,7 @@ def run(options) -> int:
     running = dict(
         out=options.out, resume=options.resume, checkpoint_epochs=options.checkpoint_epochs, timing=options.timing
     )
-    with _Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
+    with terminal.Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
         running |= dict(on_report=on_report, should_stop=interrupt.requested)
         if seeds is None:
             trained = training.run_training(spec, options.data_dir, **running)
@@ -179,28 +178,3 @@ def _print_timing(say, timing) -> None:
         low, high = (timing["spread"]["ratio"][name] for name in ("lowest", "highest"))
         cost = f", {timing['ratio']:.2f} times that without the defense ({low:.2f} to {high:.2f})"
     say(f"{1000 * timing['seconds_per_step']:.1f} ms a step{cost}")
-
-
-class _Interrupt:
-    """Turns the first Ctrl-C or termination request into a question that the training asks between its steps.
-
-    An exception could come while a step holds the only copy of the weights. The second one is an exception.
-    """
-
-    def __enter__(self):
-        self.happened = False
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number, frame) -> None:
-        self.happened = True
-        for number in self.before:
-            signal.signal(number, signal.default_int_handler)
-
-    def requested(self) -> bool:
-        """Whether there was one."""
-        return self.happened
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

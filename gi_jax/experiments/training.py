@@ -251,14 +251,14 @@ class _Study:
         dataset = data.load(spec.data, "train", data_dir, image_size=spec.image_size)
         if spec.train_pictures is not None:
             dataset = dataset.take(np.arange(min(spec.train_pictures, len(dataset))))
-        self.dataset, tested = dataset, _test_split(spec, data_dir)
-        self.tested = None if tested is None else _on_device(tested, dataset)
+        self.dataset, tested = dataset, test_split(spec, data_dir)
+        self.tested = None if tested is None else on_device(tested, dataset)
         self.defense = defenses.parse(spec.defense)
         rest, held_out = _cut(dataset, recipe.validation)
         mixes_public = self.defense.mixing is not None and self.defense.mixing.num_public
         rest, public = _cut(rest, PUBLIC_SHARE if mixes_public else 0, most=5000)
-        self.held_out = None if held_out is None else _on_device(held_out, dataset)
-        self.pool = _on_device(rest, dataset)
+        self.held_out = None if held_out is None else on_device(held_out, dataset)
+        self.pool = on_device(rest, dataset)
         if public is not None:
             self.pool = self.pool._replace(public=jnp.asarray(public.as_float()))
         self.network = models.create(spec.model, dataset.num_classes)
@@ -566,8 +566,8 @@ def _cut(dataset: Dataset, share: float, most: int | None = None) -> tuple[Datas
     return dataset.take(np.arange(len(dataset) - count)), dataset.take(np.arange(len(dataset) - count, len(dataset)))
 
 
-def _test_split(spec: TrainSpec, data_dir: str | None) -> Dataset | None:
-    """The held-out pictures; None for a folder that has none."""
+def test_split(spec, data_dir: str | None) -> Dataset | None:
+    """The held-out pictures of a `spec` with `data`, `image_size` and `test_pictures`; None for a folder without."""
     try:
         tested = data.load(spec.data, "test", data_dir, image_size=spec.image_size)
     except checks.InputError as error:
@@ -577,7 +577,8 @@ def _test_split(spec: TrainSpec, data_dir: str | None) -> Dataset | None:
     return tested if spec.test_pictures is None else tested.take(np.arange(min(spec.test_pictures, len(tested))))
 
 
-def _on_device(dataset: Dataset, units: Dataset) -> training.Pool:
+def on_device(dataset: Dataset, units: Dataset) -> training.Pool:
+    """Its pictures as a pool, for a network that expects them in the units of `units`."""
     space = ImageSpace(mean=jnp.float32(units.mean), std=jnp.float32(units.std))
     labels = jax.nn.one_hot(dataset.labels, units.num_classes)
     return training.Pool(jnp.asarray(dataset.images), labels, space)

@@ -144,15 +144,21 @@ def successive_models(before: Params, after: Params, learning_rate: float) -> Gr
     return jax.tree.map(lambda old, new: (old - new) / learning_rate, before, after)
 
 
-def shared_after_training(shared: Shared, batch_stats: BatchStats, trained: Trained) -> BatchStats | None:
-    """What `shared` lets the adversary have after several steps.
+def several(local: LocalTraining | None, n: int) -> LocalTraining | None:
+    """`local`, or None if it is one step on all n pictures, whose gradient is like any other, and the same program."""
+    one = local is None or (local.num_steps == 1 and not local.shuffles(n))
+    return None if one else local
+
+
+def shared_after_training(shared: Shared, batch_stats: BatchStats, statistics: BatchStats) -> BatchStats | None:
+    """What `shared` lets the adversary have after the steps whose statistics [num_steps, ...] are given.
 
     Running averages were updated by every step; the exact statistics are means over the steps.
     """
-    if shared == Shared.RUNNING_AFTER:
+    if shared == Shared.RUNNING_AFTER and statistics:  # without layers there is nothing to go over
         update = lambda averages, own: (running_average(averages, own), None)  # noqa: E731
-        return jax.lax.scan(update, batch_stats, trained.statistics)[0]
-    return shared_statistics(shared, batch_stats, trained.update.statistics)
+        return jax.lax.scan(update, batch_stats, statistics)[0]
+    return shared_statistics(shared, batch_stats, jax.tree.map(lambda leaf: leaf.mean(0), statistics))
 
 
 def deal(labels: Labels, local: LocalTraining) -> Labels:

@@ -6,7 +6,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,17 @@ import optax
 
 from gi_jax import checks
 from gi_jax.models import Network, Normalize, is_factored
-from gi_jax.threat.batch_norm import BatchNormThreat, Shared, shared_statistics
+from gi_jax.threat.batch_norm import BatchNormThreat, Shared
 from gi_jax.threat.client import Batch, ClientStep, Update, client_update
 from gi_jax.threat.knowledge import Fact
-from gi_jax.threat.local import LocalTraining, deal, shared_after_training, successive_models, train_locally
+from gi_jax.threat.local import (
+    LocalTraining,
+    deal,
+    several,
+    shared_after_training,
+    successive_models,
+    train_locally,
+)
 from gi_jax.types import BatchStats, Gradients, Images, Key, Labels, Params
 
 
@@ -249,53 +256,95 @@ def observe(
     Raises:
       InputError: for local steps that are no whole epochs, or under which statistics or the order cannot be shared.
     """
-    batch = Batch(victim.space.normalize(victim.images), victim.labels)
-    client = ClientStep(victim.network, threat.client, victim.params, victim.batch_stats, batch)
-    order, n = None, len(victim.images)
+    n = len(victim.images)
     if local is None and (assumed is not None or order_known):
         local = LocalTraining(num_steps=1)
     if local is not None:
         _check_local(local, assumed, threat, n, order_known)
     if assumed is None:
-        local = _several(local, n)
+        local = several(local, n)
+    sent = send(victim, threat.client, defense, key, local)
+    granted = dict(labels_known=labels_known, defense_known=defense_known, order_known=order_known, assumed=assumed)
+    return grant(victim, sent, threat, defense, local=local, **granted)
+
+
+class Sent(NamedTuple):
+    """A client's part of a round: what it sends, and what else a threat model may grant.
+
+    Attributes:
+      observed: the update as it is sent, after the defense; of several steps their mean gradient.
+      gradients: the same before the defense.
+      statistics: mean, biased variance and count a layer of every step, [num_steps, ...].
+      order: int32 [num_steps, per_step], which pictures each of several steps took; None for one step on all.
+    """
+
+    observed: Gradients
+    gradients: Gradients
+    statistics: BatchStats
+    order: jax.Array | None
+
+
+def send(
+    victim: Victim, normalize: Normalize, defense: GradientDefense, key: Key, local: LocalTraining | None = None
+) -> Sent:
+    """The client's part of a round, which a federation runs and `observe` looks at.
+
+    Args:
+      victim: the client's batch, and the model that it was given.
+      normalize: how the client runs the normalization layers; static.
+      defense, key, local: as for `observe`.
+    """
+    batch = Batch(victim.space.normalize(victim.images), victim.labels)
+    client = ClientStep(victim.network, normalize, victim.params, victim.batch_stats, batch)
     if local is None:
-        update = client.update()
-        gradients = update.gradients
-        statistics = shared_statistics(threat.shared, victim.batch_stats, update.statistics)
+        update, order = client.update(), None
+        gradients, statistics = update.gradients, jax.tree.map(lambda leaf: leaf[None], update.statistics)
     else:
+        n = len(victim.images)
         key, key_order = jax.random.split(key)
         order = local.draw_order(key_order, n) if local.shuffles(n) else local.same_order(n)
         client = client._replace(steps=local.num_steps)
         trained = train_locally(*client[:5], order, local.learning_rate)
         gradients = successive_models(victim.params, trained.params, local.learning_rate * local.num_steps)
-        statistics = shared_after_training(threat.shared, victim.batch_stats, trained)
+        statistics = trained.statistics
     transformation = optax.with_extra_args_support(defense(key))
     state = transformation.init(gradients)
-    sent, _ = transformation.update(gradients, state, victim.params, client=client)
-    known = defense.known(sent, n) if defense_known and assumed is None else ()
+    observed, _ = transformation.update(gradients, state, victim.params, client=client)
+    return Sent(observed, gradients, statistics, order)
+
+
+def grant(
+    victim: Victim,
+    sent: Sent,
+    threat: BatchNormThreat,
+    defense: GradientDefense,
+    *,
+    labels_known: bool = True,
+    defense_known: bool = True,
+    local: LocalTraining | None = None,
+    order_known: bool = False,
+    assumed: LocalTraining | None = None,
+) -> AttackProblem:
+    """What the threat model lets the adversary have of a client's part of a round; arguments as for `observe`."""
+    n, observed = len(victim.images), sent.observed
+    known = defense.known(observed, n) if defense_known and assumed is None else ()
     if assumed is not None:
         units = local.learning_rate * local.num_steps / (assumed.learning_rate * assumed.num_steps)
-        sent = jax.tree.map(lambda leaf: units * leaf, sent)
+        observed = jax.tree.map(lambda leaf: units * leaf, observed)
     problem = AttackProblem(
         network=victim.network,
         normalize=threat.adversary,
         image_shape=victim.images.shape,
         params=victim.params,
-        statistics=statistics,
-        observed=sent,
+        statistics=shared_after_training(threat.shared, victim.batch_stats, sent.statistics),
+        observed=observed,
         labels=victim.labels if labels_known else None,
         space=victim.space,
         known=known,
-        local=_several(assumed or local, n),
-        order=order if order_known else None,
+        local=several(assumed or local, n),
+        order=sent.order if order_known else None,
     )
     return problem.with_labels(victim.labels) if labels_known and not order_known else problem
-
-
-def _several(local, n):
-    # One step on all pictures is an observed gradient like any other, and the same program.
-    one = local is None or (local.num_steps == 1 and not local.shuffles(n))
-    return None if one else local
 
 
 def _check_local(local, assumed, threat, n, order_known):

@@ -1,0 +1,216 @@
+"""Simulates a federation: what is simulated as a frozen value, and the run that makes weights and their record."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from gi_jax import checks, data, defenses, federated, models
+from gi_jax.experiments.environment import environment
+from gi_jax.experiments.training import Report, TrainingOutcome, on_device, test_split
+from gi_jax.experiments.weights import Origin, Weights
+from gi_jax.federated import SERVERS, Federation, Policy
+from gi_jax.models import MODELS, Normalize
+from gi_jax.threat import LocalTraining
+
+PARTITIONS = ("iid", "dirichlet")
+CLIENT_BN = {"batch": Normalize.BATCH, "running": Normalize.GIVEN}
+SGD_RATE = 0.1
+"""Of the server, where its step is one along the mean gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationSpec:
+    """Everything that decides the weights.
+
+    Attributes:
+      data: `photos`, `cifar10` or `folder:PATH`; its train split.
+      image_size: height and width the pictures are resized to; None keeps the data set's own.
+      model: a key of `MODELS`.
+      clients: how many.
+      partition: `iid` or `dirichlet`, see `gi_jax.federated`.
+      alpha: concentration of `dirichlet`.
+      rounds: how many.
+      clients_per_round, batch_size, at_once: see `gi_jax.federated.Federation`.
+      local_steps: of the client's SGD, in whole epochs of the pictures of a round (FedAvg); None sends one gradient
+        (FedSGD).
+      local_batch_size, local_rate: of these steps, see `LocalTraining`.
+      server: a key of `SERVERS`.
+      server_rate: None takes that of the table, or 0.1 for the step of FedSGD.
+      client_bn: `batch` or `running`, the statistics that the clients' BatchNorm uses.
+      batch_norm: `shared`, `silobn` or `fedbn`, see `gi_jax.federated.Policy`.
+      defense: of every client, as `gi_jax.defenses.parse` reads it.
+      test_every: rounds between two tests.
+      test_pictures: the accuracy is that on the first so many of the test split; None takes all.
+      seed: of weights, partition and all that is drawn.
+    """
+
+    data: str = "photos"
+    image_size: int | None = None
+    model: str = "convnet"
+    clients: int = 10
+    partition: str = "dirichlet"
+    alpha: float = 0.5
+    rounds: int = 20
+    clients_per_round: int | None = None
+    batch_size: int | None = None
+    at_once: int | None = None
+    local_steps: int | None = None
+    local_batch_size: int | None = None
+    local_rate: float = 0.01
+    server: str = "fedavg"
+    server_rate: float | None = None
+    client_bn: str = "batch"
+    batch_norm: str = "shared"
+    defense: str = "none"
+    test_every: int = 1
+    test_pictures: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        checks.one_of("model", self.model, MODELS)
+        checks.one_of("partition", self.partition, PARTITIONS)
+        checks.one_of("client_bn", self.client_bn, CLIENT_BN)
+        checks.one_of("server", self.server, SERVERS)
+        checks.one_of("batch_norm", self.batch_norm, [str(policy) for policy in Policy])
+        checks.positive(clients=self.clients, rounds=self.rounds, test_every=self.test_every)
+        checks.seed("seed", self.seed)
+        if self.local_batch_size is not None and self.local_steps is None:
+            raise checks.InputError(
+                f"local_batch_size={self.local_batch_size} without local steps: a client that sends a gradient takes "
+                "it on all pictures of the round; give local_steps, or batch_size for fewer pictures"
+            )
+        if self.test_pictures is not None:
+            checks.positive(test_pictures=self.test_pictures)
+        defenses.parse(self.defense)
+
+    @property
+    def local(self) -> LocalTraining | None:
+        """The client's steps."""
+        if self.local_steps is None:
+            return None
+        return LocalTraining(
+            num_steps=self.local_steps, batch_size=self.local_batch_size, learning_rate=self.local_rate
+        )
+
+    def federation(self, network: models.Network) -> Federation:
+        """The settings of the rounds."""
+        server = SERVERS[self.server]
+        plain = self.local is None and self.server in ("fedavg", "fedavgm")
+        rate = SGD_RATE if plain else server.rate
+        return Federation(
+            network=network,
+            normalize=CLIENT_BN[self.client_bn],
+            batch_norm=Policy(self.batch_norm),
+            local=self.local,
+            batch_size=self.batch_size,
+            clients_per_round=self.clients_per_round,
+            defense=defenses.parse(self.defense),
+            server=server.optimizer,
+            server_rate=rate if self.server_rate is None else self.server_rate,
+            at_once=self.at_once,
+        )
+
+    def divide(self, labels: np.ndarray) -> np.ndarray:
+        """Which pictures each client holds, int32 [clients, m]."""
+        if self.partition == "iid":
+            return federated.iid(labels, self.clients, self.seed)
+        return federated.dirichlet(labels, self.clients, self.alpha, self.seed)
+
+
+def run_federation(
+    spec: FederationSpec,
+    data_dir: str | None = None,
+    *,
+    on_report: Callable[[Report], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainingOutcome:
+    """Simulates from initialization.
+
+    Args:
+      spec: what is simulated.
+      data_dir: where a copy of the data set lies.
+      on_report: called after every chunk of rounds.
+      should_stop: asked after every chunk; a simulation that is told to stop yields the weights so far, and `complete`
+        is False in its result.
+
+    Returns:
+      The server's weights, and the content of `federation.json`. Where BatchNorm stays with the clients, the weights
+      hold the mean over them of what they keep, and the accuracy is the mean of their own models'.
+
+    Raises:
+      InputError: for data that is missing, for settings that do not fit it, and for a loss that is not finite.
+    """
+    dataset = data.load(spec.data, "train", data_dir, image_size=spec.image_size)
+    tested = test_split(spec, data_dir)
+    network = models.create(spec.model, dataset.num_classes)
+    image_shape = dataset.images.shape[1:]
+    federation = spec.federation(network)
+    clients = spec.divide(dataset.labels)
+    key_weights, key_rounds = jax.random.split(jax.random.key(spec.seed))
+    params, batch_stats = network.init(key_weights, image_shape)
+    state = federated.start(federation, params, batch_stats, spec.clients)
+    pool, held_out = on_device(dataset, dataset), None if tested is None else on_device(tested, dataset)
+    ends = sorted({*range(spec.test_every, spec.rounds, spec.test_every), spec.rounds})
+    n = federation.pictures(clients.shape[1])
+    per_client = n if spec.local is None else spec.local_steps * spec.local.per_step(n)
+    per_round = federation.sampled(spec.clients) * per_client  # pictures gone through
+    rows, losses, stopped = [], [], False
+    seconds = {"first": 0.0, "rounds": 0.0, "test": 0.0}
+
+    def close(number, state):
+        began = time.monotonic()
+        scores = None if held_out is None else federated.accuracies(federation, state, held_out).tolist()
+        seconds["test"] += time.monotonic() - began
+        since = rows[-1]["round"] if rows else 0
+        mean = None if scores is None else float(np.mean(scores))
+        rows.append({"round": number, "loss": float(np.mean(losses[since:])), "test_accuracy": mean})
+        if scores is not None and len(scores) > 1:
+            rows[-1]["test_accuracy_of_clients"] = scores
+
+    for progress in federated.advance(federation, state, pool, clients, key_rounds, ends=ends):
+        first = not losses
+        seconds["first" if first else "rounds"] += progress.seconds
+        losses += progress.losses.tolist()
+        if on_report is not None:
+            done, total = progress.round * per_round, spec.rounds * per_round
+            on_report(Report(f"round {progress.round} of {spec.rounds}", done, total, losses[-1]))
+        stopped = progress.round < spec.rounds and should_stop()
+        if stopped or progress.round in ends:
+            close(progress.round, progress.state)
+        if stopped:
+            break
+    origin = Origin(
+        model=spec.model,
+        num_classes=dataset.num_classes,
+        image_shape=tuple(image_shape),
+        mean=tuple(dataset.mean),
+        std=tuple(dataset.std),
+        data=spec.data,
+        epochs=round(progress.round * per_round / len(dataset), 4),
+        steps=progress.round,
+        seed=spec.seed,
+        test_accuracy=rows[-1]["test_accuracy"],
+        test_pictures=0 if tested is None else len(tested),
+    )
+    result = {
+        "complete": not stopped,
+        "environment": environment(),
+        "spec": dataclasses.asdict(spec),
+        "network": dataclasses.asdict(origin),
+        "note": dataset.note,
+        "classes_of_clients": [
+            np.bincount(dataset.labels[own], minlength=dataset.num_classes).tolist() for own in clients
+        ],
+        "losses": losses,
+        "rounds": rows,
+        "timing": {
+            "first_round_seconds": seconds["first"],
+            "seconds_per_round": seconds["rounds"] / max(1, progress.round - 1),
+            "test_seconds": seconds["test"],
+        },
+    }
+    return TrainingOutcome(Weights(origin, *progress.state.mean()), result)

@@ -1,0 +1,173 @@
+"""Who watches a federation, when, and what of it: problems to attack, and apart from them the truth."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import optax
+
+from gi_jax import checks
+from gi_jax.defenses import secure_mean
+from gi_jax.federated.batch_norm import Policy, own_part, without
+from gi_jax.federated.federation import Federation
+from gi_jax.federated.rounds import Part, State
+from gi_jax.models import Normalize
+from gi_jax.threat import VIEWS, AttackProblem, BatchNormThreat, Mapping, Shared, Victim, Zeroed, grant, look
+from gi_jax.threat.local import several
+from gi_jax.threat.views import average
+from gi_jax.types import Key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """Who watches. Changes nothing of what it watches.
+
+    Attributes:
+      view: a key of `gi_jax.threat.VIEWS` from which there is something to see: `server`, `sum` or `client`.
+      threat: what is shared of the normalization layers, and how the adversary runs them.
+      rounds: those that it looks at, counted from 0: round 3 starts from the weights after three rounds.
+      clients: numbers of those it is after; None for all. In the views of a mean the others are with the adversary,
+        which knows their part and subtracts it; the adversary of the view `client` is one of them.
+      labels_known: whether it is told the labels, as counts.
+      defense_known: whether it is told which defense runs, with its public parameters.
+    """
+
+    threat: BatchNormThreat
+    view: str = "server"
+    rounds: tuple[int, ...] = (0,)
+    clients: tuple[int, ...] | None = None
+    labels_known: bool = True
+    defense_known: bool = True
+
+    def check(self, federation: Federation, num_clients: int, held: int) -> None:
+        """Refuses what nobody can see in this federation.
+
+        Raises:
+          InputError: saying what would do.
+        """
+        checks.one_of("view", self.view, VIEWS)
+        if self.view == "eavesdropper":
+            look(self.view, [], self.threat)
+        for number in self.rounds:
+            checks.non_negative(round=number)
+        for number in self.clients or ():
+            checks.in_range(0, num_clients, client=number)
+        if self.threat.client != federation.normalize:
+            raise checks.InputError(
+                f"an adversary of clients that normalize with {str(self.threat.client)!r} statistics, in a federation "
+                f"of clients that do with {str(federation.normalize)!r}: expected the same"
+            )
+        kept = federation.batch_norm != Policy.SHARED and federation.normalize == Normalize.BATCH
+        if kept and self.threat.shared in (Shared.RUNNING, Shared.RUNNING_AFTER):
+            raise checks.InputError(
+                f"shared statistics {str(self.threat.shared)!r} with batch_norm {str(federation.batch_norm)!r}, under "
+                "which running averages stay with the clients: expected shared='nothing'"
+            )
+        if self.view != "server" and several(federation.local, federation.pictures(held)) is not None:
+            raise checks.InputError(
+                f"view {self.view!r} with local steps: each client's steps lead to weights of its own, which no attack "
+                "on their mean imagines; expected view server, or one step"
+            )
+        if self.view == "client" and federation.server is not optax.sgd:
+            raise checks.InputError(
+                "view 'client' of a server with an optimizer of its own: two models say what the mean update was only "
+                "if one is a step of known rate from the other; expected server optax.sgd"
+            )
+
+
+class Seen(NamedTuple):
+    """What the adversary has of a round, without the truth.
+
+    Attributes:
+      round: its number.
+      clients: those whose update, or the mean of whose updates, it is.
+      problem: what an attack takes.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+    problem: AttackProblem
+
+
+class Secret(NamedTuple):
+    """The truth of a client's part of a round: for scoring.
+
+    Attributes:
+      client: its number.
+      pictures: int32 [n], which of the data set it drew.
+      victim: what it computed on, encodings if its defense makes some, and the model it computed with.
+      mapping: which pictures the encodings are of; None without.
+    """
+
+    client: int
+    pictures: jax.Array
+    victim: Victim
+    mapping: Mapping | None
+
+
+_grant = jax.jit(grant, static_argnames=("threat", "defense", "labels_known", "defense_known"))
+
+
+def watch(
+    adversary: Adversary, federation: Federation, before: State, drawn: jax.Array, parts: Part, key: Key
+) -> tuple[list[Seen], list[tuple[Secret, ...]]]:
+    """What the adversary sees of a round, and the truth of each of these problems.
+
+    Args:
+      adversary, federation: who watches what.
+      before: the state that the round started from.
+      drawn: int32 [sampled], the clients that took part.
+      parts: what they did, with a leading axis [sampled].
+      key: of the masks of secure aggregation.
+
+    Returns:
+      A `Seen` a problem, and for each the secrets of its clients, in the order of the problem's pictures.
+    """
+    chosen = [
+        (lane, int(number))
+        for lane, number in enumerate(drawn)
+        if adversary.clients is None or int(number) in adversary.clients
+    ]
+    problems, secrets = [], []
+    for lane, number in chosen:
+        part = jax.tree.map(lambda leaf, lane=lane: leaf[lane], parts)
+        victim = dataclasses.replace(part.batch, **before.client(number)._asdict())
+        n = len(victim.images)
+        granted = dict(labels_known=adversary.labels_known, defense_known=adversary.defense_known)
+        local = several(federation.local, n)
+        problem = _grant(victim, part.sent, threat=adversary.threat, defense=federation.defense, local=local, **granted)
+        problems.append(_as_sent(federation, before, problem))
+        secrets.append(Secret(number, part.pictures, victim, part.mapping))
+    if not problems:
+        return [], []
+    aggregate = partial(secure_mean, key=key) if adversary.view == "sum" else average
+    rate = float(federation.server_rate * federation.distance)
+    seen = look(adversary.view, problems, adversary.threat, aggregate=aggregate, learning_rate=rate)
+    groups = [(secret,) for secret in secrets] if adversary.view == "server" else [tuple(secrets)]
+    fact = _unseen(federation, before)
+    labeled = zip(seen, groups, strict=True)
+    number = int(before.round)
+    return [
+        Seen(
+            number,
+            tuple(secret.client for secret in group),
+            dataclasses.replace(problem, known=(*problem.known, *fact)),
+        )
+        for problem, group in labeled
+    ], groups
+
+
+def _as_sent(federation, before, problem):
+    """The problem with what stays with the client taken out, and in its place what the server has."""
+    own = own_part(federation.batch_norm, before.model).params
+    return dataclasses.replace(problem, params=before.model.params, observed=without(own, problem.observed))
+
+
+def _unseen(federation, before):
+    """What an adversary knows of the tensors that never leave a client: that it has not seen them."""
+    own = own_part(federation.batch_norm, before.model).params
+    paths = jax.tree_util.tree_leaves_with_path(own)
+    names = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
+    return (Zeroed(tensors=names),) if names else ()

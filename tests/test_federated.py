@@ -1,0 +1,488 @@
+"""Federations: partitions, rounds against a plain loop of clients and a server, BatchNorm policies, and who watches."""
+
+import json
+import signal
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import COMPILED, QUICK, SPACE, TinyNet, moved, relative_error
+
+import gi_jax
+from gi_jax import attacks, cli, defenses, federated, metrics, training
+from gi_jax.checks import InputError
+from gi_jax.experiments import weights
+from gi_jax.experiments.federation import FederationSpec, run_federation
+from gi_jax.federated import Adversary, Federation, Policy, simulation
+from gi_jax.federated import adversary as watching
+from gi_jax.models import FlaxNetwork, Normalize
+from gi_jax.threat import (
+    RUNNING,
+    THREATS,
+    BatchNormThreat,
+    LocalTraining,
+    Shared,
+    check_problem,
+    observe,
+    train_locally,
+)
+from gi_jax.threat.batch_norm import running_average
+
+BATCH, GIVEN = Normalize.BATCH, Normalize.GIVEN
+NETWORK = FlaxNetwork(TinyNet(4))
+RATE = 0.1
+NUM_CLIENTS, HELD = 5, 8
+KEY = jax.random.key(7)
+BLIND = BatchNormThreat(client=BATCH, shared=Shared.NOTHING, adversary=BATCH)
+
+
+def toy_pool(count=NUM_CLIENTS * HELD, side=8):
+    """Noise in four classes of different brightness."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count, dtype=np.int32) % 4
+    images = rng.integers(0, 100, (count, side, side, 3)) + 50 * labels[:, None, None, None]
+    return training.Pool(jnp.asarray(images, jnp.uint8), jnp.asarray(labels), SPACE)
+
+
+POOL = toy_pool()
+CLIENTS = federated.iid(np.asarray(POOL.labels), NUM_CLIENTS, 0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    """The rounds of most tests run for a moment and are compiled for them alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, options in (
+            (simulation, "_unwatched", dict(donate_argnames="state")),
+            (simulation, "_watched", {}),
+            (watching, "_grant", dict(static_argnames=("threat", "defense", "labels_known", "defense_known"))),
+        ):
+            plain = getattr(module, name).__wrapped__
+            patch.setattr(module, name, jax.jit(plain, compiler_options=QUICK, **options))
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    params, batch_stats = jax.jit(partial(NETWORK.init, image_shape=(8, 8, 3)), compiler_options=QUICK)(
+        jax.random.key(0)
+    )
+    return moved(params, 0), moved(batch_stats, 1)
+
+
+def run(model, num_rounds=3, clients=CLIENTS, key=KEY, adversary=None, **settings):
+    """A federation of toy clients."""
+    federation = Federation(network=NETWORK, **{"server_rate": RATE, **settings})
+    return federated.simulate(federation, *model, POOL, clients, key, num_rounds=num_rounds, adversary=adversary)
+
+
+# Partitions.
+
+
+@pytest.mark.parametrize("count, num_clients", [(40, 5), (43, 5), (7, 7), (10, 1)])
+def test_every_picture_is_held_once_at_most_and_all_clients_hold_as_many(count, num_clients):
+    labels = np.arange(count) % 4
+    for held in (federated.iid(labels, num_clients, 0), federated.dirichlet(labels, num_clients, 0.3, 0)):
+        assert held.shape == (num_clients, count // num_clients) and held.dtype == np.int32
+        assert len(set(held.ravel().tolist())) == held.size and 0 <= held.min() and held.max() < count
+    np.testing.assert_array_equal(held, federated.dirichlet(labels, num_clients, 0.3, 0))
+    if count > num_clients:
+        assert not np.array_equal(held, federated.dirichlet(labels, num_clients, 0.3, 1))
+
+
+def shares_of(alpha, num_clients=20, classes=10):
+    """Shares of the classes, a row a client, where only a quarter of all pictures is waited for by one client."""
+    labels = np.repeat(np.arange(classes), 400)
+    held = federated.dirichlet(labels, num_clients, alpha, 0)
+    return np.stack([np.bincount(labels[row], minlength=classes) for row in held]) / held.shape[1]
+
+
+def test_large_alpha_is_near_the_shares_of_all_pictures():
+    # 200 pictures with probability 0.1 each: the standard deviation of a share is 0.021.
+    assert abs(shares_of(1e6) - 0.1).max() < 4 * 0.022
+
+
+def test_small_alpha_is_near_one_class():
+    # 20 clients of 200 pictures in classes of 400: who comes late goes on with another class.
+    labels = np.repeat(np.arange(10), 400)
+    held = labels[federated.dirichlet(labels, 20, 1e-6, 0)]
+    assert (held[:, :40] == held[:, :1]).all()
+    few, more = ((shares_of(alpha) > 0.05).sum(axis=1).mean() for alpha in (1e-6, 5.0))
+    assert few < 4 < more
+
+
+def test_alpha_is_the_sum_of_the_concentrations():
+    # A share of Dir(alpha p) has variance p (1 - p) / (alpha + 1), to which drawing 200 pictures adds a little.
+    expected = np.sqrt(0.1 * 0.9 / (20 + 1))
+    assert shares_of(20.0).std() == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: federated.iid(np.zeros(3), 4, 0), "4 clients with 3 pictures"),
+        (lambda: federated.dirichlet(np.zeros(3), 4, 0.5, 0), "take fewer clients"),
+        (lambda: federated.iid(np.zeros(3), 0, 0), "num_clients=0"),
+        (lambda: federated.dirichlet(np.zeros(3), 2, 0.0, 0), "alpha=0"),
+        (lambda: federated.iid(np.zeros(3), 1, -1), "seed=-1"),
+    ],
+)
+def test_impossible_partitions_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+# Rounds.
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def textbook_gradient(normalize, params, batch_stats, images, labels):
+    def loss(params):
+        logits, statistics = NETWORK(params, batch_stats, images, normalize)
+        scores = jax.nn.log_softmax(logits)
+        return -jnp.take_along_axis(scores, labels[:, None], 1).mean(), statistics
+
+    (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    return value, gradients, statistics
+
+
+def textbook_round(model, normalize, steps, rate, server_rate, clients=CLIENTS):
+    """FedSGD (steps None) or FedAvg as a loop over clients, each going over all its pictures in every step."""
+    params, batch_stats = model
+    after, losses = [], []
+    for held in clients:
+        images = (np.asarray(POOL.images)[held].astype(np.float32) / 255 - SPACE.mean) / SPACE.std
+        own, averages = model
+        for step in range(steps or 1):
+            loss, slope, statistics = textbook_gradient(normalize, own, batch_stats, images, POOL.labels[held])
+            losses += [loss] if step == 0 else []
+            own = jax.tree.map(lambda weight, slope: weight - rate * slope, own, slope)
+            if normalize == BATCH:
+                averages = running_average(averages, statistics)
+        after.append((own, averages))
+    mean, averages = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *after)
+    return (jax.tree.map(lambda old, new: old + server_rate * (new - old), params, mean), averages), np.mean(losses)
+
+
+@pytest.mark.parametrize("normalize", [BATCH, GIVEN])
+@pytest.mark.parametrize("steps", [None, 3])
+def test_rounds_are_those_of_a_loop_of_clients_and_a_server(model, steps, normalize):
+    with jax.numpy_rank_promotion("allow"):
+        expected, losses = model, []
+        for _ in range(3):
+            expected, loss = textbook_round(expected, normalize, steps, RATE if steps else 1.0, 0.5 if steps else RATE)
+            losses.append(loss)
+    local = steps and LocalTraining(num_steps=steps, learning_rate=RATE)
+    found = run(model, local=local, server_rate=0.5 if steps else RATE, normalize=normalize)
+    way = lambda after: jax.tree.map(jnp.subtract, after, model[0])  # noqa: E731
+    assert relative_error(way(found.state.model.params), way(expected[0])) < 1e-5
+    assert relative_error(found.state.model.batch_stats, expected[1]) < 1e-6
+    np.testing.assert_allclose(found.losses, losses, rtol=1e-5)
+    assert int(found.state.round) == 3
+
+
+def test_one_client_with_server_rate_one_trains_locally(model):
+    local = LocalTraining(num_steps=4, learning_rate=RATE)
+    found = run(model, 1, CLIENTS[:1], local=local, server_rate=1.0)
+    images = SPACE.normalize(POOL.images[CLIENTS[0]].astype(jnp.float32) / 255)
+    batch = gi_jax.threat.Batch(images, jax.nn.one_hot(POOL.labels[CLIENTS[0]], 4))
+    train = jax.jit(train_locally, static_argnums=(0, 1), compiler_options=QUICK)
+    alone = train(NETWORK, BATCH, *model, batch, local.same_order(HELD), RATE)
+    assert relative_error(found.state.model.params, alone.params) < 1e-6
+
+
+def test_identical_clients_are_one_client(model):
+    one = run(model, 2, CLIENTS[:1])
+    three = run(model, 2, np.repeat(CLIENTS[:1], 3, axis=0))
+    assert relative_error(three.state.model, one.state.model) < 1e-6
+    np.testing.assert_allclose(three.losses, one.losses, rtol=1e-5)
+
+
+def test_clients_that_wait_for_each_other_change_nothing(model):
+    settings = dict(local=LocalTraining(num_steps=4, batch_size=2), batch_size=4, clients_per_round=3)
+    together, apart = run(model, **settings), run(model, at_once=2, **settings)
+    assert relative_error(apart.state.model, together.state.model) < 1e-6
+
+
+def test_the_server_takes_any_optimizer(model):
+    # Adagrad with an accumulator of zero and a tiny epsilon goes by the sign of the first mean gradient.
+    server = partial(optax.adagrad, initial_accumulator_value=0.0, eps=1e-30)
+    found = run(model, 1, server=server, server_rate=0.25)
+    way = jax.tree.map(lambda old, new: np.abs(old - new), model[0], found.state.model.params)
+    # In front of BatchNorm a bias would not move, but there is none.
+    np.testing.assert_allclose(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(way)]), 0.25, rtol=1e-3)
+
+
+def test_momentum_carries_over_rounds(model):
+    settings = dict(server=partial(optax.sgd, momentum=0.9), server_rate=RATE)
+    steps = [model[0]] + [run(model, number, **settings).state.model.params for number in (1, 2)]
+    plain = run(model, 1).state.model
+    again = run(plain, 1).state.model.params
+    moves = [jax.tree.map(jnp.subtract, after, before) for before, after in zip(steps, steps[1:], strict=False)]
+    expected = jax.tree.map(lambda v, new, old: 0.9 * v + new - old, moves[0], again, plain.params)
+    assert relative_error(moves[1], expected) < 1e-4
+
+
+def test_another_seed_or_rate_compiles_nothing(model):
+    settings = dict(clients_per_round=3, batch_size=4, batch_norm=Policy.FED_BN)
+    adversary = Adversary(threat=BLIND, rounds=(0, 3))
+    go = lambda key, rate, local, rounds: run(  # noqa: E731
+        model,
+        rounds,
+        key=jax.random.key(key),
+        server_rate=rate,
+        local=LocalTraining(num_steps=2, batch_size=2, learning_rate=local),
+        adversary=adversary,
+        **settings,
+    )
+    go(0, 1.0, 0.1, 5)
+    before = len(COMPILED)
+    first = go(1, 0.5, 0.05, 9)
+    assert COMPILED[before:] == []
+    second = go(2, 0.5, 0.05, 9)
+    assert COMPILED[before:] == [] and relative_error(second.state.model, first.state.model) > 1e-5
+
+
+def test_a_watched_federation_runs_as_an_unwatched_one(model):
+    alone = run(model, 4, batch_size=2)
+    watched = run(model, 4, batch_size=2, adversary=Adversary(threat=THREATS["infer"], rounds=(1, 3)))
+    assert relative_error(watched.state.model, alone.state.model) < 1e-6
+    np.testing.assert_allclose(watched.losses, alone.losses, rtol=1e-5)
+    earlier = run(model, 3, batch_size=2).state.model
+    assert relative_error(watched.seen[-1].problem.params, earlier.params) < 1e-6
+    assert relative_error(watched.secrets[-1][0].victim.batch_stats, earlier.batch_stats) < 1e-6
+
+
+# BatchNorm.
+
+
+@pytest.mark.parametrize("policy, kept", [(Policy.SILO_BN, ("mean", "var")), (Policy.FED_BN, ("norm",))])
+def test_what_stays_with_a_client_is_its_own(model, policy, kept):
+    local = LocalTraining(num_steps=2, learning_rate=RATE)
+    state = run(model, local=local, batch_norm=policy, server_rate=1.0).state
+    models = [state.client(number) for number in range(NUM_CLIENTS)]
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(models[0])]
+    for name, *leaves in zip(names, *map(jax.tree.leaves, models), strict=True):
+        apart = not np.array_equal(leaves[0], leaves[1])
+        assert apart == any(word in name for word in kept), name
+    # Of what stays, the server knows the beginning.
+    unseen = federated.batch_norm.own_part(policy, state.model)
+    jax.tree.map(np.testing.assert_array_equal, unseen, federated.batch_norm.own_part(policy, federated.Model(*model)))
+    assert len(federated.accuracies(Federation(network=NETWORK, batch_norm=policy), state, POOL)) == NUM_CLIENTS
+    middle = state.mean().batch_stats["norm0"]["mean"]
+    np.testing.assert_allclose(middle, np.mean([one.batch_stats["norm0"]["mean"] for one in models], 0), rtol=1e-5)
+
+
+def test_fedbn_of_one_client_trains_it_as_fedavg_does(model):
+    settings = dict(local=LocalTraining(num_steps=2, learning_rate=RATE), server_rate=1.0)
+    shared = run(model, 3, CLIENTS[:1], **settings).state
+    for policy in (Policy.SILO_BN, Policy.FED_BN):
+        kept = run(model, 3, CLIENTS[:1], batch_norm=policy, **settings).state
+        assert relative_error(kept.client(0), shared.model) < 1e-5
+
+
+def test_who_does_not_take_part_keeps_what_it_has(model):
+    local = LocalTraining(num_steps=1, learning_rate=RATE)
+    found = run(
+        model,
+        1,
+        local=local,
+        batch_norm=Policy.FED_BN,
+        clients_per_round=2,
+        adversary=Adversary(threat=BLIND),
+    )
+    took_part = {client for seen in found.seen for client in seen.clients}
+    assert len(took_part) == 2
+    for number in range(NUM_CLIENTS):
+        same = np.array_equal(found.state.client(number).params["norm0"]["scale"], model[0]["norm0"]["scale"])
+        assert same == (number not in took_part)
+
+
+# Who watches.
+
+OBSERVE = jax.jit(observe, static_argnames=("threat", "defense", "labels_known"))
+
+WATCHED = {
+    "one gradient": dict(batch_size=2),
+    "local steps": dict(local=LocalTraining(num_steps=4, batch_size=2, learning_rate=RATE), batch_size=4),
+    "one local step": dict(local=LocalTraining(num_steps=1, learning_rate=RATE), batch_size=2),
+    "defense": dict(batch_size=2, defense=defenses.parse("prune:p=0.5 + gaussian:sigma=0.01")),
+    "running": dict(batch_size=2, normalize=GIVEN),
+    "statistics": dict(batch_size=2),
+}
+THREAT = {"running": RUNNING, "statistics": THREATS["exact"]}
+
+
+@pytest.mark.parametrize("case", WATCHED)
+def test_what_is_seen_in_a_round_is_what_observe_makes_there(model, case):
+    threat = THREAT.get(case, THREATS["infer"])
+    adversary = Adversary(threat=threat, rounds=(0, 3), clients=(1, 4))
+    found = run(model, 5, adversary=adversary, **WATCHED[case])
+    assert [(seen.round, *seen.clients) for seen in found.seen] == [(0, 1), (0, 4), (3, 1), (3, 4)]
+    assert len({seen.problem.params["head"]["bias"].tobytes() for seen in map(jax.device_get, found.seen)}) == 2
+    seen, (secret,) = found.seen[-1], found.secrets[-1]
+    victim = secret.victim
+    np.testing.assert_array_equal(victim.images, POOL.images[secret.pictures].astype(np.float32) / 255)
+    assert set(secret.pictures.tolist()) <= set(CLIENTS[4].tolist())
+    key = jax.random.split(federated.keys_of_round(KEY, 3).client(4), 3)[2]
+    defense, local = WATCHED[case].get("defense", defenses.identity), WATCHED[case].get("local")
+    expected = OBSERVE(victim, threat=threat, defense=defense, key=key, local=local)
+    assert jax.tree.structure(seen.problem) == jax.tree.structure(expected)
+    # The steps' rate goes into the difference of two models, which is rounded.
+    tolerance = dict(rtol=1e-4, atol=1e-4 if local else 2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), seen.problem, expected)
+    check_problem(seen.problem)
+
+
+def test_a_problem_of_a_federation_is_reconstructed(model):
+    federation = dict(batch_size=1, normalize=GIVEN)
+    found = run(model, 4, adversary=Adversary(threat=RUNNING, rounds=(3,), clients=(2,)), **federation)
+    (seen,), ((secret,),) = found.seen, found.secrets
+    attack = attacks.create("inverting_gradients", tv=0.0, num_steps=300)
+    result = gi_jax.reconstruct(attack, seen.problem, jax.random.key(0), num_restarts=2)
+    assert float(metrics.psnr(secret.victim.images, result.images)[0]) > 25
+
+
+def test_an_adversary_that_never_saw_batchnorm_says_so(model):
+    local = LocalTraining(num_steps=2, learning_rate=RATE)
+    adversary = Adversary(threat=BLIND, rounds=(2,), clients=(0,))
+    (seen,) = run(model, local=local, batch_norm=Policy.FED_BN, batch_size=2, adversary=adversary).seen
+    (fact,) = seen.problem.known
+    assert set(fact.tensors) == {f"norm{number}/{name}" for number in (0, 1) for name in ("scale", "bias")}
+    for layer in ("norm0", "norm1"):
+        assert not np.any(seen.problem.observed[layer]["scale"])
+        np.testing.assert_array_equal(seen.problem.params[layer]["scale"], model[0][layer]["scale"])
+    assert np.any(seen.problem.observed["head"]["kernel"]) and seen.problem.statistics is None
+
+
+@pytest.mark.parametrize("view", ["sum", "client"])
+def test_a_mean_is_that_of_those_who_are_not_with_the_adversary(model, view):
+    honest = (0, 2, 3)
+    common = dict(rounds=(1,), clients=honest)
+    settings = dict(batch_size=2, normalize=GIVEN)
+    apart = run(model, 2, adversary=Adversary(threat=RUNNING, **common), **settings)
+    found = run(model, 2, adversary=Adversary(threat=RUNNING, view=view, **common), **settings)
+    (seen,), (secrets,) = found.seen, found.secrets
+    assert seen.clients == honest == tuple(secret.client for secret in secrets)
+    assert seen.problem.image_shape[0] == 6 and seen.problem.labels.shape == (6, 4)
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(one.problem.observed for one in apart.seen))
+    assert relative_error(seen.problem.observed, mean) < 1e-3
+
+
+def test_encodings_are_what_a_client_trains_on(model):
+    defense = defenses.parse("intra_instahide:k=2")
+    found = run(model, 1, defense=defense, batch_size=4, adversary=Adversary(threat=THREATS["infer"], clients=(0,)))
+    (secret,) = found.secrets[0]
+    pictures = SPACE.normalize(POOL.images[secret.pictures].astype(jnp.float32) / 255)
+    mixed = secret.mapping.signs * secret.mapping.mix(pictures)
+    encodings = secret.victim.space.normalize(secret.victim.images)
+    np.testing.assert_allclose(encodings, mixed, atol=1e-4)
+    assert found.seen[0].problem.known[0].k == 2
+
+
+REFUSED = {
+    "more clients": (dict(clients_per_round=6), None, "clients_per_round=6: expected 1 to 5"),
+    "more pictures": (dict(batch_size=9), None, "batch_size=9: expected 1 to 8"),
+    "none at once": (dict(at_once=0), None, "at_once=0"),
+    "rate": (dict(server_rate=-1.0), None, "server_rate=-1"),
+    "part of an epoch": (dict(local=LocalTraining(num_steps=3, batch_size=2)), None, "expected whole epochs"),
+    "fedbn": (dict(batch_norm=Policy.FED_BN), None, "'fedbn' without local steps"),
+    "public": (dict(defense=defenses.parse("inter_instahide:k=4")), None, "public pictures"),
+    "examples": (
+        dict(local=LocalTraining(num_steps=2), defense=defenses.parse("dpsgd:clip=1,sigma=1"), normalize=GIVEN),
+        None,
+        "2 local steps",
+    ),
+    "private statistics": (dict(defense=defenses.parse("dpsgd:clip=1,sigma=1")), None, "dpsgd with BatchNorm"),
+    "eavesdropper": ({}, dict(view="eavesdropper"), "nothing is observed"),
+    "view": ({}, dict(view="servr"), "did you mean 'server'"),
+    "round": ({}, dict(rounds=(3,)), "round=3"),
+    "client": ({}, dict(clients=(5,)), "client=5"),
+    "client mode": ({}, dict(threat=RUNNING), "expected the same"),
+    "kept": (dict(batch_norm=Policy.SILO_BN), {}, "shared='nothing'"),
+    "steps of a sum": (dict(local=LocalTraining(num_steps=2)), dict(view="sum"), "with local steps"),
+    "models of Adam": (dict(server=optax.adam), dict(view="client"), "expected server optax.sgd"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_one_line(model, case):
+    settings, wanted, message = REFUSED[case]
+    adversary = None if wanted is None else Adversary(**{"threat": THREATS["infer"], **wanted})
+    with pytest.raises(InputError, match=message) as error:
+        run(model, adversary=adversary, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_not_finite_stops_the_federation(model):
+    with pytest.raises(InputError, match="lower the learning rates"):
+        run(model, 10, server_rate=1e30)
+
+
+# The command.
+
+QUICKLY = ["federate", "--model", "mlp", "--image-size", "12", "--clients", "3", "--batch-size", "8"]
+
+
+@pytest.fixture
+def no_disk_cache(monkeypatch):
+    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+
+
+def test_the_command_leaves_weights_and_a_record(tmp_path, capsys, no_disk_cache):
+    out = tmp_path / "out"
+    steps = ["--local-steps", "2", "--local-batch-size", "4", "--rounds", "5", "--test-every", "2"]
+    assert cli.main([*QUICKLY, *steps, "--defense", "prune:p=0.5", "--defense", "clip:norm=9", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "test accuracy" in printed and "on the train split of photos" in printed
+    result = json.loads((out / "federation.json").read_text())
+    assert result["complete"] and [row["round"] for row in result["rounds"]] == [2, 4, 5]
+    assert len(result["losses"]) == 5 and np.shape(result["classes_of_clients"]) == (3, 10)
+    assert FederationSpec(**result["spec"]).defense == "prune:p=0.5 + clip:norm=9"
+    origin = weights.load(out).origin
+    assert origin.steps == 5 and origin.test_accuracy == result["rounds"][-1]["test_accuracy"]
+    attack = ["attack", "--weights", str(out), "--image-size", "12", "--steps", "2", "--num-batches", "1"]
+    assert cli.main([*attack, "--out", str(tmp_path / "attack")]) == 0
+    assert cli.main([*QUICKLY, "--out", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_the_rounds_so_far(tmp_path, monkeypatch, capsys, no_disk_cache):
+    monkeypatch.setattr(cli.terminal.progress_bar, "report", lambda self, report: signal.raise_signal(signal.SIGINT))
+    assert cli.main([*QUICKLY, "--rounds", "9", "--out", str(tmp_path)]) == 130
+    assert "weights so far are kept" in capsys.readouterr().err
+    assert weights.load(tmp_path).origin.steps == 1
+    assert not json.loads((tmp_path / "federation.json").read_text())["complete"]
+
+
+def test_models_of_clients_are_tested_one_by_one():
+    spec = FederationSpec(
+        image_size=8, clients=3, partition="iid", batch_size=4, local_steps=1, batch_norm="fedbn", rounds=1
+    )
+    (row,) = run_federation(spec).result["rounds"]
+    assert len(row["test_accuracy_of_clients"]) == 3
+    assert row["test_accuracy"] == pytest.approx(np.mean(row["test_accuracy_of_clients"]))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (["--model", "convnt"], "did you mean 'convnet'"),
+        (["--partition", "diriclet"], "did you mean 'dirichlet'"),
+        (["--server", "fedadm"], "did you mean 'fedadam'"),
+        (["--batch-norm", "fedbm"], "did you mean 'fedbn'"),
+        (["--client-bn", "bach"], "did you mean 'batch'"),
+        (["--rounds", "0"], "rounds=0"),
+        (["--local-batch-size", "2"], "without local steps"),
+        (["--batch-norm", "silobn"], "without BatchNorm"),
+        (["--clients", "9999"], "take fewer clients"),
+        (["--defense", "prun:p=0.5"], "did you mean 'prune'"),
+    ],
+)
+def test_bad_settings_are_one_line(settings, message, tmp_path, capsys, no_disk_cache):
+    assert cli.main([*QUICKLY, *settings, "--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
