@@ -31,6 +31,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gi-jax {importlib.metadata.version('gi_jax')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=terminal.Parser)
-    for command in (attack, decode, federate, labels, train, federate, run, report, listing):
+    for command in (attack, decode, labels, train, federate, run, report, listing):
         command.add_parser(commands)
     return parser
