@@ -386,7 +386,7 @@ class _Session:
         attacked, mapping = self.attacked[defense]
         truth = pictures(attacked)
         images, spread, block = score(spec, victims, attacked, defense, found, self.assumed(name))
-        if self.execution.reference_scoring:
+        if self.execution.reference_scoring and mapping is None:
             scored = partial(reference_summary, spec, attacked[0].space, truth, images)
             block["reference_summary"] = scored()
             block["mended_summaries"] = {

@@ -132,12 +132,13 @@ def reference_summary(spec: AttackSpec, space: ImageSpace, originals: np.ndarray
 
     `mended` are the flaws to leave out, see `metrics.reference_scores`.
     """
+    size = spec.pictures_per_update
+    together = max(1, 64 // size) * size  # whole batches; every pair of pictures is compared
     rows = []
-    for first in range(0, len(images), spec.pictures_per_update):
-        batch = slice(first, first + spec.pictures_per_update)
-        rows += metrics.reference_scores(
-            originals[batch], images[batch], np.array(space.mean), np.array(space.std), **mended
-        )
+    for first in range(0, len(images), together):
+        some = slice(first, first + together)
+        units = np.array(space.mean), np.array(space.std)
+        rows += metrics.reference_scores(originals[some], images[some], *units, batch_size=size, **mended)
     return metrics.summarize(rows)
 
 

@@ -99,10 +99,11 @@ def reference_scores(
     mean: Sequence[float],
     std: Sequence[float],
     *,
+    batch_size: int | None = None,
     one_to_one: bool = False,
     value_range: str = "raw",
 ) -> list[Row]:
-    """The scoring `reference`, the reference implementation's, of one batch: for comparison with its numbers.
+    """The scoring `reference`, the reference implementation's: for comparison with its numbers.
 
     It reproduces what the code of Huang et al. 2021, "Evaluating Gradient Inversion Attacks and Defenses in
     Federated Learning", computes (GradAttack, `examples/calc_metric.py`), with these flaws:
@@ -116,10 +117,11 @@ def reference_scores(
     Here PSNR ends at 100 dB, where the reference reaches infinity.
 
     Args:
-        originals: float [n, h, w, 3] in [0, 1], finite: one attacked batch.
-        reconstructions: float [m, h, w, 3] in [0, 1], of that batch; the order does not matter.
+        originals: float [n, h, w, 3] in [0, 1], finite.
+        reconstructions: float [n, h, w, 3] in [0, 1]; within a batch the order does not matter.
         mean: [3], of the data set's normalization.
         std: [3], likewise, above zero.
+        batch_size: pictures of a batch, which lie one after the other; None: all are one.
         one_to_one: mend the first flaw: every reconstruction is scored against the original of the same index; order
             them with `match` first.
         value_range: `unit` mends the second one: LPIPS gets values in [-1, 1].
@@ -130,7 +132,7 @@ def reference_scores(
     Raises:
         InputError: if shapes or ranges do not fit, or an original is not finite.
     """
-    check_images(same_count=False, originals=originals, reconstructions=reconstructions)
+    check_images(originals=originals, reconstructions=reconstructions)
     checks.all_finite("originals", originals)
     check_unit_range(originals=originals, reconstructions=reconstructions)
     mean, std = _per_channel("mean", mean), _per_channel("std", std)
@@ -142,9 +144,10 @@ def reference_scores(
         decibels = np.minimum(20 * np.log10(data_range) - 10 * np.log10(error), MAX_PSNR)
     pair = (recovered, targets) if value_range == "raw" else (reconstructions, originals)
     distances = np.asarray(lpips_matrix(*pair, "vgg", value_range=value_range))
-    if one_to_one:
-        return _rows({"psnr": decibels.diagonal(), "lpips_vgg": distances.diagonal()})
-    return _rows({"psnr": decibels.max(axis=1), "lpips_vgg": distances.min(axis=1)})
+    of_batch = np.arange(len(targets)) // (batch_size or len(targets))
+    same = np.eye(len(targets), dtype=bool) if one_to_one else of_batch[:, None] == of_batch
+    psnr_of, lpips_of = np.where(same, decibels, -np.inf).max(1), np.where(same, distances, np.inf).min(1)
+    return _rows({"psnr": psnr_of, "lpips_vgg": lpips_of})
 
 
 def _rows(columns: Mapping[str, Sequence[float]]) -> list[Row]:
