@@ -126,7 +126,7 @@ class Study:
             steps=step,
             seed=seed,
             test_accuracy=accuracy,
-            test_pictures=0 if self.tested is None else len(self.tested.labels),
+            test_pictures=0 if accuracy is None else len(self.tested.labels),
         )
         return Weights(
             origin, *(jax.tree.map(lambda leaf: leaf[lane], tree) for tree in (state.params, state.batch_stats))
