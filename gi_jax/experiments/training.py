@@ -79,8 +79,8 @@ def run_training(
       checkpoint_epochs: keep the weights at these times too, in `out`/epoch-E.
       timing: whether steps are timed with and without the defense afterwards.
       on_report: called after every chunk of steps.
-      should_stop: asked after every chunk; a training that is told to stop yields the weights so far, untested if inside
-        of an epoch, and `complete` is False in its result.
+      should_stop: asked after every chunk; a training that is told to stop yields the weights so far, untested if
+        inside of an epoch, and `complete` is False in its result.
 
     Raises:
       InputError: for data that is missing, for a defense that does not fit the network, for a loss that is not finite,
@@ -221,8 +221,8 @@ class _Run:
             self.step, state = progress.step, progress.state
             if on_report is not None:
                 epoch = f"{title}epoch {1 + (self.step - 1) // study.per_epoch} of {math.ceil(recipe.epochs)}"
-                done, total = self.step * recipe.batch_size, ends[-1] * recipe.batch_size
-                on_report(Report(epoch, done, total, float(progress.losses.mean())))
+                seen, total = (step * recipe.batch_size for step in (self.step, ends[-1]))
+                on_report(Report(epoch, seen, total, float(progress.losses.mean())))
             done = self.step == ends[-1]
             if self.step % study.per_epoch == 0 or done:
                 self._close_epoch(state)
