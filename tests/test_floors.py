@@ -140,6 +140,12 @@ def test_only_one_file_knows_dp_accounting_and_imports_it_late():
     assert eager_importers(sources, "dp_accounting") == set()
 
 
+def test_only_one_file_knows_orbax_and_imports_it_late():
+    sources = read_sources()
+    assert importers(sources, "orbax") == {"gi_jax.experiments.train_checkpoint"}
+    assert eager_importers(sources, "orbax") == set()
+
+
 def test_tensorflow_datasets_is_imported_late_and_under_data_only():
     sources = read_sources()
     users = importers(sources, "tensorflow_datasets")

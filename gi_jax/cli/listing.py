@@ -17,7 +17,7 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "kind",
         nargs="?",
-        help="attacks, defenses, views, servers, labels, models, data or experiments; all of them if left out",
+        help="attacks, defenses, views, servers, labels, models, data, recipes or experiments; all if left out",
     )
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     parser.set_defaults(command=run)
@@ -34,6 +34,7 @@ def run(options) -> int:
         "labels": _label_methods,
         "models": _models,
         "data": _data,
+        "recipes": _recipes,
         "experiments": _experiments,
     }
     chosen = list(kinds) if options.kind is None else [one_of("list", options.kind, kinds)]
@@ -107,6 +108,12 @@ def _data() -> list[dict]:
     from gi_jax.data import DATASETS
 
     return [{"name": name, "about": about, "source": source} for name, (about, source) in DATASETS.items()]
+
+
+def _recipes() -> list[dict]:
+    from gi_jax.experiments.recipes import RECIPES
+
+    return [{"name": name, "about": entry.about, "paper": entry.source} for name, entry in RECIPES.items()]
 
 
 def _experiments() -> list[dict]:

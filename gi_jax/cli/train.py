@@ -160,8 +160,15 @@ def _printer():
     return lambda text: console.print(text, highlight=False)
 
 
+ROWS = 10
+"""Of so many epochs, the last ones, the terminal shows the figures."""
+
+
 def _print_training(say, outcome) -> None:
-    for row in outcome.result["epochs"]:
+    rows = outcome.result["epochs"]
+    if len(rows) > ROWS:
+        say(f"({len(rows) - ROWS} epochs before these are in the figures)")
+    for row in rows[-ROWS:]:
         tested = "" if row["test_accuracy"] is None else f"   test accuracy {100 * row['test_accuracy']:.1f} %"
         train = f"loss {row['loss']:.4f}   train accuracy {100 * row['train_accuracy']:.1f} %"
         say(f"epoch {row['epochs']:g}   {train}{tested}")

@@ -10,7 +10,8 @@ import numpy as np
 
 from gi_jax import checks, data, defenses, federated, models
 from gi_jax.experiments.environment import environment
-from gi_jax.experiments.training import Report, TrainingOutcome, on_device, test_split
+from gi_jax.experiments.study import on_device, test_split
+from gi_jax.experiments.training import Report, TrainingOutcome
 from gi_jax.experiments.weights import Origin, Weights
 from gi_jax.federated import SERVERS, Federation, Policy
 from gi_jax.models import MODELS, Normalize

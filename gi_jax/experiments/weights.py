@@ -30,7 +30,8 @@ class Origin:
       data: what it was trained on; the train split.
       epochs, steps: how long.
       seed: of weights, order and augmentation.
-      test_accuracy: share of `test_pictures` held-out pictures, 0 to 1; None if there were none.
+      test_accuracy: share of `test_pictures` held-out pictures, 0 to 1; None if there were none,
+        and for a training that was interrupted inside of an epoch.
     """
 
     model: str
