@@ -143,10 +143,13 @@ def observe_all(
     )
     key = jax.random.fold_in(jax.random.key(spec.seed), 1)
     size = spec.batches_per_update
+    # Defenses of a single gradient are a few operations, sooner done than compiled.
+    at_once = spec.local is not None or defenses.parse(defense).of_examples
+    observe_one = _observe if at_once else observe
     problems = []
     for update in range(len(victims) // size) if updates is None else updates:
         sent = [
-            _observe(
+            observe_one(
                 victims[number],
                 threat=spec.threat,
                 defense=defenses.parse(defense),

@@ -284,6 +284,10 @@ class Sent(NamedTuple):
     order: jax.Array | None
 
 
+_client_update = jax.jit(client_update, static_argnames=("network", "normalize"))
+"""Compiled once for all defenses."""
+
+
 def send(
     victim: Victim, normalize: Normalize, defense: GradientDefense, key: Key, local: LocalTraining | None = None
 ) -> Sent:
@@ -297,7 +301,7 @@ def send(
     batch = Batch(victim.space.normalize(victim.images), victim.labels)
     client = ClientStep(victim.network, normalize, victim.params, victim.batch_stats, batch)
     if local is None:
-        update, order = client.update(), None
+        update, order = _client_update(*client[:5]), None
         gradients, statistics = update.gradients, jax.tree.map(lambda leaf: leaf[None], update.statistics)
     else:
         n = len(victim.images)
