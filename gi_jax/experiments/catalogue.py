@@ -69,13 +69,13 @@ SCALES = {
         model="convnet",
         network=None,
         training=TrainSpec(epochs=2.0, batch_size=16),
-        steps=60,
+        steps=100,
         # So that there is something to see after a few steps: the client normalizes with running statistics.
         instead=dict(
             client_bn="running",
             bn=None,
             attack="inverting_gradients",
-            tv=1e-3,
+            tv=0.01,
             bn_prior=None,
             learning_rate=1.0,
         ),

@@ -14,7 +14,7 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
     """What is asked, and a grid a batch size."""
     paper = published.table2()
     columns = list(dict.fromkeys([*paper.columns, *values(found, "column")]))
-    sizes = list(dict.fromkeys([*paper.batch_sizes, *values(found, "batch_size")]))
+    sizes = values(found, "batch_size") or list(paper.batch_sizes)
     introduction = Section(
         "What is asked",
         (

@@ -22,7 +22,7 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
     """What is asked, accuracy and time, and a section a batch size."""
     paper = published.table2()
     columns = list(dict.fromkeys([*paper.columns, *values(found, "column")]))
-    sizes = list(dict.fromkeys([*paper.batch_sizes, *values(found, "batch_size")]))
+    sizes = values(found, "batch_size") or list(paper.batch_sizes)
     return (
         _introduction(found),
         _utility(found, columns),

@@ -15,7 +15,7 @@ CASES = {"mean": ("Average", "average case"), "best": ("Best", "worst case for t
 
 def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
     """What is asked, and a section a batch size."""
-    sizes = sorted({*published.table2().batch_sizes, *values(found, "batch_size")}, reverse=True)
+    sizes = sorted(values(found, "batch_size") or published.table2().batch_sizes, reverse=True)
     introduction = Section(
         "What is asked",
         (
