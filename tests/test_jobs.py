@@ -59,7 +59,7 @@ def test_rows_say_what_was_studied_what_came_out_and_where(whole):
         assert row["kind"] == cell.kind and row["environment"]["jax"] and row["finished"]
         assert row["spec"] == json.loads(json.dumps(cell.description["spec"]))
     row = whole.get(CELLS[0].id)
-    assert row["network"]["epochs"] == 0.2 and "trained for 0.2 epochs" in " ".join(row["result"]["threat_model"])
+    assert row["network"]["epochs"] == 0.2 and "lenet) was trained for" in " ".join(row["result"]["threat_model"])
     assert {"summary", "reference_summary", "mended_summaries"} <= row["result"].keys()
     assert whole.pictures(row["pictures"]["reconstructions"], row["pictures"]["count"]).shape == (2, 32, 32, 3)
     assert not list((whole.folder / "unfinished").iterdir())

@@ -1,7 +1,6 @@
 """`gi-jax run`: computes the cells of named experiments that a store lacks."""
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -100,7 +99,6 @@ def run(options) -> int:
         )
 
     if options.engine == "ray":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         resources = dict(address=options.address, cpus_per_job=options.cpus, gpus_per_job=options.gpus)
         failed = run_jobs_on_ray(chosen, store, execution, on_event=on_event, **resources)
     else:

@@ -85,7 +85,9 @@ def _program(row):
     if row["kind"] == "attack":
         names = ("model", "image_size", "batch_size", "client_bn", "restarts", "attack", "bn", "local_steps")
         return "attack", spec["data"] == "cifar10", *(spec[name] for name in names)
-    return row["kind"], spec["model"], spec["image_size"], spec["defense"] != "none" if "defense" in spec else None
+    if row["kind"] == "training":
+        return "training", spec["model"], spec["image_size"], spec["defense"] != "none"
+    return (row["kind"],)
 
 
 def _rates(store):

@@ -1,5 +1,6 @@
 """Runs the cells that a store lacks: in this process, or as tasks of a Ray cluster."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from gi_jax.experiments.spec import Execution
 from gi_jax.experiments.store import Store
 
 Job = tuple[Cell, ...]
+RETRIES = 10
+"""How often Ray starts a task again whose worker died."""
 
 
 def jobs(cells: Sequence[Cell]) -> list[Job]:
@@ -150,6 +153,7 @@ def run_jobs_on_ray(
     Raises:
       InputError: without Ray installed.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it when it is imported
     try:
         import ray
     except ImportError as error:
@@ -158,13 +162,17 @@ def run_jobs_on_ray(
     if started:
         ray.init(address=address, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:
-        options = {"num_cpus": cpus_per_job, "num_gpus": gpus_per_job, "max_retries": -1}
+        options = {"num_cpus": cpus_per_job, "num_gpus": gpus_per_job, "max_retries": RETRIES}
         task = ray.remote(_in_worker).options(**options)
         waiting = {task.remote(job, store.folder.resolve(), execution): job for job in chosen}
         failed = []
         while waiting:
             (ready, *_), _ = ray.wait(list(waiting))
-            job, reason = waiting.pop(ready), ray.get(ready)
+            job = waiting.pop(ready)
+            try:
+                reason = ray.get(ready)
+            except ray.exceptions.RayError as error:
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             event = Event(job, "failed", reason) if reason else Event(job, "done")
             failed += [event] if reason else []
             on_event(event)

@@ -1,0 +1,67 @@
+"""A real local Ray cluster: its workers may die, and nothing is lost or doubled."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from gi_jax.experiments.cells import Cell
+from gi_jax.experiments.jobs import jobs, run_jobs, run_jobs_on_ray
+from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.store import Store
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+
+ATTACK = AttackSpec(steps=2000, num_batches=2, model="lenet", tv=0.01, image_size=16, labels="known")
+CELLS = [Cell(dataclasses.replace(ATTACK, seed=seed)) for seed in range(2)]
+BAD = Cell(dataclasses.replace(ATTACK, data="folder:nowhere"))
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # A short path: the sockets in it have a longest name.
+    options = dict(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(num_cpus=2, object_store_memory=100 * 2**20, **options)
+    yield
+    ray.shutdown()
+
+
+def workers():
+    found = subprocess.run(["pgrep", "-f", "ray::_in_worker"], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+def timeless(row):
+    return json.dumps({key: value for key, value in row.items() if key not in ("timing", "finished")})
+
+
+def test_a_killed_worker_loses_nothing(cluster, tmp_path):
+    store, events, killed = Store(tmp_path / "ray"), [], []
+
+    def kill_one():
+        while not killed and len(events) < 3:
+            # Once an attack has begun and is saved.
+            if list(store.folder.glob("unfinished/*/unfinished.msgpack")) and (alive := workers()):
+                os.kill(alive[0], signal.SIGKILL)
+                killed.append(alive[0])
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    execution = Execution(chunk=20, save_seconds=0.01)
+    failed = run_jobs_on_ray([*jobs(CELLS), (BAD,)], store, execution, on_event=events.append)
+    killer.join()
+    assert killed
+    assert [event.job for event in failed] == [(BAD,)] and "nowhere" in failed[0].reason
+    assert sorted(event.state for event in events) == ["done"] * 2 + ["failed"]
+    store.refresh()
+    here = Store(tmp_path / "here")
+    run_jobs(jobs(CELLS), here, execution)
+    assert sorted(map(timeless, store)) == sorted(map(timeless, here))
