@@ -5,7 +5,7 @@ import importlib.metadata
 import sys
 
 from gi_jax.checks import InputError
-from gi_jax.cli import attack, decode, federate, labels, listing, report, run, terminal, train
+from gi_jax.cli import attack, decode, federate, labels, listing, report, rows, run, terminal, train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +31,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gi-jax {importlib.metadata.version('gi_jax')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=terminal.Parser)
-    for command in (attack, decode, labels, train, federate, run, report, listing):
+    for command in (attack, decode, labels, train, federate, run, report, rows, listing):
         command.add_parser(commands)
     return parser

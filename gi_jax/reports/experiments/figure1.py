@@ -33,7 +33,7 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
             ),
         ),
     )
-    panels = list(dict.fromkeys([*settings["pictures"], *values(found, "panel")]))
+    panels = values(found, "panel") or settings["pictures"]
     return (introduction, *(_panel(found, panel, settings) for panel in panels))
 
 

@@ -20,6 +20,10 @@ SWITCHES = {
     "decode": "The published InstaHide decoder cannot recover signs; corrected: sign-aware.",
     "mask_pruned": "The published attack does not use that pruned entries are visible as zeros.",
 }
+SCORED_ONLY = ("lpips_range", "match")
+"""Switches of the paper's scoring, which this library's does not have."""
+DECODED_ONLY = ("mix_index", "decode")
+"""Switches of decoding, which the paper scores by the index of the picture, as this library does."""
 OWN, PAPER = "LPIPS, this library's scoring", "LPIPS, the paper's scoring"
 
 
@@ -75,7 +79,8 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
         for scoring in (OWN, PAPER):
             pair = before[scoring], after[scoring]
             change = leakage.difference(*(leakage.number(one, "mean") for one in reversed(pair)))
-            row += [*(_mean(one) for one in pair), "-" if change is None else change]
+            applies = switch not in (SCORED_ONLY if scoring == OWN else DECODED_ONLY)
+            row += [*(_mean(one) if applies else "-" for one in pair), "-" if change is None else change]
             if change is not None:
                 moves.setdefault(switch, change)
         summary = next((one for one in (*after.values(), *before.values()) if one is not None), None)

@@ -100,7 +100,7 @@ def _measured(found, paper):
             how = "as measured" if batch == pictures else f"scaled from batch size {pictures}"
             rows.append(
                 (
-                    Cell(environment["device"], environment["processor"]),
+                    Cell(environment["device"], f"{environment['processor']}; {one.row['spec']['model']}"),
                     Cell(float(batch), how),
                     seconds,
                     attack_hours,
@@ -112,7 +112,7 @@ def _measured(found, paper):
         return Section("With our measured speed", (Text("What came out: no attack was timed yet."),))
     baseline = paper.assumptions.attack_hours * 3600 / paper.attack_iterations
     published_row = (
-        Cell("published", "NVIDIA GeForce RTX 2080 Ti"),
+        Cell("published", "NVIDIA GeForce RTX 2080 Ti; ResNet-18"),
         "any",
         baseline,
         paper.assumptions.attack_hours,

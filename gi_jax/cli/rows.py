@@ -1,0 +1,90 @@
+"""`gi-jax rows`: what a store holds, listed and filtered."""
+
+import argparse
+import json
+from pathlib import Path
+
+from gi_jax.checks import InputError
+
+EXAMPLES = """\
+examples:
+  gi-jax rows
+  gi-jax rows --store store --where kind=attack --where defenses=prune:p=0.9 --where batch_size=16
+  gi-jax rows --where kind=training --json
+"""
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "rows",
+        help="list what gi-jax run computed",
+        description="Lists the rows of a store, one line each.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--store", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
+    add(
+        "--where",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only rows with this kind, cell or setting; repeat it",
+    )
+    add("--json", action="store_true", help="the rows whole, one JSON object a line")
+    parser.set_defaults(command=run)
+
+
+def run(options) -> int:
+    from gi_jax.experiments.store import Store
+
+    store = Store(options.store)
+    if not len(store):
+        raise InputError(f"{store.path} holds no rows: expected a store of gi-jax run, see --store")
+    wanted = [_condition(text) for text in options.where]
+    known, count = {"kind", "cell"}, 0
+    for row in store:
+        known |= row["spec"].keys()
+        if not all(_has(row, name, value) for name, value in wanted):
+            continue
+        count += 1
+        print(json.dumps(row) if options.json else _line(row))
+    for name, _ in wanted:
+        if name not in known:
+            raise InputError(f"--where {name}=...: no row has it; expected one of {', '.join(sorted(known))}")
+    if not options.json:
+        print(f"{count} of {len(store)} rows")
+    return 0
+
+
+def _condition(text):
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise InputError(f"--where {text!r}: expected NAME=VALUE, such as batch_size=16")
+    return name.replace("-", "_"), value
+
+
+def _has(row, name, value):
+    found = row[name] if name in ("kind", "cell") else row["spec"].get(name)
+    return value in [_plain(one) for one in (found if isinstance(found, list) else [found])]
+
+
+def _plain(value):
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _line(row):
+    spec, result = row["spec"], row["result"]
+    words = [row["cell"], f"{row['kind']:<12}", row["finished"]]
+    if row["kind"] == "attack":
+        lpips = result["summary"].get("lpips_vgg", {}).get("mean")
+        score = "" if lpips is None else f"LPIPS {lpips:.3f}  "
+        words += [f"{score}PSNR {result['summary']['psnr']['mean'] or 0:.1f} dB"]
+        words += [f"{result['attack']} on {spec['data']}, batch size {spec['batch_size']}, {result['defense']}"]
+    elif row["kind"] == "training":
+        accuracy = result["test_accuracy"]
+        words += ["" if accuracy is None else f"accuracy {100 * accuracy:.2f} %"]
+        words += [f"{spec['model']} on {spec['data']}, {spec['defense']}, seed {spec['seed']}"]
+    else:
+        words += [", ".join([spec["data"], *spec.get("defenses", ())])]
+    return "  ".join(words)
