@@ -1,0 +1,89 @@
+"""`gi-jax run`, `report` and `rows` as a user meets them."""
+
+import json
+
+import pytest
+
+from gi_jax import cli
+from gi_jax.experiments.store import Store
+
+
+@pytest.fixture(autouse=True)
+def no_disk_cache(monkeypatch):
+    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Table 3 at scale smoke: a single attack on real pictures."""
+    folder = tmp_path_factory.mktemp("run")
+    assert cli.main(["run", "table3", "--out", str(folder / "store")]) == 0
+    return folder
+
+
+def test_a_report_shows_what_was_run(ran, capsys):
+    assert cli.main(["report", "--store", str(ran / "store"), "--out", str(ran / "report")]) == 0
+    said = capsys.readouterr().out
+    assert "table3: 1 of 1 cells at scale smoke" in said and "table2: 1 of" in said  # they share the cell
+    (row,) = Store(ran / "store")
+    for name in ("table2", "table3", "figure3"):
+        page, text = ((ran / "report" / f"{name}.{end}").read_text() for end in ("html", "md"))
+        assert row["environment"]["processor"] in page and "http" not in page.replace("http-equiv", "")
+        assert text.startswith("# ")
+    assert row["result"]["summary"]["psnr"]["mean"] > 20
+
+
+def test_a_second_run_computes_nothing(ran, capsys):
+    assert cli.main(["run", "table3", "--out", str(ran / "store")]) == 0
+    assert "1 cells are there, 0 are to be computed" in capsys.readouterr().out
+    assert len(Store(ran / "store")) == 1
+
+
+def test_the_cost_is_printed_and_nothing_run(ran, capsys):
+    assert cli.main(["run", "all", "--scale", "paper", "--estimate", "--out", str(ran / "store")]) == 0
+    said = capsys.readouterr().out
+    assert "image-iterations" in said and "no measured rate yet" in said
+    assert cli.main(["run", "table2", "--estimate", "--out", str(ran / "store")]) == 0
+    assert "at the rates of this store" in capsys.readouterr().out
+    assert len(Store(ran / "store")) == 1
+
+
+def test_rows_are_listed_and_filtered(ran, capsys):
+    where = ["rows", "--store", str(ran / "store"), "--where"]
+    assert cli.main([*where, "batch_size=1"]) == 0
+    assert capsys.readouterr().out.endswith("1 of 1 rows\n")
+    assert cli.main([*where, "defenses=prune:p=0.9"]) == 0
+    assert capsys.readouterr().out == "0 of 1 rows\n"
+    assert cli.main([*where, "kind=attack", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "attack"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "table9"], "table9"),
+        (["run", "table2", "--scale", "huge"], "huge"),
+        (["run", "table2", "--shard", "3/2"], "3/2"),
+        (["run", "table2", "--limit", "0"], "limit=0"),
+        (["run", "table2", "--engine", "slurm"], "slurm"),
+        (["report", "--store", "nowhere"], "nowhere"),
+        (["report", "table9", "--store", "STORE"], "table9"),
+        (["report", "alpha_bn", "--store", "STORE"], "alpha_bn"),
+        (["rows", "--store", "nowhere"], "nowhere"),
+        (["rows", "--store", "STORE", "--where", "batch_size"], "NAME=VALUE"),
+        (["rows", "--store", "STORE", "--where", "size=1"], "size"),
+    ],
+)
+def test_bad_input_gets_one_line(ran, arguments, said, capsys, monkeypatch):
+    monkeypatch.chdir(ran)
+    assert cli.main([str(ran / "store") if one == "STORE" else one for one in arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and error.startswith("gi-jax: error: ")
+
+
+def test_missing_data_fail_the_job_and_keep_the_store(ran, capsys):
+    arguments = ["run", "table3", "--scale", "small", "--data-dir", str(ran / "nowhere"), "--out", str(ran / "store")]
+    assert cli.main(arguments) == 2
+    caught = capsys.readouterr()
+    assert "nowhere" in caught.out and "1 of 1 jobs failed" in caught.err
+    assert len(Store(ran / "store")) == 1
