@@ -84,6 +84,13 @@ def test_resume_of_a_finished_attack_shows_it(attacked, capsys):
     assert "gaussian:sigma=0.03" in capsys.readouterr().out
 
 
+def test_an_estimate_prints_the_cost_and_writes_nothing(tmp_path, capsys):
+    arguments = ["attack", "--model", "lenet", "--steps", "40", "--estimate", "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    assert "6 lanes" in (said := capsys.readouterr().out) and said.rstrip().endswith("and scoring")
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_of_other_settings_are_not_overwritten(attacked, capsys):
     assert cli.main(["attack", "--steps", "7", "--out", str(attacked[0][0])]) == 2
     assert "--overwrite" in capsys.readouterr().err

@@ -142,6 +142,7 @@ def _adversary_arguments(parser) -> None:
     add("--out", type=Path, default=Path("gi-jax-attack"), metavar="DIR", help="default: gi-jax-attack")
     add("--resume", action="store_true", help="go on where an interrupted attack in DIR stopped")
     add("--overwrite", action="store_true", help="replace results of other settings in DIR")
+    add("--estimate", action="store_true", help="take the first steps, print what the whole takes, and stop")
     add("--lanes", type=int, metavar="N", help="batches x restarts side by side (default: fills the device)")
     add(
         "--reference-scoring",
@@ -180,6 +181,8 @@ def run(options) -> int:
     spec = AttackSpec(**settings, defenses=compared)
     execution = Execution(data_dir=options.data_dir, lanes=options.lanes, reference_scoring=options.reference_scoring)
 
+    if options.estimate:
+        return _estimate(spec, execution)
     done = terminal.finished(options.out, spec.fingerprint, resume=options.resume, overwrite=options.overwrite)
     if done is not None:
         return _show(options.out, done)
@@ -198,6 +201,23 @@ def run(options) -> int:
         print("gi-jax: interrupted; go on with the same command and --resume", file=sys.stderr)
         return 130
     return status
+
+
+def _estimate(spec, execution) -> int:
+    terminal.use_compilation_cache()
+    from gi_jax.experiments.attack import forecast
+    from gi_jax.experiments.estimate import clock
+
+    console, total = terminal.stdout(), 0.0
+    for one in forecast(spec, execution):
+        total += one.compile_seconds + one.run_seconds
+        console.print(
+            f"{one.run.title}: {clock(one.run_seconds)} in {one.launches} launches of {one.lanes} lanes, after "
+            f"{clock(one.compile_seconds)} of compilation",
+            highlight=False,
+        )
+    console.print(f"in all {clock(total)}, and scoring", highlight=False)
+    return 0
 
 
 def _write(out: Path, spec, outcome) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,10 @@ from gi_jax.experiments.scoring import plain, reference_summary, score
 from gi_jax.experiments.spec import AttackSpec, Execution, Run
 from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, pictures, public_of
 from gi_jax.threat import stack
+
+FORECAST_SECONDS = 2.0
+FORECAST_STEPS = 5
+"""A forecast rests on chunks of so many steps, for about so long."""
 
 
 class Report(NamedTuple):
@@ -185,6 +189,58 @@ def run_sweep(
     return SweepOutcome(runs, pictures(victims.batches), session.pool)
 
 
+class Forecast(NamedTuple):
+    """What a run is going to take, from its first steps on this machine; scoring is not counted.
+
+    Attributes:
+      run: which one.
+      lanes, launches: private batches x restarts side by side, and how often.
+      compile_seconds: of its program; next to nothing where an earlier run had the same.
+      run_seconds: of all steps.
+    """
+
+    run: Run
+    lanes: int
+    launches: int
+    compile_seconds: float
+    run_seconds: float
+
+
+def forecast(spec: AttackSpec, execution: Execution | None = None) -> Iterator[Forecast]:
+    """Compiles every run of a specification, takes its first steps, and says what the whole is going to take.
+
+    Raises:
+      InputError: as `run_attack`.
+    """
+    execution = execution or Execution()
+    groups = {f"{run.defense}/{run.labels}": (spec.only(run),) for run in spec.runs}
+    session = _Session(groups, "", execution, Path(), make_victims(spec, execution.data_dir), lambda report: None)
+    for run, name in zip(spec.runs, groups, strict=True):
+        while True:
+            try:
+                yield _forecast(session, run, name)
+                break
+            except (RuntimeError, MemoryError) as error:
+                session.shrink(name, error)
+
+
+def _forecast(session, run, name):
+    launches = session.launches(name)
+    attack, stacked, states = session.prepare(name, launches[0])
+    began = time.monotonic()
+    states = compile_ahead(attack, stacked, states)
+    compiled = time.monotonic()
+    chunks = []  # the first one warms up
+    chunk = max(1, min(FORECAST_STEPS, int(attack.num_steps) // 4))
+    for _ in attacks.advance(attack, stacked, states, chunk=chunk):
+        chunks.append(time.monotonic())
+        if len(chunks) > 2 and chunks[-1] - chunks[0] > FORECAST_SECONDS:
+            break
+    per_chunk = (chunks[-1] - chunks[0]) / (len(chunks) - 1) if len(chunks) > 1 else chunks[0] - compiled
+    seconds = per_chunk / chunk * (int(attack.num_steps) + 1) * len(launches)
+    return Forecast(run, states.best_loss.size, len(launches), compiled - began, seconds)
+
+
 class _Session:
     """The mutable part of a run: what is finished, what is under way, and the file that holds both.
 
@@ -286,13 +342,18 @@ class _Session:
                         self._launch(name, f"{name}/{number}", launch)
                 return
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.limit = halved(self.limit, self.groups[name][0].restarts, error)
-                self.running = self.restored = None
-                self.finished = {key: value for key, value in self.finished.items() if not key.startswith(f"{name}/")}
+                self.shrink(name, error)
 
-    def _launch(self, group, name, launch):
+    def shrink(self, name, error):
+        """Makes the launches of a group smaller after they ran out of memory; raises other errors again."""
+        if not is_out_of_memory(error):
+            raise error
+        self.limit = halved(self.limit, self.groups[name][0].restarts, error)
+        self.running = self.restored = None
+        self.finished = {key: value for key, value in self.finished.items() if not key.startswith(f"{name}/")}
+
+    def prepare(self, group, launch):
+        """Attack, problems and states of a launch before its first step."""
         specs = self.groups[group]
         spec, defense = specs[0], specs[0].defenses[0]
         assumed = None if spec.assume_steps is None else self.assumed(group)[0]
@@ -306,13 +367,16 @@ class _Session:
             launch.points,
         )
         keys = attacks.lane_keys(jax.random.key(spec.seed), launch.updates, spec.restarts)
-        states = attacks.start(attack, stacked, keys)
+        stacked, states = on_all_devices(stacked, attacks.start(attack, stacked, keys))
+        check_memory(partial(attacks.program_bytes, attack, stacked, states), self.execution.memory_bytes)
+        return attack, stacked, states
+
+    def _launch(self, group, name, launch):
+        attack, stacked, states = self.prepare(group, launch)
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
         if self.restored is not None and self.restored["name"] == name:
-            states = serialization.from_state_dict(states, self.restored["states"])
+            stacked, states = on_all_devices(stacked, serialization.from_state_dict(states, self.restored["states"]))
             timing = dict(self.restored["timing"])
-        stacked, states = on_all_devices(stacked, states)
-        check_memory(partial(attacks.program_bytes, attack, stacked, states), self.execution.memory_bytes)
         began = time.monotonic()
         states = compile_ahead(attack, stacked, states)
         timing["compile_seconds"] += time.monotonic() - began

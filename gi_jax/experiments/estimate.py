@@ -20,7 +20,7 @@ class Cost(NamedTuple):
       cells: how many.
       image_iterations: of the attacks: an iteration on one picture, restarts and encodings counted.
       train_pictures: pictures seen by the trainings; at most, where a training may end early.
-      seconds: of the cells whose rate on this hardware is known from rows of the store.
+      seconds: of the cells whose rate on this hardware is known from rows of the store, compilation included.
       unknown: cells whose rate is not.
     """
 
@@ -36,14 +36,17 @@ def estimate(cells: Iterable[Cell], store: Store) -> Cost:
     cells = list(cells)
     rates = _rates(store) if cells else {}
     iterations = pictures = seconds = unknown = 0
+    compiled = set()
     for cell in cells:
-        work, rate = work_of(cell), rates.get(_program(cell.description))
+        program = _program(cell.description)
+        work, rate = work_of(cell), rates.get(program)
         iterations += work if cell.kind == "attack" else 0
         pictures += work if cell.kind == "training" else 0
         if work and rate is None:
             unknown += 1
         elif work:
-            seconds += work / rate
+            seconds += work / rate.per_second + (0 if program in compiled else rate.compile_seconds)
+            compiled.add(program)
     return Cost(len(cells), round(iterations), pictures, seconds, unknown)
 
 
@@ -90,18 +93,27 @@ def _program(row):
     return (row["kind"],)
 
 
+class Rate(NamedTuple):
+    """Work a second of a program, and the seconds of its compilation."""
+
+    per_second: float
+    compile_seconds: float
+
+
 def _rates(store):
     here, found = environment(), {}
     same = ("device", "devices", "cores", "processor")
     for row in store:
-        if any(row["environment"].get(name) != here[name] for name in same):
+        timing = row["timing"]
+        if not timing or any(row["environment"].get(name) != here[name] for name in same):
             continue
         if row["kind"] == "attack":
-            rate = row["timing"]["image_iterations_per_second"]
-        elif row["kind"] == "training":
-            batch_size = TrainSpec(**row["spec"]).settings.batch_size
-            rate = batch_size / row["timing"]["seconds_per_step"]
+            rate = Rate(timing["image_iterations_per_second"], timing["compile_seconds"])
         else:
-            continue
+            rate = Rate(TrainSpec(**row["spec"]).settings.batch_size / timing["seconds_per_step"], 0.0)
         found.setdefault(_program(row), []).append(rate)
-    return {program: median(rates) for program, rates in found.items()}
+    # The longest compilation: those after the first found the program made.
+    return {
+        program: Rate(median(rate.per_second for rate in rates), max(rate.compile_seconds for rate in rates))
+        for program, rates in found.items()
+    }
