@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from problems import toy_problem, toy_victim
 
-from gi_jax import attacks
+from gi_jax import attacks, models
 from gi_jax.threat import RUNNING, stack
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -134,18 +134,20 @@ def test_without_torch_one_line_says_so(harness, attack_step, monkeypatch):
     assert "pip install" in report.notes[0]
 
 
-def test_torch_computes_the_same_network(attack_step):
+@pytest.mark.parametrize("name", ["resnet18", "convnet"])
+def test_torch_computes_the_same_network(harness, name):
     torch = pytest.importorskip("torch")
-    torch_loop = importlib.import_module("torch_loop")
-    network = attack_step.models.create("resnet18", 10, lowering="lax")
+    torch_loop, beside = importlib.import_module("torch_loop"), importlib.import_module("beside")
+    network = models.create(name, 10, lowering="lax")
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: network.init(key, (32, 32, 3)), jax.random.key(0))
     params, batch_stats = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.1).astype("f4"), shapes)
     images = rng.normal(size=(2, 32, 32, 3)).astype("f4")
     with jax.disable_jit():
-        ours, _ = network(params, batch_stats, images, attack_step.models.Normalize.BATCH)
-    named = {name: torch_loop._tensor(array) for name, array in attack_step._named(params).items()}
-    theirs = torch_loop.logits(named, torch.tensor(images).permute(0, 3, 1, 2))
+        ours, _ = network(params, batch_stats, images, models.Normalize.BATCH)
+    named = {name: torch_loop._tensor(array) for name, array in beside.named(params).items()}
+    norm = torch_loop.normalization(named)
+    theirs = torch_loop.NETWORKS[name](named, torch.tensor(images).permute(0, 3, 1, 2), norm)
     np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-3, atol=1e-4)
 
 
