@@ -51,7 +51,7 @@ def named(tree) -> dict[str, np.ndarray]:
 
 
 def lane_of(problems: AttackProblem, states: AttackState, lane: tuple[int, int, int] = (0, 0, 0)) -> dict:
-    """What a loop elsewhere needs of one lane: weights, observed gradient, start, labels, box.
+    """What a loop elsewhere needs of one lane: weights, observed gradient, statistics, start, labels, box.
 
     Args:
       problems: a stack, with a leading victim axis.
@@ -62,6 +62,7 @@ def lane_of(problems: AttackProblem, states: AttackState, lane: tuple[int, int, 
     return {
         "params": named(problems.params),
         "observed": named(jax.tree.map(lambda leaf: leaf[lane[0]], problems.observed)),
+        "statistics": named(jax.tree.map(lambda leaf: leaf[lane[0]], problems.statistics)) or None,
         "images": np.asarray(states.candidate.images[lane]),
         "labels": np.asarray(problems.labels[lane[0]].argmax(-1)),
         "low": np.asarray(-space.mean / space.std),

@@ -51,7 +51,7 @@ def _conv(params: _Tensors, name: str, x: torch.Tensor, stride: int = 1) -> torc
 
 
 def normalization(
-    params: _Tensors, averages: _Tensors | None = None, *, training: bool = True, seen: list | None = None
+    params: _Tensors, averages: _Tensors | None = None, *, training: bool = True, seen: dict | None = None
 ) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """Batch normalization and ReLU of the layer called `name`: (name, x) to x.
 
@@ -59,12 +59,12 @@ def normalization(
       params: of the network.
       averages: running averages, `layer/mean` and `layer/var`; a training moves them.
       training: normalize with the batch's statistics, else with `averages`.
-      seen: gets mean and biased variance of each layer's input.
+      seen: gets mean and biased variance of each layer's input, by name.
     """
 
     def norm(name, x):
         if seen is not None:
-            seen.append((x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)))
+            seen[name] = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
         mean, var = (None if averages is None else averages[f"{name}/{field}"] for field in ("mean", "var"))
         return F.relu(F.batch_norm(x, mean, var, params[f"{name}/scale"], params[f"{name}/bias"], training=training))
 
@@ -83,8 +83,9 @@ class Attack:
       learning_rate: of Adam.
       device: of torch.
       model: a key of `NETWORKS`.
-      running: running averages to normalize with, path to array; None for the batch's own statistics.
-      target, bn_prior: statistics, path to array, to which the prior of this weight draws those of the images.
+      statistics: as far as shared, path to array, or None.
+      running: whether they are running averages to normalize with; else the images' own statistics do.
+      bn_prior: weight of the prior that draws the images' own statistics to the shared ones.
       decay_at: steps after which the rate is divided by ten.
       compiled: see above.
     """
@@ -102,8 +103,8 @@ class Attack:
         learning_rate: float,
         device: str,
         model: str = "resnet18",
-        running: _Arrays | None = None,
-        target: _Arrays | None = None,
+        statistics: _Arrays | None = None,
+        running: bool = False,
         bn_prior: float = 0.0,
         decay_at: tuple[int, ...] = (),
         compiled: bool = False,
@@ -119,8 +120,7 @@ class Attack:
         self.images = _pictures(images).to(device).requires_grad_()
         self.low, self.high = (torch.tensor(bound).view(1, -1, 1, 1).to(device) for bound in (low, high))
         self.tv, self.bn_prior = tv, bn_prior
-        self.running = None if running is None else _tensors(running, device)
-        self.target = None if target is None else _tensors(target, device)
+        self.shared, self.running = None if statistics is None else _tensors(statistics, device), running
         self.optimizer = torch.optim.Adam([self.images], lr=learning_rate)
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, list(decay_at))
         self.gradient = torch.compile(torch.func.grad_and_value(self._functional, has_aux=True)) if compiled else None
@@ -140,16 +140,17 @@ class Attack:
         return matching.detach()
 
     def _loss(self, params, images):
-        seen = None if self.target is None else []
-        norm = normalization(params, self.running, training=self.running is None, seen=seen)
-        return F.cross_entropy(self.network(params, images, norm), self.labels), self._statistics(params, seen)
+        seen = {} if self.bn_prior else None
+        norm = normalization(params, self.shared if self.running else None, training=not self.running, seen=seen)
+        loss = F.cross_entropy(self.network(params, images, norm), self.labels)
+        return loss, self._prior(seen) if self.bn_prior else 0.0
 
-    def _statistics(self, params, seen):
-        if seen is None:
-            return 0.0
-        names = [name.removesuffix("/scale") for name in params if name.endswith("/scale")]
-        wanted = [(self.target[f"{name}/mean"], self.target[f"{name}/var"]) for name in names]
-        pairs = ((own, other) for layer in zip(seen, wanted, strict=True) for own, other in zip(*layer, strict=True))
+    def _prior(self, seen):
+        pairs = (
+            (own, self.shared[f"{name}/{field}"])
+            for name, layer in seen.items()
+            for own, field in zip(layer, ("mean", "var"), strict=True)
+        )
         return self.bn_prior * sum(torch.linalg.vector_norm(own - other) for own, other in pairs)
 
     def _objective(self, gradients, images, prior):
