@@ -174,14 +174,14 @@ class Attack:
 
 
 class Training:
-    """Stochastic gradient descent with momentum on shuffled pictures in memory, without augmentation.
+    """Stochastic gradient descent with Nesterov momentum on random pictures in memory, without augmentation.
 
     Args:
       model: a key of `NETWORKS`.
       params, averages: weights and running averages, path to array in JAX's layout.
       images: [n, h, w, c] in the network's units.
       labels: class numbers [n].
-      batch_size, learning_rate, momentum, weight_decay: of the recipe.
+      batch_size, learning_rate, momentum, weight_decay, label_smoothing: of the recipe.
       device: of torch.
     """
 
@@ -197,6 +197,7 @@ class Training:
         learning_rate: float,
         momentum: float,
         weight_decay: float,
+        label_smoothing: float,
         device: str,
     ):
         _settings()
@@ -205,15 +206,17 @@ class Training:
         for tensor in self.params.values():
             tensor.requires_grad_()
         self.images, self.labels = _pictures(images).to(device), torch.as_tensor(labels, dtype=torch.int64).to(device)
+        self.label_smoothing = label_smoothing
         self.optimizer = torch.optim.SGD(
-            self.params.values(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay
+            self.params.values(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=True
         )
 
     def step(self) -> torch.Tensor:
         """One step on a batch drawn at random; returns its loss before the step, on the device."""
         chosen = torch.randperm(len(self.labels), device=self.device)[: self.batch_size]
         norm = normalization(self.params, self.averages)
-        loss = F.cross_entropy(self.network(self.params, self.images[chosen], norm), self.labels[chosen])
+        logits = self.network(self.params, self.images[chosen], norm)
+        loss = F.cross_entropy(logits, self.labels[chosen], label_smoothing=self.label_smoothing)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
