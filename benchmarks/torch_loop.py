@@ -109,21 +109,25 @@ class Attack:
         decay_at: tuple[int, ...] = (),
         compiled: bool = False,
     ):
-        _settings()
+        settings()
         self.device, self.network = device, NETWORKS[model]
-        self.params = _tensors(params, device)
+        self.params = tensors(params, device)
         for tensor in self.params.values():
             tensor.requires_grad_()
         self.observed = [_tensor(observed[name]).to(device).flatten() for name in self.params]
         self.observed_norm = torch.sqrt(sum(torch.dot(leaf, leaf) for leaf in self.observed))
-        self.labels = torch.as_tensor(labels, dtype=torch.int64).to(device)
-        self.images = _pictures(images).to(device).requires_grad_()
+        self.labels = torch.tensor(labels, dtype=torch.int64).to(device)
+        self.images = pictures(images).to(device).requires_grad_()
         self.low, self.high = (torch.tensor(bound).view(1, -1, 1, 1).to(device) for bound in (low, high))
         self.tv, self.bn_prior = tv, bn_prior
-        self.shared, self.running = None if statistics is None else _tensors(statistics, device), running
+        self.shared, self.running = None if statistics is None else tensors(statistics, device), running
         self.optimizer = torch.optim.Adam([self.images], lr=learning_rate)
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, list(decay_at))
-        self.gradient = torch.compile(torch.func.grad_and_value(self._functional, has_aux=True)) if compiled else None
+        self.gradient = None
+        if compiled:
+            torch.compiler.reset()  # each attack has a program of its own, and only so many are allowed
+            self.gradient = torch.compile(torch.func.grad_and_value(self._functional, has_aux=True))
+            self.gradient(self.images.detach())
 
     def step(self) -> torch.Tensor:
         """Moves the images; returns the matching loss before the move, on the device."""
@@ -200,12 +204,12 @@ class Training:
         label_smoothing: float,
         device: str,
     ):
-        _settings()
+        settings()
         self.device, self.network, self.batch_size = device, NETWORKS[model], batch_size
-        self.params, self.averages = _tensors(params, device), _tensors(averages, device)
+        self.params, self.averages = tensors(params, device), tensors(averages, device)
         for tensor in self.params.values():
             tensor.requires_grad_()
-        self.images, self.labels = _pictures(images).to(device), torch.as_tensor(labels, dtype=torch.int64).to(device)
+        self.images, self.labels = pictures(images).to(device), torch.tensor(labels, dtype=torch.int64).to(device)
         self.label_smoothing = label_smoothing
         self.optimizer = torch.optim.SGD(
             self.params.values(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=True
@@ -223,12 +227,13 @@ class Training:
         return loss.detach()
 
 
-def _settings() -> None:
+def settings() -> None:
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")  # as JAX does on a GPU; a CPU computes in float32 either way
 
 
-def _tensors(arrays: _Arrays, device: str) -> _Tensors:
+def tensors(arrays: _Arrays, device: str) -> _Tensors:
+    """Arrays in JAX's layout by name, in PyTorch's."""
     return {name: _tensor(array).to(device) for name, array in arrays.items()}
 
 
@@ -238,7 +243,8 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array if order is None else np.ascontiguousarray(array.transpose(order)))
 
 
-def _pictures(images: np.ndarray) -> torch.Tensor:
+def pictures(images: np.ndarray) -> torch.Tensor:
+    """[n, h, w, c] as [n, c, h, w]."""
     return torch.tensor(images).permute(0, 3, 1, 2).contiguous()
 
 
