@@ -92,7 +92,7 @@ class Launch(NamedTuple):
 
 @lru_cache
 def _model(name: str, lowering: str, side: int):
-    network = models.create(name, 10, lowering=lowering)
+    network = models.create(name, 10, **({} if lowering == "auto" else {"lowering": lowering}))
     return network, *once(lambda key: network.init(key, (side, side, 3)))(jax.random.key(0))
 
 

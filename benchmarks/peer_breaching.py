@@ -6,7 +6,10 @@ breaching computes a total variation that also counts the picture's edge, and re
 one. Written for breaching 0.1.2.
 """
 
+import contextlib
+import io
 import time
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,13 +58,10 @@ def prepare(
 ) -> None:
     """See `torch_loop.Attack`; normalizes with the running averages `statistics`."""
     global _prepared
-    _load_torchvision()
-    import breaching
-
+    breaching, config = _package()
     torch_loop.settings()
     setup = dict(device=torch.device(device), dtype=torch.float32)
     network = Network(model, torch_loop.tensors(params, device), torch_loop.tensors(statistics, device)).to(**setup)
-    config = breaching.get_attack_config("invertinggradients")
     config.regularization.total_variation.scale = tv
     config.optim.step_size = learning_rate
     std = 1 / (high - low)
@@ -99,6 +99,16 @@ def advance(steps: int) -> tuple[float, float]:
 def images() -> np.ndarray:
     """What the latest attack found, [n, h, w, c] in the network's units."""
     return _prepared.found.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _package():
+    """breaching and its settings of the attack, without what it prints."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        _load_torchvision()
+        import breaching
+
+        return breaching, breaching.get_attack_config("invertinggradients")
 
 
 def _load_torchvision() -> None:

@@ -45,7 +45,7 @@ class Case(NamedTuple):
       tv, bn_prior: weights, each with each.
       victims, restarts: of every setting.
       steps: of every attack.
-      turns: of job and loop.
+      turns: of job and loop, about.
     """
 
     model: str
@@ -91,21 +91,22 @@ FULL = tuple(
     for model, steps in (("convnet", 99), ("resnet18", 15))
 )
 """ResNet-18 takes 16 evaluations a lane, about an hour on two cores: seconds a lane-iteration do not depend on it."""
+IMAGE_SHAPE = (32, 32, 3)
 CHUNKS = 4
 """Looks at a launch: the job and the loop can take turns at each."""
 
 
 class Singles:
-    """The loop over single attacks of a case; keeps the loss of each (setting, victim) that it did."""
+    """The loop over single attacks of a case, in so many turns; keeps the loss of each (setting, victim) it did."""
 
-    def __init__(self, case: Case, torch: Beside | None):
-        self.case, self.torch, self.specs = case, torch, case.specs
+    def __init__(self, case: Case, turns: int, torch: Beside | None):
+        self.case, self.turns, self.torch, self.specs = case, turns, torch, case.specs
         self.victims = make_victims(self.specs[0]).batches
         self.losses = {}
 
     def chosen(self, turn: int) -> tuple[int, int]:
         """Setting and victim of a turn, spread over the grid."""
-        return divmod(turn * len(self.specs) * self.case.victims // self.case.turns, self.case.victims)
+        return divmod(turn * len(self.specs) * self.case.victims // self.turns, self.case.victims)
 
     def prepare(self, setting: int, victim: int):
         """Attack, problem and keys, [1, restarts], as the job has them."""
@@ -174,17 +175,19 @@ class Turns:
 
 def measure_case(report: Report, case: Case, torch: Beside | None) -> None:
     """Runs the job, with the loops in between; adds a row for each, and the ratios."""
-    singles, specs = Singles(case, torch), case.specs
+    specs = case.specs
     (group,) = plan.groups(specs)
-    limit = plan.lanes_per_launch(specs[0], singles.victims[0].images.shape[1:])
+    limit = plan.lanes_per_launch(specs[0], IMAGE_SHAPE)
     launches = plan.launches(case.victims, len(group), max(1, limit // case.restarts))
     chunk = -(-(case.steps + 1) // CHUNKS)
     parts = len(launches) * -(-(case.steps + 1) // chunk)
+    size = max(1, (parts - 1) // case.turns)
+    singles = Singles(case, (parts - 1) // size, torch)
     others = {"loop": singles.loop} | ({} if torch is None else {"torch": singles.in_torch})
     compile_seconds = {"loop": singles.compile()}
     for run in others.values():
         run(0)  # warm-up
-    turns = Turns(max(1, (parts - 1) // case.turns), others)
+    turns = Turns(size, others)
     with tempfile.TemporaryDirectory() as folder:
         found = run_sweep(specs, Path(folder), Execution(chunk=chunk), on_report=turns)
     # A part is a chunk of one launch, of which all have as many lanes, the last ones some twice: only new ones count.

@@ -147,7 +147,7 @@ class Attack:
         seen = {} if self.bn_prior else None
         norm = normalization(params, self.shared if self.running else None, training=not self.running, seen=seen)
         loss = F.cross_entropy(self.network(params, images, norm), self.labels)
-        return loss, self._prior(seen) if self.bn_prior else 0.0
+        return loss, self._prior(seen) if self.bn_prior else images.new_zeros(())
 
     def _prior(self, seen):
         pairs = (
