@@ -3,7 +3,7 @@
 The attack is a double backward (`create_graph=True`) with respect to the images only, cosine over all tensors by inner
 products with the observed norm computed once, native convolutions and batch normalization, no synchronization inside
 the loop. Variants that were tried are in `NOTES.md`. `torch.compile` cannot differentiate a compiled program twice;
-`compiled=True` compiles the whole second derivative, written with `torch.func`, instead.
+`compiled=True` compiles the whole second derivative, written with `torch.func`, instead, which takes minutes.
 
 Benchmarks run this module in a process of its own, so that the thread pools of the two libraries never meet: `prepare`
 or `prepare_training` once, then `advance` as often as wanted. Nothing in here imports JAX.
@@ -114,20 +114,23 @@ class Attack:
         self.params = tensors(params, device)
         for tensor in self.params.values():
             tensor.requires_grad_()
-        self.observed = [_tensor(observed[name]).to(device).flatten() for name in self.params]
-        self.observed_norm = torch.sqrt(sum(torch.dot(leaf, leaf) for leaf in self.observed))
-        self.labels = torch.tensor(labels, dtype=torch.int64).to(device)
-        self.images = pictures(images).to(device).requires_grad_()
         self.low, self.high = (torch.tensor(bound).view(1, -1, 1, 1).to(device) for bound in (low, high))
-        self.tv, self.bn_prior = tv, bn_prior
+        self.tv, self.bn_prior, self.learning_rate, self.decay_at = tv, bn_prior, learning_rate, decay_at
         self.shared, self.running = None if statistics is None else tensors(statistics, device), running
-        self.optimizer = torch.optim.Adam([self.images], lr=learning_rate)
-        self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, list(decay_at))
+        self.aim(images, observed, labels)
         self.gradient = None
         if compiled:
-            torch.compiler.reset()  # each attack has a program of its own, and only so many are allowed
             self.gradient = torch.compile(torch.func.grad_and_value(self._functional, has_aux=True))
             self.gradient(self.images.detach())
+
+    def aim(self, images: np.ndarray, observed: _Arrays, labels: np.ndarray) -> None:
+        """Turns to another victim of the same network, without compiling again."""
+        self.observed = [_tensor(observed[name]).to(self.device).flatten() for name in self.params]
+        self.observed_norm = torch.sqrt(sum(torch.dot(leaf, leaf) for leaf in self.observed))
+        self.labels = torch.tensor(labels, dtype=torch.int64).to(self.device)
+        self.images = pictures(images).to(self.device).requires_grad_()
+        self.optimizer = torch.optim.Adam([self.images], lr=self.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, list(self.decay_at))
 
     def step(self) -> torch.Tensor:
         """Moves the images; returns the matching loss before the move, on the device."""
@@ -252,9 +255,12 @@ _looped: Attack | Training | None = None
 
 
 def prepare(**arguments) -> None:
-    """Makes the `Attack` that `advance` advances."""
+    """Makes the `Attack` that `advance` advances. A compiled one is kept, and takes what differs between victims."""
     global _looped
-    _looped = Attack(**arguments)
+    if arguments.get("compiled") and isinstance(_looped, Attack):
+        _looped.aim(*(arguments[name] for name in ("images", "observed", "labels")))
+    else:
+        _looped = Attack(**arguments)
 
 
 def prepare_training(**arguments) -> None:
