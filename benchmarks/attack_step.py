@@ -18,9 +18,7 @@ half the multiplications, and factored gradients (`gi_jax.models.factors`) save 
 """
 
 import dataclasses
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -28,14 +26,14 @@ import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Report, Sample, Side
+from beside import Beside, lane_of
+from harness import Report, Sample
 
 from gi_jax import attacks, defenses, models, threat
 from gi_jax.attacks import loop
 from gi_jax.data import load
 
 USEFUL_FLOP = 6.9e9
-IMAGE_SHAPE = (32, 32, 3)
 TV = 0.1
 LEARNING_RATE = 0.1
 THREAT = threat.BatchNormThreat(
@@ -52,7 +50,8 @@ class Point(NamedTuple):
       batch, lanes: pictures a lane, lanes side by side.
       lowering: of the convolutions.
       step: time a single step as a program of its own, too.
-      model: the network; PyTorch has only `resnet18`.
+      model: the network; PyTorch takes part with `resnet18`.
+      side: pictures are side x side.
     """
 
     batch: int
@@ -60,6 +59,7 @@ class Point(NamedTuple):
     lowering: str = "auto"
     step: bool = False
     model: str = "resnet18"
+    side: int = 32
 
     @property
     def images(self) -> int:
@@ -68,7 +68,8 @@ class Point(NamedTuple):
     @property
     def name(self) -> str:
         lowering = "" if self.lowering == "auto" else f"_{self.lowering}"
-        return f"b{self.batch}x{self.lanes}{lowering}" + ("" if self.model == "resnet18" else f"_{self.model}")
+        model = "" if self.model == "resnet18" else f"_{self.model}"
+        return f"b{self.batch}x{self.lanes}{lowering}{model}" + ("" if self.side == 32 else f"_{self.side}")
 
 
 QUICK = (Point(16, 1), Point(1, 8), Point(8, 1, step=True, model="convnet"))
@@ -90,15 +91,15 @@ class Launch(NamedTuple):
 
 
 @lru_cache
-def _model(name: str, lowering: str):
-    network = models.create(name, 10, lowering=lowering)
-    return network, *once(lambda key: network.init(key, IMAGE_SHAPE))(jax.random.key(0))
+def _model(name: str, lowering: str, side: int):
+    network = models.create(name, 10, **({} if lowering == "auto" else {"lowering": lowering}))
+    return network, *once(lambda key: network.init(key, (side, side, 3)))(jax.random.key(0))
 
 
 @lru_cache
-def _problems(batch: int, name: str, lowering: str) -> threat.AttackProblem:
-    network, params, batch_stats = _model(name, lowering)
-    photos = load("photos", "train").take(np.arange(batch))
+def _problems(batch: int, name: str, lowering: str, side: int) -> threat.AttackProblem:
+    network, params, batch_stats = _model(name, lowering, side)
+    photos = load("photos", "train", image_size=side).take(np.arange(batch))
     victim = threat.Victim(
         network=network,
         params=params,
@@ -115,7 +116,7 @@ def _problems(batch: int, name: str, lowering: str) -> threat.AttackProblem:
 
 def launch(point: Point) -> Launch:
     """The arguments for one point, before the first step. All lanes share one victim."""
-    problems = _problems(point.batch, point.model, point.lowering)
+    problems = _problems(point.batch, point.model, point.lowering, point.side)
     attack = attacks.create("inverting_gradients", tv=TV, learning_rate=LEARNING_RATE, num_steps=10**6)
     attack = dataclasses.replace(jax.tree.map(jnp.float32, attack), num_steps=jnp.int32(10**6))  # no decay here
     states = attacks.start(attack, problems, attacks.lane_keys(jax.random.key(2), [0], point.lanes))
@@ -161,59 +162,7 @@ def step_by_step(program, steps: int) -> Callable[[Launch], attacks.AttackState]
     return call
 
 
-class Torch:
-    """The PyTorch loop in a process of its own, where its threads and ours never meet."""
-
-    def __init__(self):
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        self.device = self._call("best_device")
-
-    def _call(self, name: str, *arguments, **keywords):
-        return self._pool.submit(_in_torch, name, *arguments, **keywords).result()
-
-    def prepare(self, launch: Launch) -> None:
-        """Hands over the launch's weights, observed gradient and the start of its first lane."""
-        problems, space = launch.problems, launch.problems.space
-        self._call(
-            "prepare",
-            params=_named(problems.params),
-            observed=_named(jax.tree.map(lambda leaf: leaf[0], problems.observed)),
-            images=np.asarray(launch.states.candidate.images[0, 0, 0]),
-            labels=np.asarray(problems.labels[0].argmax(-1)),
-            low=np.asarray(-space.mean / space.std),
-            high=np.asarray((1 - space.mean) / space.std),
-            tv=TV,
-            learning_rate=LEARNING_RATE,
-            device=self.device,
-        )
-        self.matching = float("nan")
-
-    def side(self, steps: int, batch: int) -> Side:
-        """Rounds of `steps` steps, timed over there."""
-
-        def run():
-            seconds, self.matching = self._call("advance", steps)
-            return seconds / (steps * batch)
-
-        return run
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._pool.shutdown()
-
-
-def _in_torch(name: str, *arguments, **keywords):
-    import torch_loop
-
-    return getattr(torch_loop, name)(*arguments, **keywords)
-
-
-def _named(tree) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
-
-
-def measure_point(report: Report, point: Point, torch: Torch | None, *, rounds: int, steps: int) -> dict[str, Sample]:
+def measure_point(report: Report, point: Point, torch: Beside | None, *, rounds: int, steps: int) -> dict[str, Sample]:
     """Compiles what `point` needs, runs all sides in turns, and adds a table row a side.
 
     Args:
@@ -237,8 +186,9 @@ def measure_point(report: Report, point: Point, torch: Torch | None, *, rounds: 
 
     sides, runners = {"matmul": harness.matmul_peak()}, {}
     if torch is not None and point.model == "resnet18":
-        torch.prepare(start)
-        sides["torch"] = torch.side(steps, point.batch)
+        settings = dict(tv=TV, learning_rate=LEARNING_RATE, device=torch("best_device"))
+        torch("prepare", **lane_of(start.problems, start.states), **settings)
+        sides["torch"] = torch.side(steps, units=steps * point.batch)
     for name, program in built.items():
         call = (in_loop if name == "loop" else step_by_step)(program.program, steps)
         # Each side donates its own copy of the states.
@@ -257,7 +207,7 @@ def measure_point(report: Report, point: Point, torch: Torch | None, *, rounds: 
                 "s / image-iteration": seconds.summary(),
                 "image-iterations / s": 1 / seconds.median,
                 "fraction of peak": _peak_fraction(samples, name).summary(4) if point.model == "resnet18" else None,
-                "matching loss": torch.matching if name == "torch" else runners[name].matching,
+                "matching loss": torch.loss if name == "torch" else runners[name].matching,
                 "after steps": steps * (rounds + 1),
                 "compile s": built[name].seconds if name in built else None,
                 "program GB": built[name].bytes / 1e9 if name in built else None,
@@ -298,7 +248,7 @@ def measure(report: Report, quick: bool) -> None:
         for name, sample in ceilings.items():
             rate = Sample(tuple(1e-9 / value for value in sample.values))
             report.note(f"{name}: {rate.words('.0f')} {'GFLOP/s' if name == 'matmul' else 'GB/s, read and written'}.")
-    torch = Torch() if harness.has("torch") else None
+    torch = Beside() if harness.has("torch") else None
     if torch is None:
         report.note("PyTorch is not installed, so the comparison is left out: pip install 'gi_jax[bench]'.")
     try:

@@ -112,7 +112,12 @@ BATCH = {
 
 
 def run(
-    contender: Contender, steps: int, problems: AttackProblem, truth: np.ndarray, evaluations: float | None = None
+    contender: Contender,
+    steps: int,
+    problems: AttackProblem,
+    truth: np.ndarray,
+    evaluations: float | None = None,
+    looks: int = LOOKS,
 ) -> list[Look]:
     """Runs a contender on a stack of problems and looks at it from time to time.
 
@@ -122,28 +127,29 @@ def run(
       problems: what the adversary holds, one a picture.
       truth: [n, h, w, c] in [0, 1], to score with.
       evaluations: gradient evaluations a picture, of all restarts together; None for all steps.
+      looks: at most so many, apart from the one at the end.
     """
     attack = contender.make(steps)
     keys = attacks.lane_keys(jax.random.key(0), list(range(len(truth))), contender.restarts)
     states = compile_ahead(attack, problems, attacks.start(attack, problems, keys))
-    looks, done, used, seconds = [], 0, 0.0, 0.0
+    found, done, used, seconds = [], 0, 0.0, 0.0
     searches = attack.optimizer is lbfgs()  # takes several evaluations a step, and so ends after few
-    chunk = max(1, steps // (LOOKS * 8 if searches else LOOKS))
+    chunk = max(1, steps // (looks * 8 if searches else looks))
     progress = attacks.advance(attack, problems, states, chunk=chunk)
     while True:
         began = time.perf_counter()
         states, now = next(progress, (None, None))
         seconds += time.perf_counter() - began
         if states is None:
-            return looks
+            return found
         used += (now.step - done) * evaluations_per_step(states) * contender.restarts
         done = now.step
         best = [points[0].images for points in attacks.reconstructions(problems, states)]
         rows = metrics.score(truth, np.concatenate(best), ("vgg",))
         psnr, lpips = (float(np.mean([row[name] for row in rows])) for name in ("psnr", "lpips_vgg"))
-        looks.append(Look(now.step, seconds, used, psnr, lpips))
+        found.append(Look(now.step, seconds, used, psnr, lpips))
         if evaluations is not None and used >= evaluations:
-            return looks
+            return found
 
 
 def evaluations_per_step(states: attacks.AttackState) -> float:

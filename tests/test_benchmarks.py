@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import runpy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from problems import toy_problem, toy_victim
 
-from gi_jax import attacks
+from gi_jax import attacks, checks, models
 from gi_jax.threat import RUNNING, stack
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -134,18 +136,20 @@ def test_without_torch_one_line_says_so(harness, attack_step, monkeypatch):
     assert "pip install" in report.notes[0]
 
 
-def test_torch_computes_the_same_network(attack_step):
+@pytest.mark.parametrize("name", ["resnet18", "convnet"])
+def test_torch_computes_the_same_network(harness, name):
     torch = pytest.importorskip("torch")
-    torch_loop = importlib.import_module("torch_loop")
-    network = attack_step.models.create("resnet18", 10, lowering="lax")
+    torch_loop, beside = importlib.import_module("torch_loop"), importlib.import_module("beside")
+    network = models.create(name, 10, lowering="lax")
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: network.init(key, (32, 32, 3)), jax.random.key(0))
     params, batch_stats = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.1).astype("f4"), shapes)
     images = rng.normal(size=(2, 32, 32, 3)).astype("f4")
     with jax.disable_jit():
-        ours, _ = network(params, batch_stats, images, attack_step.models.Normalize.BATCH)
-    named = {name: torch_loop._tensor(array) for name, array in attack_step._named(params).items()}
-    theirs = torch_loop.logits(named, torch.tensor(images).permute(0, 3, 1, 2))
+        ours, _ = network(params, batch_stats, images, models.Normalize.BATCH)
+    named = {name: torch_loop._tensor(array) for name, array in beside.named(params).items()}
+    norm = torch_loop.normalization(named)
+    theirs = torch_loop.NETWORKS[name](named, torch.tensor(images).permute(0, 3, 1, 2), norm)
     np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-3, atol=1e-4)
 
 
@@ -167,3 +171,208 @@ def test_contenders_are_attacks_that_their_case_allows(harness):
             attack = contender.make(7)
             assert attack.num_steps == 7 and contender.restarts <= case.evaluations
             assert ("bn_prior" not in attack.objective.parts) or case.spec.threat.shared != RUNNING.shared
+
+
+SCRIPTS = ("attack_step", "scaling", "sweep", "time_to_quality", "training", "versus_peers")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_of_the_suite_says_what_it_measures(harness, monkeypatch, capsys, name):
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "--quick" in said and "--json" in said and len(said.splitlines()) > 15
+
+
+@pytest.fixture
+def without_torch(harness, monkeypatch):
+    monkeypatch.setattr(harness, "has", lambda package: False)
+
+
+def test_a_sweep_compares_what_job_and_loop_reached(harness, without_torch, monkeypatch):
+    sweep = importlib.import_module("sweep")
+    case = sweep.Case("convnet", (0.01, 0.1), (1e-3,), victims=2, restarts=2, steps=7, turns=3)
+    monkeypatch.setattr(sweep, "make_victims", lambda spec: SimpleNamespace(batches=[]))
+    monkeypatch.setattr(sweep.Singles, "compile", lambda singles: 1.0)
+
+    def loop(singles, turn):
+        singles.losses[singles.chosen(turn)] = 2.0
+        return 0.5
+
+    def job(specs, out, execution, *, on_report):
+        parts = 4 if execution.chunk == 2 else 0  # one launch of eight lanes, eight evaluations
+        for _ in range(parts):
+            on_report(None)
+        images, timing = [{"loss": 2.5}, {"loss": 2.0}], {"compile_seconds": 3.0}
+        block = {"images": images, "timing": timing, "summary": {"psnr": {"mean": 9.0}}}
+        return SimpleNamespace(runs=[SimpleNamespace(block=block) for _ in specs])
+
+    monkeypatch.setattr(sweep.Singles, "loop", loop)
+    monkeypatch.setattr(sweep, "run_sweep", job)
+    monkeypatch.setattr(sweep, "QUICK", (case,))
+    report = harness.Report()
+    sweep.measure(report, quick=True)
+    whole, sample = report.figures
+    assert (whole["attacks run"], sample["attacks run"]) == ("8 of 8", "6 of 8")
+    assert sample["hours of the grid"] == 0.5 * 8 * 8 / 3600
+    assert list(report.ratios) == ["convnet_2x1x2x2_sweep_vs_loop"]
+    assert "pip install" in report.notes[0] and "2.5e-01" in report.notes[1]
+
+
+def test_the_job_and_the_others_take_turns_after_the_first_part(harness, monkeypatch):
+    sweep = importlib.import_module("sweep")
+    clock = iter(range(100))
+    monkeypatch.setattr(sweep.time, "perf_counter", lambda: float(next(clock)))
+    asked = []
+    turns = sweep.Turns(2, {"loop": lambda turn: asked.append(turn) or 7.0})
+    for _ in range(6):
+        turns(None)
+    assert turns.taken == {"sweep": [1.0, 1.0], "loop": [7.0, 7.0]} and asked == [0, 1]
+
+
+@pytest.mark.parametrize("cases", ["QUICK", "FULL"])
+def test_a_sweep_is_one_group_and_turns_see_all_of_it(harness, without_torch, cases):
+    sweep = importlib.import_module("sweep")
+    for case in getattr(sweep, cases):
+        assert len(sweep.plan.groups(case.specs)) == 1
+        assert len(case.specs) * case.victims * case.restarts == case.lanes
+
+
+def test_growth_is_that_of_the_same_round(harness):
+    scaling = importlib.import_module("scaling")
+    axis = scaling.lanes("convnet", (1, 2, 4), steps=1)
+    samples = {axis.points[0]: harness.Sample((1.0, 2.0)), axis.points[2]: harness.Sample((4.0, 6.0))}  # one left out
+    (ratio,) = scaling.growth(axis, samples).items()
+    assert ratio == ("lanes_b1x1_convnet_to_b1x4_convnet", harness.Sample((4.0, 3.0)))
+
+
+def test_lanes_on_two_devices_are_those_on_one(harness, monkeypatch):
+    scaling = importlib.import_module("scaling")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster; kept beside our own flag
+    report = harness.Report()
+    share = scaling.Share(scaling.Point(1, 2, model="mlp", side=8), steps=2, rounds=1)
+    scaling.measure_devices(report, share, (1, 2))
+    one, two = report.figures
+    assert one["point"].endswith("1 virtual") and two["point"].endswith("2 virtual")
+    assert two["losses apart"] < 1e-5 and two["pixels apart"] < 0.5
+
+
+def test_a_device_process_that_fails_says_why(harness, tmp_path):
+    scaling = importlib.import_module("scaling")
+    share = scaling.Share(scaling.Point(1, 1, model="nothing"), steps=1, rounds=1)
+    with pytest.raises(RuntimeError, match="nothing"):
+        scaling.start_process(share, 1, tmp_path / "results.npz")
+
+
+def test_seconds_to_a_quality_are_those_of_the_first_look_that_has_it(harness):
+    quality = importlib.import_module("time_to_quality")
+    looks = [quality.Look(step, float(step), step, 0.0, lpips) for step, lpips in ((1, 0.5), (2, 0.2), (3, 0.25))]
+    assert [quality.seconds_to(looks, threshold) for threshold in (0.5, 0.3, 0.2, 0.1)] == [1.0, 2.0, 2.0, None]
+
+
+def test_settings_to_a_quality_are_attacks_that_their_case_allows(harness):
+    quality = importlib.import_module("time_to_quality")
+    for case in quality.cases(False, "anywhere", None):
+        for contender, steps in case.settings.values():
+            attack = contender.make(steps)
+            assert attack.num_steps == steps
+            assert ("bn_prior" not in attack.objective.parts) or case.spec.threat.shared != RUNNING.shared
+    with pytest.raises(checks.InputError, match="--data-dir"):
+        quality.cases(True, None, "young")
+
+
+def test_a_case_of_time_to_quality_has_a_row_a_setting_and_ratios_where_both_arrive(harness, monkeypatch):
+    quality = importlib.import_module("time_to_quality")
+    monkeypatch.setattr(quality, "pictures", lambda batches: np.zeros((1, 4, 4, 3)))
+    monkeypatch.setattr(quality, "make_victims", lambda *_: SimpleNamespace(batches=[]))
+    monkeypatch.setattr(quality, "make_problems", lambda *_: [])
+    monkeypatch.setattr(quality, "stack", lambda problems: problems)
+    ends = {1: (0.3, 0.2), 2: (0.15, 0.05), 3: (0.9, 0.9)}
+    look = lambda steps: [quality.Look(step, float(steps * step), 0, 0.0, ends[steps][step - 1]) for step in (1, 2)]  # noqa: E731
+    monkeypatch.setattr(quality, "run", lambda contender, steps, *_, **__: look(steps))
+    settings = {
+        name: quality.Setting(quality.preset("idlg"), steps) for name, steps in zip("abc", (1, 2, 3), strict=True)
+    }
+    report = harness.Report()
+    quality.measure_case(report, quality.Case("toys", quality.AttackSpec(num_batches=1), settings), rounds=2, looks=2)
+    assert [row["s to 0.2"] and row["s to 0.2"]["median"] for row in report.figures] == [2.0, 2.0, None]
+    assert {name: ratio.values for name, ratio in report.ratios.items()} == {
+        "toys: b, to 0.3": (0.5, 0.5),
+        "toys: b, to 0.2": (1.0, 1.0),
+    }
+
+
+def test_every_row_of_training_runs_with_batch_statistics(harness, without_torch, monkeypatch):
+    training = importlib.import_module("training")
+    monkeypatch.setattr(training, "QUICK", (training.Point("convnet", 4, 8, 1),))
+    monkeypatch.setattr(training, "ROWS", ("none", "mixup:k=2"))
+    report = harness.Report()
+    training.measure(report, quick=True)
+    assert [row["defense"] for row in report.figures] == ["none", "mixup:k=2"]
+    assert all(np.isfinite(row["loss"]) for row in report.figures)
+    assert list(report.ratios) == ["convnet_b4_mixup:k=2_vs_none"]
+
+
+def test_speeds_are_those_of_the_same_round(harness):
+    training = importlib.import_module("training")
+    seconds = {"none": (1.0, 2.0), "mixup:k=4": (2.0, 2.0), "torch": (3.0, 8.0)}
+    samples = {name: harness.Sample(values) for name, values in seconds.items()}
+    ratios = training.speeds(training.Point("convnet", 4, 8, 1), samples)
+    assert ratios["convnet_b4_vs_torch"].values == (3.0, 4.0)
+    assert ratios["convnet_b4_mixup:k=4_vs_none"].values == (0.5, 1.0)
+
+
+def test_seconds_to_an_accuracy_are_those_of_the_steps(harness):
+    training = importlib.import_module("training")
+    rows = [{"step": 10 * epoch, "test_accuracy": accuracy} for epoch, accuracy in ((1, 0.8), (2, 0.91), (4, 0.92))]
+    result = {"epochs": rows, "timing": {"first_chunk_seconds": 9.0, "steps_seconds": 40.0}}
+    assert training.seconds_to(result, 0.9) == 20.0
+    assert training.seconds_to(result, 0.93) is None
+
+
+def test_peers_that_are_missing_are_a_line_each(harness, without_torch):
+    versus = importlib.import_module("versus_peers")
+    report = harness.Report()
+    assert versus.installed(report, quick=True) == {}
+    assert len(report.notes) == len(versus.PEERS) and all("pip install" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("steps", [8, 11, 199])
+def test_peers_decay_where_we_do(harness, steps):
+    versus = importlib.import_module("versus_peers")
+    rates = attacks.schedules.step_decay
+    drops = [step for step in range(1, steps) if rates(step / steps) < 0.5 * rates((step - 1) / steps)]
+    assert tuple(drops) == versus.decay_at(steps)
+
+
+def test_versus_peers_scores_what_was_attacked(harness, monkeypatch):
+    versus = importlib.import_module("versus_peers")
+    truth = np.random.default_rng(0).uniform(size=(3, 2, 16, 16, 3)).astype("f4")
+    monkeypatch.setattr(
+        versus.metrics,
+        "score",
+        lambda true, found, nets: [
+            {"psnr": float(np.abs(a - b).max()), "lpips_vgg": 0.0} for a, b in zip(true, found, strict=True)
+        ],
+    )
+    assert versus.quality(truth, {2: truth[2][::-1]}) == {"PSNR": 0.0, "LPIPS": 0.0, "victims": 1}
+
+
+def test_torch_takes_the_steps_of_a_training(harness):
+    pytest.importorskip("torch")
+    training, torch_loop = importlib.import_module("training"), importlib.import_module("torch_loop")
+    point = training.Point("convnet", 8, 8, 1)  # a batch is the whole pool, in whatever order
+    trainer = training.Trainer(point, "none", training.pool_of(point))
+
+    class Here:
+        def __call__(self, name, **arguments):
+            return getattr(torch_loop, name)(**arguments)
+
+        def side(self, steps, units):
+            return lambda: self("advance", steps=steps)[1]
+
+    theirs = training.torch_side(Here(), trainer, point)
+    for _ in range(3):
+        trainer.draw()
+        assert float(trainer.advance()) == pytest.approx(theirs(), rel=1e-4)
