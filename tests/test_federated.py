@@ -44,11 +44,12 @@ def toy_pool(count=NUM_CLIENTS * HELD, side=8):
     rng = np.random.default_rng(0)
     labels = np.arange(count, dtype=np.int32) % 4
     images = rng.integers(0, 100, (count, side, side, 3)) + 50 * labels[:, None, None, None]
-    return training.Pool(jnp.asarray(images, jnp.uint8), jnp.asarray(labels), SPACE)
+    return training.Pool(jnp.asarray(images, jnp.uint8), jax.nn.one_hot(labels, 4), SPACE)
 
 
 POOL = toy_pool()
-CLIENTS = federated.iid(np.asarray(POOL.labels), NUM_CLIENTS, 0)
+LABELS = np.asarray(POOL.labels.argmax(-1))
+CLIENTS = federated.iid(LABELS, NUM_CLIENTS, 0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -157,7 +158,7 @@ def textbook_round(model, normalize, steps, rate, server_rate, clients=CLIENTS):
         images = (np.asarray(POOL.images)[held].astype(np.float32) / 255 - SPACE.mean) / SPACE.std
         own, averages = model
         for step in range(steps or 1):
-            loss, slope, statistics = textbook_gradient(normalize, own, batch_stats, images, POOL.labels[held])
+            loss, slope, statistics = textbook_gradient(normalize, own, batch_stats, images, LABELS[held])
             losses += [loss] if step == 0 else []
             own = jax.tree.map(lambda weight, slope: weight - rate * slope, own, slope)
             if normalize == BATCH:
@@ -188,7 +189,7 @@ def test_one_client_with_server_rate_one_trains_locally(model):
     local = LocalTraining(num_steps=4, learning_rate=RATE)
     found = run(model, 1, CLIENTS[:1], local=local, server_rate=1.0)
     images = SPACE.normalize(POOL.images[CLIENTS[0]].astype(jnp.float32) / 255)
-    batch = gi_jax.threat.Batch(images, jax.nn.one_hot(POOL.labels[CLIENTS[0]], 4))
+    batch = gi_jax.threat.Batch(images, POOL.labels[CLIENTS[0]])
     train = jax.jit(train_locally, static_argnums=(0, 1), compiler_options=QUICK)
     alone = train(NETWORK, BATCH, *model, batch, local.same_order(HELD), RATE)
     assert relative_error(found.state.model.params, alone.params) < 1e-6

@@ -6,7 +6,7 @@ import numpy as np
 from gi_jax.federated.batch_norm import Policy
 from gi_jax.federated.federation import Federation
 from gi_jax.federated.rounds import State
-from gi_jax.training import Pool, accuracy
+from gi_jax.training import Pool, evaluate
 
 
 def accuracies(federation: Federation, state: State, pool: Pool) -> np.ndarray:
@@ -21,4 +21,4 @@ def accuracies(federation: Federation, state: State, pool: Pool) -> np.ndarray:
     else:
         num_clients = len(jax.tree.leaves(state.own)[0])
         models = [state.client(number) for number in range(num_clients)]
-    return np.array([accuracy(federation.network, *model, pool) for model in models])
+    return np.array([evaluate(federation.network, *model, pool).accuracy for model in models])

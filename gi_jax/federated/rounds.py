@@ -105,8 +105,7 @@ def take_part(federation: Federation, model: Model, pool: Pool, held: jax.Array,
     pictures = held if n == len(held) else jax.random.choice(key_pictures, held, (n,), replace=False)
     images, normalize = to_floats(pool.images[pictures]), federation.normalize
     logits_of = lambda images: federation.network(*model, images, normalize)[0]  # noqa: E731
-    classes = jax.eval_shape(logits_of, images).shape[-1]
-    labels = jax.nn.one_hot(pool.labels[pictures], classes)
+    labels = pool.labels[pictures]
     client = Victim(network=federation.network, **model._asdict(), images=images, labels=labels, space=pool.space)
     mapping = None
     if federation.mixing is not None:
