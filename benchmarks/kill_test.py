@@ -24,7 +24,7 @@ TIMES = ("timing", "finished")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["table3", "alpha_bn", "figure2"])
+    parser.add_argument("names", nargs="*", default=["alpha_bn", "table2"])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -73,6 +73,10 @@ def compare(whole, broken):
     assert len(lines) == len(set(lines)) == len((broken / "rows.jsonl").read_bytes().splitlines())
     for picture in (whole / "pictures").iterdir():
         assert picture.read_bytes() == (broken / "pictures" / picture.name).read_bytes(), picture.name
+    timings = {row["cell"]: sorted(row["timing"]) for row in Store(whole)}
+    assert timings == {row["cell"]: sorted(row["timing"]) for row in Store(broken)}
+    left = [*broken.glob("unfinished/*"), *broken.glob("pictures/*.partial")]
+    assert not left, left
     return len(lines)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from gi_jax.checks import InputError
@@ -165,7 +164,7 @@ def test_estimates_use_the_rates_of_the_store(whole):
     cost = estimate.estimate(CELLS[:1], whole)
     row = whole.get(CELLS[0].id)
     assert cost.image_iterations == 2 * 3 and cost.unknown == 0
-    assert np.isclose(cost.seconds, 6 / row["timing"]["image_iterations_per_second"], rtol=0.9)
+    assert 0.1 < cost.seconds / row["timing"]["wall_seconds"] < 10
     assert estimate.estimate([Cell(dataclasses.replace(ATTACK, batch_size=2))], whole).unknown == 1
     assert estimate.clock(61) == "61 s" and estimate.clock(4000) == "67 min" and estimate.clock(7300) == "2 h 02 min"
 

@@ -66,6 +66,8 @@ def test_rows_are_listed_and_filtered(ran, capsys):
         (["run", "table2", "--shard", "3/2"], "3/2"),
         (["run", "table2", "--limit", "0"], "limit=0"),
         (["run", "table2", "--engine", "slurm"], "slurm"),
+        (["run", "table2", "--gpus", "1"], "--engine ray"),
+        (["run", "table2", "--distributed", "--shard", "1/2"], "--distributed"),
         (["report", "--store", "nowhere"], "nowhere"),
         (["report", "table9", "--store", "STORE"], "table9"),
         (["report", "alpha_bn", "--store", "STORE"], "alpha_bn"),
@@ -81,9 +83,9 @@ def test_bad_input_gets_one_line(ran, arguments, said, capsys, monkeypatch):
     assert said in error and error.count("\n") == 1 and error.startswith("gi-jax: error: ")
 
 
-def test_missing_data_fail_the_job_and_keep_the_store(ran, capsys):
+def test_missing_data_are_found_before_anything_runs(ran, capsys):
     arguments = ["run", "table3", "--scale", "small", "--data-dir", str(ran / "nowhere"), "--out", str(ran / "store")]
     assert cli.main(arguments) == 2
-    caught = capsys.readouterr()
-    assert "nowhere" in caught.out and "1 of 1 jobs failed" in caught.err
+    error = capsys.readouterr().err
+    assert "nowhere" in error and error.count("\n") == 1
     assert len(Store(ran / "store")) == 1

@@ -27,7 +27,6 @@ def test_rows_come_back_in_the_order_in_which_they_were_added(tmp_path):
         assert [found["number"] for found in one] == [3, 1, 2]
         assert len(one) == 3 and f"{1:016x}" in one and f"{9:016x}" not in one
         assert one.get(f"{1:016x}") == row(1) and one.get(f"{9:016x}") is None
-        assert [found["number"] for found in one.where(lambda found: found["number"] > 1)] == [3, 2]
 
 
 def test_the_first_row_of_a_cell_stays(tmp_path):

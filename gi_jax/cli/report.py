@@ -29,7 +29,7 @@ def add_parser(commands) -> None:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="default: every experiment of which the store has rows")
     add("--store", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
-    add("--scale", metavar="smoke|small|paper", help="default: the largest of which the store has rows")
+    add("--scale", metavar="smoke|small|paper", help="default: that of which most was run")
     add("--out", type=Path, default=Path("gi-jax-report"), metavar="DIR", help="default: gi-jax-report")
     parser.set_defaults(command=run)
 
@@ -41,37 +41,33 @@ def run(options) -> int:
     from gi_jax.experiments.store import Store
     from gi_jax.reports import html, markdown
     from gi_jax.reports.experiments import report
-    from gi_jax.reports.experiments.gather import gather
+    from gi_jax.reports.experiments.gather import count, gather
 
     if options.scale is not None:
         checks.one_of("scale", options.scale, SCALES)
     store = Store(options.store)
     if not len(store):
         raise InputError(f"{store.path} holds no rows: expected a store of gi-jax run, see --store")
-    scales = [options.scale] if options.scale else list(reversed(SCALES))
+    scales = [options.scale] if options.scale else list(SCALES)
+    chosen = {}
+    for name in expand(options.names or ["all"]):
+        chosen[name] = max((count(name, scale, store) for scale in scales), key=lambda one: one.share)
+        if not chosen[name].ran and options.names and "all" not in options.names:
+            raise InputError(
+                f"{store.path} holds nothing of {name}: expected gi-jax run {name} --out {options.store} first"
+            )
+    if not any(one.ran for one in chosen.values()):
+        raise InputError(f"{store.path} holds rows, but of no experiment: expected a store of gi-jax run")
     options.out.mkdir(parents=True, exist_ok=True)
     console = terminal.stdout()
-    written = []
-    for name in expand(options.names or ["all"]):
-        for scale in scales:
-            found = gather(name, scale, store)
-            if any(one.row is not None for one in found):
-                break
-        else:
-            if options.names:
-                raise InputError(
-                    f"{store.path} holds nothing of {name}: expected gi-jax run {name} --out {options.store} first"
-                )
+    for name, one in chosen.items():
+        if not one.ran:
             continue
+        scale, found = one.scale, gather(name, one.scale, store)
         experiment = EXPERIMENTS[name]
         page = report(name, experiment.title, experiment.about, found, scale)
         write_atomically(options.out / f"{name}.html", html.render(page))
         markdown.write(page, options.out / f"{name}.md")
-        ran = sum(one.row is not None for one in found)
-        console.print(
-            f"{name}: {ran} of {len(found)} cells at scale {scale}: {options.out / name}.html", highlight=False
-        )
-        written.append(name)
-    if not written:
-        raise InputError(f"{store.path} holds rows, but of no experiment: expected a store of gi-jax run")
+        words = f"{name}: {one.ran} of {one.total} cells at scale {scale}: {options.out / name}.html"
+        console.print(words, highlight=False)
     return 0

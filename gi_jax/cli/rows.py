@@ -79,7 +79,8 @@ def _line(row):
     if row["kind"] == "attack":
         lpips = result["summary"].get("lpips_vgg", {}).get("mean")
         score = "" if lpips is None else f"LPIPS {lpips:.3f}  "
-        words += [f"{score}PSNR {result['summary']['psnr']['mean'] or 0:.1f} dB"]
+        psnr = result["summary"]["psnr"]["mean"]
+        words += ["diverged" if psnr is None else f"{score}PSNR {psnr:.1f} dB"]
         words += [f"{result['attack']} on {spec['data']}, batch size {spec['batch_size']}, {result['defense']}"]
     elif row["kind"] == "training":
         accuracy = result["test_accuracy"]

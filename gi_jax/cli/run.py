@@ -1,10 +1,10 @@
 """`gi-jax run`: computes the cells of named experiments that a store lacks."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
+from gi_jax.checks import InputError
 from gi_jax.cli import terminal
 
 EXAMPLES = """\
@@ -68,13 +68,13 @@ def run(options) -> int:
     names = expand(options.names)
     placed = [one for name in names for one in catalogue.placed(name, options.scale)]
     if options.distributed:
-        import jax
-
-        jax.distributed.initialize()
-        shard = (jax.process_index() + 1, jax.process_count())
+        shard = _rank(options)
+    if options.engine == "local" and (options.address or options.cpus != 1 or options.gpus):
+        raise InputError("--address, --cpus and --gpus are of --engine ray: expected that, or none of them")
     terminal.use_compilation_cache()
     store = Store(options.out)
-    chosen = selected(jobs([one.cell for one in placed]), store, options.limit, shard)
+    listed = [job for name in names for job in jobs([one.cell for one in catalogue.placed(name, options.scale)])]
+    chosen = selected(list(dict.fromkeys(listed)), store, options.limit, shard)
     cells = dict.fromkeys(cell for job in chosen for cell in job if cell.id not in store)
     console = terminal.stdout()
     there = sum(cell.id in store for cell in {one.cell for one in placed})
@@ -83,6 +83,7 @@ def run(options) -> int:
         console.print(line, highlight=False)
     if options.estimate or not chosen:
         return 0
+    _check_data(cells, options.data_dir)
     execution = Execution(data_dir=options.data_dir, lanes=options.lanes, save_seconds=10.0)
     began = terminal.Stopwatch()
     count = 0
@@ -102,14 +103,41 @@ def run(options) -> int:
         resources = dict(address=options.address, cpus_per_job=options.cpus, gpus_per_job=options.gpus)
         failed = run_jobs_on_ray(chosen, store, execution, on_event=on_event, **resources)
     else:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with terminal.progress_bar() as on_report:
-            failed = run_jobs(chosen, store, execution, on_report=on_report, on_event=on_event)
+        with terminal.Interrupt() as interrupt, terminal.progress_bar() as on_report:
+            watching = dict(on_report=on_report, on_event=on_event, should_stop=interrupt.requested)
+            failed = run_jobs(chosen, store, execution, **watching)
     if failed:
         print(f"gi-jax: {len(failed)} of {len(chosen)} jobs failed; the others are in {options.out}", file=sys.stderr)
         return 2
     console.print(f"rows: {store.path}   next: gi-jax report {' '.join(names)} --store {options.out}", highlight=False)
     return 0
+
+
+def _rank(options) -> tuple[int, int]:
+    """The place of this host among those that jax.distributed joins, as a shard."""
+    import jax
+
+    if options.shard != "1/1":
+        raise InputError(f"--shard {options.shard} with --distributed: the rank of the host is its shard; leave it out")
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--distributed: {str(error).partition(chr(10))[0]}; expected a cluster that jax.distributed recognizes; "
+            "or give --shard I/N on each host"
+        ) from error
+    rank = jax.process_index() + 1, jax.process_count()
+    # The hosts share nothing from here on but the store: none is to wait for another, or to fall with it.
+    jax.distributed.shutdown()
+    return rank
+
+
+def _check_data(cells, data_dir) -> None:
+    """Raises at once if the data of any cell cannot be read."""
+    from gi_jax import data
+
+    for name in dict.fromkeys(cell.spec.data for cell in cells):
+        data.load(name, "train", data_dir if name == "cifar10" else None, per_class=1)
 
 
 def expand(names: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import signal
 import sys
 import time
@@ -47,13 +46,9 @@ def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict |
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that the second start does not compile."""
-    import jax
+    from gi_jax.experiments import environment
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gi_jax" / "xla"))
-    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    environment.use_compilation_cache()
 
 
 class Stopwatch:

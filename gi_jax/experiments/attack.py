@@ -19,7 +19,7 @@ from gi_jax.experiments.environment import environment
 from gi_jax.experiments.plan import (
     Launch,
     check_memory,
-    halved,
+    fewer,
     is_out_of_memory,
     lanes_per_launch,
     launches,
@@ -228,7 +228,7 @@ def _forecast(session, run, name):
     launches = session.launches(name)
     attack, stacked, states = session.prepare(name, launches[0])
     began = time.monotonic()
-    states = compile_ahead(attack, stacked, states)
+    states = session.compile(attack, stacked, states)
     compiled = time.monotonic()
     chunks = []  # the first one warms up
     chunk = max(1, min(FORECAST_STEPS, int(attack.num_steps) // 4))
@@ -348,7 +348,7 @@ class _Session:
         """Makes the launches of a group smaller after they ran out of memory; raises other errors again."""
         if not is_out_of_memory(error):
             raise error
-        self.limit = halved(self.limit, self.groups[name][0].restarts, error)
+        self.limit = fewer(self.limit, self.groups[name][0].restarts, error)
         self.running = self.restored = None
         self.finished = {key: value for key, value in self.finished.items() if not key.startswith(f"{name}/")}
 
@@ -367,9 +367,12 @@ class _Session:
             launch.points,
         )
         keys = attacks.lane_keys(jax.random.key(spec.seed), launch.updates, spec.restarts)
-        stacked, states = on_all_devices(stacked, attacks.start(attack, stacked, keys))
+        return attack, *on_all_devices(stacked, attacks.start(attack, stacked, keys))
+
+    def compile(self, attack, stacked, states):
+        """The states, unchanged, after the launch's program was compiled and found to fit."""
         check_memory(partial(attacks.program_bytes, attack, stacked, states), self.execution.memory_bytes)
-        return attack, stacked, states
+        return compile_ahead(attack, stacked, states)
 
     def _launch(self, group, name, launch):
         attack, stacked, states = self.prepare(group, launch)
@@ -378,7 +381,7 @@ class _Session:
             stacked, states = on_all_devices(stacked, serialization.from_state_dict(states, self.restored["states"]))
             timing = dict(self.restored["timing"])
         began = time.monotonic()
-        states = compile_ahead(attack, stacked, states)
+        states = self.compile(attack, stacked, states)
         timing["compile_seconds"] += time.monotonic() - began
         began = time.monotonic()
         for latest, progress in attacks.advance(attack, stacked, states, chunk=self.execution.chunk):

@@ -100,7 +100,7 @@ SCALES = {
         columns=_COLUMNS,
         encodings=2,
         seeds=1,
-        grid=(4, 4, 4),
+        grid=(4, 3, 4),
         large_size=224,
         large_model="convnet",
         large_steps=200,
@@ -118,7 +118,7 @@ SCALES = {
         columns=_COLUMNS,
         encodings=20,
         seeds=5,
-        grid=(7, 6, 50),
+        grid=(7, 5, 50),
         large_size=224,
         large_model="resnet18",
         large_steps=24_000,
@@ -187,7 +187,7 @@ def published_attack(
     return AttackSpec(**settings | scale.instead | changes)
 
 
-def statistics_attack(scale: Scale, bn: str | None, **changes) -> AttackSpec:
+def statistics_attack(scale: Scale, bn: str, **changes) -> AttackSpec:
     """The same against a client that normalizes with its batch's statistics at every scale; `bn` as in `AttackSpec`."""
     settings = dict(
         client_bn="batch", bn=bn, attack="gradient_inversion_evaluation", tv=0.05, bn_prior=1e-3, learning_rate=0.1
@@ -241,7 +241,8 @@ def _figure2(scale):
 
 
 def _alpha_bn(scale):
-    tv, bn_prior = ((0.001, 0.005, 0.01, 0.05, 0.1, 0.5), (5e-4, 1e-3, 5e-3, 0.01, 0.05))
+    searched = published.settings()
+    tv, bn_prior = (sorted(set(searched[name])) for name in ("tv_searched", "bn_prior_searched"))
     num_tv, num_prior, pictures = scale.grid
     for bn in ("exact", "infer"):
         for weights in product(_spread(tv, num_tv), _spread(bn_prior, num_prior)):
@@ -252,7 +253,6 @@ def _alpha_bn(scale):
 
 def _spread(values, count):
     """`count` of the values, the first and the last among them."""
-    count = min(count, len(values))
     return [values[round(number * (len(values) - 1) / (count - 1))] for number in range(count)]
 
 
@@ -265,8 +265,7 @@ def _table1(scale):
         )
         yield Placed({"attack": attack, "statistics": "none", "labels": labels}, Cell(spec))
     threats = {
-        # Its paper has clients with running statistics, which come with the model.
-        ("inverting_gradients", "given"): dict(client_bn="running", bn=None, labels="known"),
+        ("inverting_gradients", "given"): dict(bn="exact-paper", labels="known"),
         ("inverting_gradients", "unknown"): dict(bn="proxy", labels="known"),
         ("grad_inversion", "given"): dict(bn="exact", labels="auto"),
         ("grad_inversion", "unknown"): dict(bn="infer", labels="auto"),

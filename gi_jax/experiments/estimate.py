@@ -7,6 +7,7 @@ from typing import NamedTuple
 from gi_jax.experiments.attack import make_attack
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.perform import NETWORKS
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.training import TrainSpec
 
@@ -21,7 +22,7 @@ class Cost(NamedTuple):
       image_iterations: of the attacks: an iteration on one picture, restarts and encodings counted.
       train_pictures: pictures seen by the trainings; at most, where a training may end early.
       seconds: of the cells whose rate on this hardware is known from rows of the store, compilation included.
-      unknown: cells whose rate is not.
+      unknown: cells, and networks that they attack, whose rate is not.
     """
 
     cells: int
@@ -37,7 +38,9 @@ def estimate(cells: Iterable[Cell], store: Store) -> Cost:
     rates = _rates(store) if cells else {}
     iterations = pictures = seconds = unknown = 0
     compiled = set()
-    for cell in cells:
+    networks = dict.fromkeys(Cell(cell.network) for cell in cells if cell.network is not None)
+    there = store.folder / NETWORKS
+    for cell in [*cells, *(one for one in networks if not (there / one.spec.fingerprint).exists())]:
         program = _program(cell.description)
         work, rate = work_of(cell), rates.get(program)
         iterations += work if cell.kind == "attack" else 0
@@ -45,7 +48,7 @@ def estimate(cells: Iterable[Cell], store: Store) -> Cost:
         if work and rate is None:
             unknown += 1
         elif work:
-            seconds += work / rate.per_second + (0 if program in compiled else rate.compile_seconds)
+            seconds += work / rate.per_second + (rate.overhead if program in compiled else rate.first_overhead)
             compiled.add(program)
     return Cost(len(cells), round(iterations), pictures, seconds, unknown)
 
@@ -78,7 +81,7 @@ def work_of(cell: Cell) -> float:
         updates = spec.num_batches or 6
         return updates * spec.pictures_per_update * spec.restarts * spec.encodings * make_attack(spec).num_steps
     if cell.kind == "training":
-        return spec.settings.epochs * (spec.train_pictures or TRAIN_PICTURES[spec.data])
+        return spec.settings.epochs * (spec.train_pictures or TRAIN_PICTURES.get(spec.data, 0))
     return 0
 
 
@@ -89,15 +92,17 @@ def _program(row):
         names = ("model", "image_size", "batch_size", "client_bn", "restarts", "attack", "bn", "local_steps")
         return "attack", spec["data"] == "cifar10", *(spec[name] for name in names)
     if row["kind"] == "training":
-        return "training", spec["model"], spec["image_size"], spec["defense"] != "none"
+        names = ("model", "image_size", "batch_size", "recipe", "defense")
+        return "training", spec["data"] == "cifar10", *(spec[name] for name in names)
     return (row["kind"],)
 
 
 class Rate(NamedTuple):
-    """Work a second of a program, and the seconds of its compilation."""
+    """Work a second of a program, and what a cell takes besides: compilation, scoring, decoding; more for the first."""
 
     per_second: float
-    compile_seconds: float
+    overhead: float
+    first_overhead: float
 
 
 def _rates(store):
@@ -108,12 +113,17 @@ def _rates(store):
         if not timing or any(row["environment"].get(name) != here[name] for name in same):
             continue
         if row["kind"] == "attack":
-            rate = Rate(timing["image_iterations_per_second"], timing["compile_seconds"])
+            speed, run_seconds = timing["image_iterations_per_second"], timing["run_seconds"]
+        elif "seconds_per_step" in timing:
+            settings = TrainSpec(**row["spec"]).settings
+            speed = settings.batch_size / timing["seconds_per_step"]
+            run_seconds = timing["seconds_per_step"] * row["result"]["network"]["steps"]
         else:
-            rate = Rate(TrainSpec(**row["spec"]).settings.batch_size / timing["seconds_per_step"], 0.0)
-        found.setdefault(_program(row), []).append(rate)
-    # The longest compilation: those after the first found the program made.
-    return {
-        program: Rate(median(rate.per_second for rate in rates), max(rate.compile_seconds for rate in rates))
-        for program, rates in found.items()
-    }
+            continue
+        overhead = max(0.0, timing["wall_seconds"] - run_seconds) if "wall_seconds" in timing else 0.0
+        found.setdefault(_program(row), []).append((speed, overhead))
+    rates = {}
+    for program, pairs in found.items():
+        speeds, overheads = zip(*pairs, strict=True)
+        rates[program] = Rate(median(speeds), median(overheads), max(overheads))
+    return rates

@@ -1,12 +1,15 @@
 """Runs the cells that a store lacks: in this process, or as tasks of a Ray cluster."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from gi_jax import checks
 from gi_jax.experiments import plan
 from gi_jax.experiments.cells import Cell
+from gi_jax.experiments.environment import use_compilation_cache
 from gi_jax.experiments.perform import Reporter, perform
 from gi_jax.experiments.spec import Execution
 from gi_jax.experiments.store import Store
@@ -17,7 +20,7 @@ RETRIES = 10
 
 
 def jobs(cells: Sequence[Cell]) -> list[Job]:
-    """Cells that are computed together: attacks that differ in swept numbers only share a program; others are alone.
+    """Cells of an experiment that are computed together: attacks that differ in swept numbers only; others are alone.
 
     A function of the cells alone, not of what a store has, so that a cell has the same neighbors, and the same bits,
     however often a run was interrupted. Attacks on one network, and those with programs of one shape, come one after
@@ -112,8 +115,10 @@ def run_jobs(
                 try:
                     for row in perform(job, store, execution, on_report, should_stop):
                         store.append(row)
-                except checks.InputError as error:
-                    failed.append(Event(job, "failed", str(error)))
+                except OSError:  # of the store: no job would fare better
+                    raise
+                except Exception as error:
+                    failed.append(Event(job, "failed", _reason(error)))
                     on_event(failed[-1])
                 else:
                     on_event(Event(job, "done"))
@@ -122,6 +127,13 @@ def run_jobs(
         # Other runs on this store are at work on what is left.
         queue, wait = left, len(left) == len(queue)
     return failed
+
+
+def _reason(error):
+    """An error on one line."""
+    if isinstance(error, checks.InputError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 
 def run_jobs_on_ray(
@@ -142,7 +154,7 @@ def run_jobs_on_ray(
     Args:
       chosen: jobs, of `selected`.
       store: where rows go.
-      execution: how each is run.
+      execution: how each is run; `data_dir` is a path on every machine.
       address: of a running cluster; None starts one on this machine.
       cpus_per_job, gpus_per_job: what a task occupies.
       on_event: told how jobs end.
@@ -164,6 +176,8 @@ def run_jobs_on_ray(
     try:
         options = {"num_cpus": cpus_per_job, "num_gpus": gpus_per_job, "max_retries": RETRIES}
         task = ray.remote(_in_worker).options(**options)
+        if execution.data_dir is not None:
+            execution = dataclasses.replace(execution, data_dir=str(Path(execution.data_dir).expanduser().resolve()))
         waiting = {task.remote(job, store.folder.resolve(), execution): job for job in chosen}
         failed = []
         while waiting:
@@ -172,7 +186,7 @@ def run_jobs_on_ray(
             try:
                 reason = ray.get(ready)
             except ray.exceptions.RayError as error:
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                reason = _reason(error)
             event = Event(job, "failed", reason) if reason else Event(job, "done")
             failed += [event] if reason else []
             on_event(event)
@@ -184,5 +198,6 @@ def run_jobs_on_ray(
 
 def _in_worker(job, folder, execution):
     """A job in a worker of Ray; the reason if it failed."""
+    use_compilation_cache()
     failed = run_jobs([job], Store(folder), execution)
     return failed[0].reason if failed else ""

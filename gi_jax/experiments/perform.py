@@ -1,7 +1,9 @@
 """Computes the cells of a job: rows for the store, and the pictures and networks beside them."""
 
 import dataclasses
+import hashlib
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def perform(
       store: for pictures and networks.
       execution: how it is run.
       on_report: told how far it is.
-      should_stop: asked by trainings between steps.
+      should_stop: asked between steps; what is told to stop saves what it has.
 
     Raises:
       InputError: for what cannot be run.
@@ -67,6 +69,11 @@ def _row(cell, result, timing, pictures):
     }
 
 
+def _digest(job):
+    """The name of a job, whose cells depend on the experiment: not that of any of its cells."""
+    return hashlib.sha256("+".join(cell.id for cell in job).encode()).hexdigest()[:16]
+
+
 def _data_dir(spec, execution):
     # Other data sets take none.
     return execution.data_dir if spec.data == "cifar10" else None
@@ -77,12 +84,20 @@ def _attack(job, store, execution, on_report, should_stop):
     if job[0].network is not None:
         folder = network_folder(job[0].network, store, execution, on_report, should_stop)
         specs = [dataclasses.replace(spec, **weights.settings_of(folder)) for spec in specs]
-    folder = _folder(store, UNFINISHED, job[0].id)
+    folder = _folder(store, UNFINISHED, _digest(job))
     execution = dataclasses.replace(execution, data_dir=_data_dir(specs[0], execution), reference_scoring=True)
-    outcome = run_sweep(specs, folder, execution, on_report=on_report)
+
+    def watched(report):
+        on_report(report)
+        if should_stop():
+            raise KeyboardInterrupt  # which saves
+
+    began = time.monotonic()
+    outcome = run_sweep(specs, folder, execution, on_report=watched)
+    wall = time.monotonic() - began
     for cell, run in zip(job, outcome.runs, strict=True):
         result = dict(run.block)
-        timing = result.pop("timing")
+        timing = result.pop("timing") | {"wall_seconds": wall / len(job)}
         del result["spec"]
         count = len(run.images)
         originals = outcome.originals[:count] if run.encodings is None else run.encodings[:count]
@@ -123,8 +138,9 @@ def _decoding(cell, store, execution):
 
 def _training(cell, store, execution, on_report, should_stop):
     folder = _folder(store, UNFINISHED, cell.id)
+    began = time.monotonic()
     result = _train(cell.spec, folder, execution, True, on_report, should_stop)
-    timing = result.pop("timing")
+    timing = result.pop("timing") | {"wall_seconds": time.monotonic() - began}
     accuracy = result["network"]["test_accuracy"]
     shutil.rmtree(folder, ignore_errors=True)
     return _row(cell, {"test_accuracy": accuracy, **result}, timing, {})

@@ -79,12 +79,12 @@ def _parts(count, limit):
 
 
 def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
-    """How many private batches x restarts to attack side by side: a fixed budget of pixels in flight.
+    """How many private batches x restarts to attack side by side at first: a fixed budget of pixels in flight.
 
     Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache.
     """
-    # Elsewhere memory counts too: a lane keeps the weights of every local step.
-    budget = 2**13 if jax.default_backend() == "cpu" else 2**20 // spec.local_steps
+    # Elsewhere memory is what counts: what is too wide by the analysis of its program is made narrower.
+    budget = 2**13 if jax.default_backend() == "cpu" else 2**21
     return max(1, budget // (spec.pictures_per_update * image_shape[0] * image_shape[1]))
 
 
@@ -96,12 +96,20 @@ def check_memory(needed: Callable[[], int], limit: int | None) -> None:
       limit: bytes; None for what the device says that it has. CPUs do not say.
 
     Raises:
-      MemoryError: which counts as out of memory.
+      TooLarge: by how much.
     """
     if limit is None:
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit is not None and (size := needed()) > limit:
-        raise MemoryError(f"out of memory: the program needs {size:,} bytes, the device has {limit:,}")
+        raise TooLarge(size, limit)
+
+
+class TooLarge(MemoryError):
+    """A program needs more memory than there is; both in bytes."""
+
+    def __init__(self, needed: int, available: int):
+        super().__init__(f"out of memory: the program needs {needed:,} bytes, the device has {available:,}")
+        self.share = available / needed
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -109,8 +117,8 @@ def is_out_of_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
-def halved(limit: int, restarts: int, error: Exception) -> int:
-    """Half as many lanes a launch, after it ran out of memory.
+def fewer(limit: int, restarts: int, error: Exception) -> int:
+    """Fewer lanes a launch: as many as fit by the analysis of its program, or half if it ran out of memory unforeseen.
 
     Raises:
       InputError: if there was a single private batch in it, whose restarts are attacked together.
@@ -120,7 +128,8 @@ def halved(limit: int, restarts: int, error: Exception) -> int:
             f"out of memory with {restarts} lanes of one private batch: take fewer restarts, a smaller batch or a "
             f"smaller model ({str(error).splitlines()[0][:120]})"
         ) from error
-    return max(restarts, limit // 2)
+    share = 0.95 * error.share if isinstance(error, TooLarge) else 0.5
+    return max(restarts, min(limit - 1, int(share * limit)))
 
 
 def on_all_devices(problems: AttackProblem, states: AttackState) -> tuple[AttackProblem, AttackState]:

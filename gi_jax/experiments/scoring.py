@@ -136,7 +136,7 @@ def reference_summary(spec: AttackSpec, space: ImageSpace, originals: np.ndarray
     together = max(1, 64 // size) * size  # whole batches; every pair of pictures is compared
     rows = []
     for first in range(0, len(images), together):
-        some = slice(first, first + together)
+        some = slice(first, min(first + together, len(images)))  # an interrupted run has not all of them
         units = np.array(space.mean), np.array(space.std)
         rows += metrics.reference_scores(originals[some], images[some], *units, batch_size=size, **mended)
     return metrics.summarize(rows)

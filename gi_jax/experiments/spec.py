@@ -89,8 +89,8 @@ class AttackSpec:
       attacker: `adaptive` is told the defense, its parameters included, and fits the attack to it; `plain` is not.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
-      box: what keeps its guesses valid: `valid` (pictures in [0, 1]) or `reference` (as in the paper's published code,
-        whose constants belong to another normalization and cut dark and bright values off; CIFAR-10 only).
+      box: what keeps its guesses valid: `valid` (pictures in [0, 1]) or `reference` (that of the paper's published
+        code, whose constants, of CIFAR-10, belong to another normalization and cut dark and bright values off).
       defenses: one run each, in this order; each `name:parameter=value`, stages joined by ` + `.
       encodings: epochs in which a defense that encodes pictures encodes all of them, each time anew.
       seed: of starts and of the client's noise.

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,15 +74,17 @@ class Store:
             for cell in cells:
                 start, length = self._lines[cell]
                 file.seek(start)
-                yield json.loads(file.read(length))
+                line = file.read(length)
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise checks.InputError(
+                        f"{self.path}: the row of cell {cell} is damaged ({error}): remove its line to compute it again"
+                    ) from error
 
     def get(self, cell: str) -> dict | None:
         """The row of a cell; None if there is none."""
         return next(self.read([cell])) if cell in self else None
-
-    def where(self, keep: Callable[[dict], bool]) -> Iterator[dict]:
-        """The rows for which `keep(row)`."""
-        return (row for row in self if keep(row))
 
     def append(self, row: dict) -> bool:
         """Adds a row; False if its cell has one already.

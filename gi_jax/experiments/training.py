@@ -87,13 +87,17 @@ def run_training(
         and for another training's files in `out`.
     """
     _check_times(checkpoint_epochs, spec, out)
-    if resume and (found := read(out, spec)) is not None:
+    outcome = read(out, spec) if resume else None
+    if outcome is not None:
         train_checkpoint.remove(out)
-        return found
-    run = _Run(Study(spec, data_dir), (spec.seed,), [out], out, checkpoint_epochs)
-    (outcome,) = run.train(resume, on_report, should_stop, "")
+        if not timing or "seconds_per_step" in outcome.result["timing"]:
+            return outcome
+    study = Study(spec, data_dir)
+    if outcome is None:
+        run = _Run(study, (spec.seed,), [out], out, checkpoint_epochs)
+        (outcome,) = run.train(resume, on_report, should_stop, "")
     if timing and outcome.result["complete"]:
-        outcome.result["timing"] |= run.study.time_steps(outcome.weights)
+        outcome.result["timing"] |= study.time_steps(outcome.weights)
         _write(out, outcome)
     return outcome
 

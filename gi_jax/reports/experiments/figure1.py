@@ -15,6 +15,12 @@ KNOWLEDGE = {
 }
 
 
+UNTRAINED = (
+    "The network is at its initialization, where running averages are mean 0 and variance 1: those who infer the "
+    "statistics or take these for them have nothing to go by, and the order says little."
+)
+
+
 def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
     """What is asked, and a section a panel."""
     settings = published.settings()["figure1"]
@@ -64,6 +70,8 @@ def _panel(found, panel, settings):
             )
         )
     blocks = [Text(_words(cells, settings["order"])), Table(columns, tuple(rows))]
+    if any(one is not None and one.row["network"] is None for one in cells.values()):
+        blocks.insert(0, Text(UNTRAINED))
     grid = picture_grid(list(cells.items()), f"Attackers on {panel}")
     return Section(f"Panel {panel}", tuple(blocks if grid is None else [*blocks, grid]))
 

@@ -1,8 +1,29 @@
 """The cells of an experiment with what a store has of each."""
 
+from typing import NamedTuple
+
 from gi_jax.experiments.catalogue import placed
 from gi_jax.experiments.store import Store
 from gi_jax.reports.experiments.found import Found
+
+
+class Count(NamedTuple):
+    """How much of an experiment a store has at a scale."""
+
+    scale: str
+    ran: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Of its cells, 0 to 1."""
+        return self.ran / self.total
+
+
+def count(name: str, scale: str, store: Store) -> Count:
+    """How many cells of an experiment a store has at a scale."""
+    cells = [one.cell.id for one in placed(name, scale)]
+    return Count(scale, sum(cell in store for cell in cells), len(cells))
 
 
 def gather(name: str, scale: str, store: Store) -> list[Found]:

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from gi_jax import defenses
 from gi_jax.experiments import published
-from gi_jax.reports.experiments import leakage
+from gi_jax.reports.experiments import deviations, leakage
 from gi_jax.reports.experiments.found import Found, first, select, values
 from gi_jax.reports.experiments.names import defense_name
 from gi_jax.reports.figures import Strip, strips
@@ -126,7 +126,8 @@ def _utility_words(found, columns):
 
 def _leakage(found, columns, batch_size):
     cells = {column: first(found, what="attack", column=column, batch_size=batch_size) for column in columns}
-    blocks = [Text(_leakage_words(cells, batch_size)), _comparison(cells, batch_size)]
+    comparable = deviations.comparable(found)
+    blocks = [Text(_leakage_words(cells, batch_size, comparable)), _comparison(cells, batch_size, comparable)]
     if any(cells.values()):
         blocks += [_figure(cells, batch_size), _own(cells)]
     if any(one is not None and one.row["result"].get("decoded") for one in cells.values()):
@@ -134,7 +135,7 @@ def _leakage(found, columns, batch_size):
     return Section(f"Leakage at batch size {batch_size}", tuple(blocks))
 
 
-def _leakage_words(cells, batch_size):
+def _leakage_words(cells, batch_size, comparable):
     paper = published.table2()
     ours = {column: leakage.number(leakage.published_protocol(one), "mean") for column, one in cells.items()}
     ours = {column: value for column, value in ours.items() if value is not None}
@@ -145,6 +146,8 @@ def _leakage_words(cells, batch_size):
         f"What came out: {len(ours)} of {len(cells)} columns were run. Least leaks under {defense_name(least)} "
         f"({ours[least]:.2f})"
     )
+    if not comparable:
+        return f"{words}. The threat model or the data are not the paper's, so nothing is compared with its numbers."
     both = [column for column in ours if (column, batch_size) in paper.lpips]
     known = {column: paper.lpips[column, batch_size].mean for column in both}
     if known:
@@ -158,7 +161,7 @@ def _leakage_words(cells, batch_size):
     return words + "."
 
 
-def _comparison(cells, batch_size):
+def _comparison(cells, batch_size, comparable):
     paper = published.table2()
     summaries = {column: leakage.published_protocol(one) for column, one in cells.items()}
     best = {
@@ -174,7 +177,7 @@ def _comparison(cells, batch_size):
             of_paper = None if known is None else getattr(known, field)
             least_leaked = value is not None and value == best.get(field)
             row += [_known(of_paper), Cell(leakage.shown(summary, field), marked=least_leaked)]
-            row += [_known(leakage.difference(value, of_paper))]
+            row += [_known(leakage.difference(value, of_paper) if comparable else None)]
         rows.append((*row, *_count(summary)))
     heads = (
         Column("defense"),
@@ -186,7 +189,7 @@ def _comparison(cells, batch_size):
         Column("n", "{:.0f}", " "),
     )
     caption = (
-        "Under the published protocol: the paper's own scoring (each reconstruction takes the nearest original of its "
+        "By the published scoring (each reconstruction takes the nearest original of its "
         "batch; picture values as the network sees them). MixUp and InstaHide: what the paper's decoder makes of the "
         "recovered encodings, scored against the original of the same index by this library's rules. Marked: the "
         "defense under which least leaked."
