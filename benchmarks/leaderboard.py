@@ -212,7 +212,7 @@ def draw(title: str, curves: list[tuple[str, list[Look]]]) -> bytes:
 
 
 def cases(quick: bool, data_dir: str | None, weights: str | None) -> list[Case]:
-    """The embedded photographs always, CIFAR-10 if there is a copy of it."""
+    """The embedded photographs, or CIFAR-10 if there is a copy of it."""
     pictures, evaluations = (2, 48) if quick else (6, 400)
     photos = AttackSpec(num_batches=pictures)
     board = {name: RUNNING[name] for name in ("inverting_gradients", "idlg")} if quick else RUNNING
@@ -220,13 +220,12 @@ def cases(quick: bool, data_dir: str | None, weights: str | None) -> list[Case]:
         raise checks.InputError(
             "--weights without --data-dir: they are for the case of CIFAR-10, which needs a copy of it"
         )
-    found = [Case("photos, convnet, running statistics", photos, evaluations, board)]
-    if data_dir is not None:
-        network = dict(model="resnet18") if weights is None else settings_of(weights)
-        age = "at initialization" if weights is None else "trained"
-        spec = AttackSpec(data="cifar10", num_batches=2, client_bn="batch", bn="exact", **network)
-        found.append(Case(f"cifar10, {spec.model} {age}, batch statistics", spec, 160, BATCH, data_dir))
-    return found
+    if data_dir is None:
+        return [Case("photos, convnet, running statistics", photos, evaluations, board)]
+    network = dict(model="resnet18") if weights is None else settings_of(weights)
+    age = "at initialization" if weights is None else "trained"
+    spec = AttackSpec(data="cifar10", num_batches=2, client_bn="batch", bn="exact", **network)
+    return [Case(f"cifar10, {spec.model} {age}, batch statistics", spec, 160, BATCH, data_dir)]
 
 
 def measure(
@@ -249,7 +248,7 @@ def measure(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options beyond those of every benchmark."""
-    parser.add_argument("--data-dir", metavar="P", help="a copy of CIFAR-10: adds its case")
+    parser.add_argument("--data-dir", metavar="P", help="a copy of CIFAR-10: its case, instead of the photographs")
     parser.add_argument("--only", action="append", metavar="NAME", help="this contender; repeat it for several")
     parser.add_argument("--weights", metavar="W", help="of gi-jax train, for the case of CIFAR-10")
 

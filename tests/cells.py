@@ -46,7 +46,16 @@ def pictures(rng, blur=0.0):
 def attack(seed, where, column="none", middle=0.4, labels="known", batch_size=1):
     """A cell of kind attack."""
     rng = np.random.default_rng(seed)
-    spec = AttackSpec(first=1, steps=400, labels=labels, defenses=(column,), batch_size=batch_size, model="resnet18")
+    spec = AttackSpec(
+        data="cifar10",
+        client_bn="batch",
+        first=1,
+        steps=400,
+        labels=labels,
+        defenses=(column,),
+        batch_size=batch_size,
+        model="resnet18",
+    )
     block = _block(rng, middle)
     reference = [{"psnr": 20.0, "lpips_vgg": 0.9 * row["lpips_vgg"]} for row in block["images"]]
     block |= {
