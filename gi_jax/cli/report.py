@@ -31,6 +31,7 @@ def add_parser(commands) -> None:
     add("--store", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
     add("--scale", metavar="smoke|small|paper", help="default: that of which most was run")
     add("--out", type=Path, default=Path("gi-jax-report"), metavar="DIR", help="default: gi-jax-report")
+    add("--no-pictures", dest="pictures", action="store_false", help="leave out pictures of data not to be passed on")
     parser.set_defaults(command=run)
 
 
@@ -63,7 +64,7 @@ def run(options) -> int:
     for name, one in chosen.items():
         if not one.ran:
             continue
-        scale, found = one.scale, gather(name, one.scale, store)
+        scale, found = one.scale, gather(name, one.scale, store, pictures=options.pictures)
         experiment = EXPERIMENTS[name]
         page = report(name, experiment.title, experiment.about, found, scale)
         write_atomically(options.out / f"{name}.html", html.render(page))

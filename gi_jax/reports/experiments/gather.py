@@ -26,17 +26,15 @@ def count(name: str, scale: str, store: Store) -> Count:
     return Count(scale, sum(cell in store for cell in cells), len(cells))
 
 
-def gather(name: str, scale: str, store: Store) -> list[Found]:
-    """Every cell of an experiment at a scale, those that have not run without a row."""
-    return [_found(one.where, store.get(one.cell.id), store) for one in placed(name, scale)]
+def gather(name: str, scale: str, store: Store, *, pictures: bool = True) -> list[Found]:
+    """Every cell of an experiment at a scale, those that have not run without a row; with or without pictures."""
+    return [_found(one.where, store.get(one.cell.id), store, pictures) for one in placed(name, scale)]
 
 
-def _found(where, row, store):
-    if row is None:
-        return Found(where, None)
-    kept = row["pictures"]
-    if not kept:
+def _found(where, row, store, pictures):
+    if row is None or not pictures or not row["pictures"]:
         return Found(where, row)
+    kept = row["pictures"]
     decoded = store.pictures(kept.get("decoded"), kept.get("decoded_count", 1))
     originals = "originals" if decoded is None else "decoded_originals"
     count = kept["count"] if decoded is None else kept["decoded_count"]
