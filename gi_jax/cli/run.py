@@ -85,7 +85,8 @@ def run(options) -> int:
         return 0
     _check_data(cells, options.data_dir)
     execution = Execution(data_dir=options.data_dir, lanes=options.lanes, save_seconds=10.0)
-    began = terminal.Stopwatch()
+    began, bar = terminal.Stopwatch(), terminal.progress_bar()
+    say = print if options.engine == "ray" else bar.say
     count = 0
 
     def on_event(event):
@@ -95,15 +96,13 @@ def run(options) -> int:
         count += 1
         words = event.job[0].words + (f" and {len(event.job) - 1} more settings" if len(event.job) > 1 else "")
         reason = f": {event.reason}" if event.reason else ""
-        console.print(
-            f"[{count}/{len(chosen)}, {began.words()}] {event.state}: {words}{reason}", highlight=False, markup=False
-        )
+        say(f"[{count}/{len(chosen)}, {began.words()}] {event.state}: {words}{reason}")
 
     if options.engine == "ray":
         resources = dict(address=options.address, cpus_per_job=options.cpus, gpus_per_job=options.gpus)
         failed = run_jobs_on_ray(chosen, store, execution, on_event=on_event, **resources)
     else:
-        with terminal.Interrupt() as interrupt, terminal.progress_bar() as on_report:
+        with terminal.Interrupt() as interrupt, bar as on_report:
             watching = dict(on_report=on_report, on_event=on_event, should_stop=interrupt.requested)
             failed = run_jobs(chosen, store, execution, **watching)
     if failed:

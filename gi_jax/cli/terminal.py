@@ -96,6 +96,11 @@ class progress_bar:
             rate=task.speed or 0.0,
         )
 
+    def say(self, line: str) -> None:
+        """Prints a line on standard output, or above the bar where there is one."""
+        console = self.bar.console if sys.stderr.isatty() else stdout()
+        console.print(line, highlight=False, markup=False)
+
     def __exit__(self, *exception) -> None:
         self.bar.stop()
 
