@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,8 +16,8 @@ from gi_jax.experiments.confidence import predictive_power
 from gi_jax.experiments.plan import lanes_per_launch, make_attack
 from gi_jax.experiments.scoring import threat_words
 from gi_jax.experiments.spec import AttackSpec, Execution
-from gi_jax.experiments.victims import make_victims, observe_all
-from gi_jax.threat import RUNNING, THREATS
+from gi_jax.experiments.victims import make_victims, observe_all, reference_box
+from gi_jax.threat import RUNNING, THREATS, ImageSpace
 
 SMALL = AttackSpec(steps=20, num_batches=3, defenses=("none", "prune:p=0.9"))
 
@@ -335,3 +336,15 @@ def test_the_number_of_steps_that_was_fitted_is_kept_with_an_unfinished_run(tmp_
     second.restore()
     assert second._assumed == first._assumed
     assert second.assumed(run) == first._assumed[run]  # and is not fitted again
+
+
+def test_the_published_box_cuts_dark_and_light_values_off():
+    units = ImageSpace(mean=jnp.float32([0.4914, 0.4822, 0.4465]), std=jnp.float32([0.2023, 0.1994, 0.2010]))
+    space = reference_box(units)
+    np.testing.assert_allclose(space.low, [0.089, 0.087, 0.103], atol=1e-3)
+    np.testing.assert_allclose(space.high, [0.908, 0.906, 0.872], atol=1e-3)
+    grays = units.normalize(jnp.linspace(0, 1, 11)[:, None, None, None].repeat(3, -1))
+    kept = space.denormalize(space.clip(grays))
+    np.testing.assert_allclose(kept[0, 0, 0], space.low, atol=1e-6)
+    np.testing.assert_allclose(kept[5, 0, 0], 0.5, atol=1e-6)
+    np.testing.assert_allclose(kept[-1, 0, 0], space.high, atol=1e-6)

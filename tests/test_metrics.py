@@ -211,6 +211,21 @@ def test_reference_scoring_of_originals_of_one_color_and_failed_reconstructions(
     assert rows[0]["psnr"] is not None and set(rows[1].values()) == {None}
 
 
+def test_reference_scoring_of_batches_and_with_its_flaws_mended():
+    originals, reconstructions = pictures()
+    together = reference_scores(originals, reconstructions, MEAN, STD, batch_size=2)
+    apart = [
+        row
+        for batch in (slice(0, 2), slice(2, 4))
+        for row in reference_scores(originals[batch], reconstructions[batch], MEAN, STD)
+    ]
+    for name in ("psnr", "lpips_vgg"):
+        np.testing.assert_allclose([row[name] for row in together], [row[name] for row in apart], atol=1e-4)
+    mended = reference_scores(originals, reconstructions, MEAN, STD, one_to_one=True, value_range="unit")
+    expected = [row["lpips_vgg"] for row in score(originals, reconstructions, ("vgg",))]
+    np.testing.assert_allclose([row["lpips_vgg"] for row in mended], expected, atol=1e-5)
+
+
 IMAGES = np.full((2, 32, 32, 3), 0.5, np.float32)
 BAD = np.where(np.arange(2).reshape(2, 1, 1, 1) == 0, np.nan, IMAGES).astype(np.float32)
 

@@ -178,13 +178,13 @@ def make_problems(
     told = how == "known"
     problems = observe_all(spec, victims, defense, labels_known=told, updates=updates, assumed_steps=assumed_steps)
     if spec.box == "reference":
-        problems = [dataclasses.replace(problem, space=_reference_box(problem.space)) for problem in problems]
+        problems = [dataclasses.replace(problem, space=reference_box(problem.space)) for problem in problems]
     if how in ("known", "optimize"):
         return problems
     return [problem.with_labels(recover_labels(spec, problem, how).labels) for problem in problems]
 
 
-def _reference_box(space: ImageSpace) -> ImageSpace:
+def reference_box(space: ImageSpace) -> ImageSpace:
     """The box of the paper's published code: that of pictures normalized by these numbers, whatever `space` has."""
     mean, std = jnp.float32([0.4914672, 0.4822617, 0.4467701]), jnp.float32([0.2470322, 0.2434851, 0.2615879])
     low, high = space.mean - mean / std * space.std, space.mean + (1 - mean) / std * space.std
