@@ -27,7 +27,8 @@ from harness import Report, Sample
 
 from gi_jax import data, defenses, models, training
 from gi_jax.experiments import recipes
-from gi_jax.experiments.training import TrainSpec, on_device, run_training
+from gi_jax.experiments.study import on_device
+from gi_jax.experiments.training import TrainSpec, run_training
 from gi_jax.training.epoch import LONGEST_CHUNK
 
 ROWS = ("none", "prune:p=0.9", "gaussian:sigma=0.001", "clip:norm=1", "mixup:k=4", "intra_instahide:k=4")

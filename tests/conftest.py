@@ -1,6 +1,14 @@
 """Strict JAX for every test: silent broadcasting and reused keys are errors."""
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """The compiled programs of a file are not those of the next, and fill the memory."""
+    yield
+    jax.clear_caches()

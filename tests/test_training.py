@@ -430,9 +430,18 @@ def test_a_resumed_training_has_the_bits_of_an_undisturbed_one(settings, tmp_pat
         jax.tree.map(np.testing.assert_array_equal, early[0].params, early[1].params)
     assert early[0].origin.epochs == 1 and early[0].origin.steps < one.origin.steps
     # What is complete is read.
-    assert run_training(spec, out=tmp_path / "two", resume=True).result == again.result
+    assert run_training(spec, out=tmp_path / "two", resume=True, timing=False).result == again.result
     with pytest.raises(InputError, match="other settings"):
         run_training(dataclasses.replace(spec, seed=1), out=tmp_path / "two", resume=True)
+
+
+def test_times_that_a_kill_prevented_are_measured_on_resuming(tmp_path):
+    spec = TrainSpec(**SMALL)
+    before = run_training(spec, out=tmp_path, timing=False).result
+    assert "seconds_per_step" not in before["timing"]
+    after = run_training(spec, out=tmp_path, resume=True).result
+    assert after["timing"]["seconds_per_step"] > 0 and after["epochs"] == before["epochs"]
+    assert json.loads((tmp_path / "training.json").read_text()) == after
 
 
 def test_an_unfinished_training_is_not_that_of_other_settings(tmp_path):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from gi_jax import checks
 from gi_jax.experiments import plan
 from gi_jax.experiments.cells import Cell
@@ -33,9 +35,15 @@ def jobs(cells: Sequence[Cell]) -> list[Job]:
     for network in networks:
         on_it = [cell for cell in attacks if cell.network == network]
         found += [tuple(on_it[number] for number in group) for group in plan.groups([cell.spec for cell in on_it])]
-    shapes = list(dict.fromkeys((job[0].network, job[0].spec.batch_size) for job in found))
-    found.sort(key=lambda job: shapes.index((job[0].network, job[0].spec.batch_size)))
+    shapes = list(dict.fromkeys(map(_shape, found)))
+    found.sort(key=lambda job: shapes.index(_shape(job)))
     return found + [(cell,) for cell in unique if cell.kind != "attack"]
+
+
+def _shape(job):
+    """What jobs with the same programs have in common; they may have more."""
+    cell = job[0]
+    return cell.kind, cell.network, getattr(cell.spec, "model", None), getattr(cell.spec, "batch_size", None)
 
 
 class Event(NamedTuple):
@@ -100,7 +108,7 @@ def run_jobs(
     Raises:
       KeyboardInterrupt: where interrupted; what was computed is in the store.
     """
-    failed, queue, wait = [], list(chosen), False
+    failed, queue, wait, shape = [], list(chosen), False, None
     while queue:
         left = []
         for job in queue:
@@ -112,6 +120,9 @@ def run_jobs(
                 if all(cell.id in store for cell in job):
                     continue
                 on_event(Event(job, "started"))
+                if shape not in (None, _shape(job)):
+                    jax.clear_caches()  # programs that are not needed again fill the memory of a long run
+                shape = _shape(job)
                 try:
                     for row in perform(job, store, execution, on_report, should_stop):
                         store.append(row)
