@@ -72,6 +72,7 @@ def _introduction(found):
 
 def _utility(found, columns):
     paper = published.table2()
+    same_data = all(one.row["spec"]["data"] == "cifar10" for one in select(found, what="training"))
     rows = []
     for column in columns:
         trained = trainings(found, column)
@@ -82,7 +83,7 @@ def _utility(found, columns):
                 defense_name(column),
                 _known(known),
                 Cell(trained.accuracy, _spread(trained.accuracies, "{:.2f}")),
-                _known(leakage.difference(trained.accuracy, known)),
+                _known(leakage.difference(trained.accuracy, known) if same_data else None),
                 _known(time),
                 Cell(ratio, _spread(trained.ratios, "{:.2f}")),
                 _known(leakage.difference(ratio, time)),
