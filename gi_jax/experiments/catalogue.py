@@ -66,7 +66,7 @@ _EASIER = dict(client_bn="running", bn=None, attack="inverting_gradients", tv=0.
 
 SCALES = {
     "smoke": Scale(
-        about="embedded photographs, no download, under a minute for most: shows that everything works",
+        about="embedded photographs, no download, a minute or a few: shows that everything works",
         data="photos",
         first=1,
         batches=((1, 4, _FEW), (2, 2, ("none",)), (4, 1, ("none", "prune:p=0.9"))),
