@@ -17,7 +17,7 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "kind",
         nargs="?",
-        help="attacks, defenses, views, servers, labels, models, data, recipes or experiments; all if left out",
+        help="attacks, defenses, views, servers, labels, models, data, recipes, experiments or scales; all if left out",
     )
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     parser.set_defaults(command=run)
@@ -36,6 +36,7 @@ def run(options) -> int:
         "data": _data,
         "recipes": _recipes,
         "experiments": _experiments,
+        "scales": _scales,
     }
     chosen = list(kinds) if options.kind is None else [one_of("list", options.kind, kinds)]
     listing = {kind: kinds[kind]() for kind in chosen}
@@ -123,3 +124,9 @@ def _experiments() -> list[dict]:
         {"name": name, "about": f"{entry.title}. {entry.about}", "paper": "Huang et al. 2021, arXiv 2112.00059"}
         for name, entry in EXPERIMENTS.items()
     ]
+
+
+def _scales() -> list[dict]:
+    from gi_jax.experiments.catalogue import SCALES
+
+    return [{"name": name, "about": entry.about, "paper": ""} for name, entry in SCALES.items()]
