@@ -9,12 +9,12 @@ import pytest
 
 from gi_jax.attacks import loop
 from gi_jax.checks import InputError
-from gi_jax.experiments import attack as attack_module
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.confidence import predictive_power
 from gi_jax.experiments.plan import lanes_per_launch, make_attack
 from gi_jax.experiments.scoring import threat_words
+from gi_jax.experiments.session import Session
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.experiments.victims import make_victims, observe_all, reference_box
 from gi_jax.threat import RUNNING, THREATS, ImageSpace
@@ -328,9 +328,7 @@ def test_the_number_of_steps_that_was_fitted_is_kept_with_an_unfinished_run(tmp_
     spec = AttackSpec(num_batches=1, local_steps=2, assume_steps="auto", steps=1)
     victims = make_victims(spec)
     run = "none/known"
-    first, second = (
-        attack_module._Session({run: (spec,)}, "same", Execution(), tmp_path, victims, print) for _ in range(2)
-    )
+    first, second = (Session({run: (spec,)}, "same", Execution(), tmp_path, victims, print) for _ in range(2))
     first._assumed[run] = (2, {1: 0.5, 2: 0.25, 4: float("inf")})
     first.save()
     second.restore()

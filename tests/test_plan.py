@@ -119,7 +119,7 @@ from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.spec import AttackSpec, Execution
 assert len(jax.devices()) == 8
 spread, on_all_devices = [], plan.on_all_devices
-import gi_jax.experiments.attack as module
+import gi_jax.experiments.session as module
 def noted(problems, states):
     problems, states = on_all_devices(problems, states)
     spread.append(len(states.best_loss.sharding.device_set))

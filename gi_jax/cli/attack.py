@@ -205,8 +205,8 @@ def run(options) -> int:
 
 def _estimate(spec, execution) -> int:
     terminal.use_compilation_cache()
-    from gi_jax.experiments.attack import forecast
     from gi_jax.experiments.estimate import clock
+    from gi_jax.experiments.forecast import forecast
 
     console, total = terminal.stdout(), 0.0
     for one in forecast(spec, execution):

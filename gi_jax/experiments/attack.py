@@ -1,55 +1,17 @@
 """Runs an `AttackSpec`: victims, defenses, attack, scores. Keeps what is done at every moment."""
 
-import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from flax import serialization
 
-from gi_jax import attacks, defenses
-from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.decode import EncodedRun, Pool
 from gi_jax.experiments.environment import environment
-from gi_jax.experiments.plan import (
-    Launch,
-    check_memory,
-    fewer,
-    is_out_of_memory,
-    lanes_per_launch,
-    launches,
-    make_attack,
-    on_all_devices,
-    sweep,
-)
-from gi_jax.experiments.scoring import plain, reference_summary, score
-from gi_jax.experiments.spec import AttackSpec, Execution, Run
-from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, pictures, public_of
-from gi_jax.threat import stack
-
-FORECAST_SECONDS = 2.0
-FORECAST_STEPS = 5
-"""A forecast rests on chunks of so many steps, for about so long."""
-
-
-class Report(NamedTuple):
-    """Where a run stands, for a progress bar.
-
-    Attributes:
-      title: the run: its defense, and its labels if there are several kinds.
-      done, total: image-iterations of the whole specification.
-      loss: mean best loss of the launch's lanes.
-    """
-
-    title: str
-    done: int
-    total: int
-    loss: float
+from gi_jax.experiments.session import Report, RunOutcome, Session
+from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.victims import make_victims, pictures
 
 
 class Outcome(NamedTuple):
@@ -112,7 +74,7 @@ def run_attack(
     execution = execution or Execution()
     victims = make_victims(spec, execution.data_dir)
     groups = {f"{run.defense}/{run.labels}": (spec.only(run),) for run in spec.runs}
-    session = _Session(groups, spec.fingerprint, execution, out, victims, on_report or (lambda report: None))
+    session = Session(groups, spec.fingerprint, execution, out, victims, on_report or (lambda report: None))
     complete = session.run_all(resume)
     found = [session.outcome(name, 0) for name in groups]
     found = [one for one in found if one is not None]
@@ -131,21 +93,6 @@ def run_attack(
         class_names=victims.names,
         history=session.history,
     )
-
-
-class RunOutcome(NamedTuple):
-    """What a single run yields; see `Outcome`.
-
-    Attributes:
-      images, spread, block: its reconstructions, how far restarts are apart, and its block of `result.json`.
-      encodings, encoded: of a defense that encodes pictures, else None; the latter of complete runs only.
-    """
-
-    images: np.ndarray
-    spread: np.ndarray
-    block: dict
-    encodings: np.ndarray | None
-    encoded: EncodedRun | None
 
 
 class SweepOutcome(NamedTuple):
@@ -180,314 +127,8 @@ def run_sweep(
     execution = execution or Execution()
     victims = make_victims(specs[0], execution.data_dir)
     fingerprint = "+".join(spec.fingerprint for spec in specs)
-    session = _Session(
-        {"sweep": tuple(specs)}, fingerprint, execution, out, victims, on_report or (lambda report: None)
-    )
+    session = Session({"sweep": tuple(specs)}, fingerprint, execution, out, victims, on_report or (lambda report: None))
     if not session.run_all(resume=True):
         raise KeyboardInterrupt
     runs = [session.outcome("sweep", point) for point in range(len(specs))]
     return SweepOutcome(runs, pictures(victims.batches), session.pool)
-
-
-class Forecast(NamedTuple):
-    """What a run is going to take, from its first steps on this machine; scoring is not counted.
-
-    Attributes:
-      run: which one.
-      lanes, launches: private batches x restarts side by side, and how often.
-      compile_seconds: of its program; next to nothing where an earlier run had the same.
-      run_seconds: of all steps.
-    """
-
-    run: Run
-    lanes: int
-    launches: int
-    compile_seconds: float
-    run_seconds: float
-
-
-def forecast(spec: AttackSpec, execution: Execution | None = None) -> Iterator[Forecast]:
-    """Compiles every run of a specification, takes its first steps, and says what the whole is going to take.
-
-    Raises:
-      InputError: as `run_attack`.
-    """
-    execution = execution or Execution()
-    groups = {f"{run.defense}/{run.labels}": (spec.only(run),) for run in spec.runs}
-    session = _Session(groups, "", execution, Path(), make_victims(spec, execution.data_dir), lambda report: None)
-    for run, name in zip(spec.runs, groups, strict=True):
-        while True:
-            try:
-                yield _forecast(session, run, name)
-                break
-            except (RuntimeError, MemoryError) as error:
-                session.shrink(name, error)
-
-
-def _forecast(session, run, name):
-    launches = session.launches(name)
-    attack, stacked, states = session.prepare(name, launches[0])
-    began = time.monotonic()
-    states = session.compile(attack, stacked, states)
-    compiled = time.monotonic()
-    chunks = []  # the first one warms up
-    chunk = max(1, min(FORECAST_STEPS, int(attack.num_steps) // 4))
-    for _ in attacks.advance(attack, stacked, states, chunk=chunk):
-        chunks.append(time.monotonic())
-        if len(chunks) > 2 and chunks[-1] - chunks[0] > FORECAST_SECONDS:
-            break
-    per_chunk = (chunks[-1] - chunks[0]) / (len(chunks) - 1) if len(chunks) > 1 else chunks[0] - compiled
-    seconds = per_chunk / chunk * (int(attack.num_steps) + 1) * len(launches)
-    return Forecast(run, states.best_loss.size, len(launches), compiled - began, seconds)
-
-
-class _Session:
-    """The mutable part of a run: what is finished, what is under way, and the file that holds both.
-
-    A group is a tuple of single runs that differ in swept numbers only; each launch attacks some updates under some of
-    these numbers.
-    """
-
-    def __init__(self, groups, fingerprint, execution, out, victims, on_report):
-        self.groups, self.fingerprint, self.execution, self.out = groups, fingerprint, execution, out
-        self.victims, self.on_report = victims, on_report
-        first = next(iter(groups.values()))[0]
-        self.limit = execution.lanes or lanes_per_launch(first, victims.batches[0].images.shape[1:])
-        self.attacked = {
-            spec.defenses[0]: encode_victims(spec, victims, spec.defenses[0]) for (spec, *_) in groups.values()
-        }
-        self.finished = {}  # "group/launch" -> arrays of that launch
-        self.running = None  # (name, arrays so far, timing, states)
-        self.history = []
-        self.saved_at = time.monotonic()
-        self.restored = None
-        self._assumed = {}  # group -> number of local steps, and what else was tried
-
-    @property
-    def pool(self):
-        """The private pictures as decoders need them."""
-        victims = self.victims
-        return Pool(pictures(victims.batches), victims.names, victims.batches[0].space, victims.note)
-
-    def run_all(self, resume):
-        """Runs every group; False if interrupted after there was something to show."""
-        if resume:
-            self.restore()
-        try:
-            for name in self.groups:
-                self.run(name)
-        except KeyboardInterrupt:
-            self.save()
-            if not self.finished and self.running is None:
-                raise
-            return False
-        return True
-
-    def assumed(self, name):
-        """How many local steps the adversary of a group takes updates to be made of, and the misfits of others.
-
-        A federation has one number of steps, so the first update is enough to tell.
-        """
-        spec = self.groups[name][0]
-        if spec.assume_steps != "auto":
-            return spec.assume_steps or spec.local_steps, None
-        if name not in self._assumed:
-            defense = spec.defenses[0]
-
-            def assume(steps):
-                return make_problems(spec, self.attacked[defense][0], defense, [0], steps)[0]
-
-            key = jax.random.fold_in(jax.random.key(spec.seed), 5)
-            self._assumed[name] = attacks.estimate_num_steps(assume, spec.steps_to_try, make_attack(spec), key)
-        return self._assumed[name]
-
-    def launches(self, name) -> list[Launch]:
-        """The launches of a group: a function of the group and the limit alone, whatever is finished."""
-        specs = self.groups[name]
-        updates = len(self.attacked[specs[0].defenses[0]][0]) // specs[0].batches_per_update
-        return launches(updates, len(specs), max(1, self.limit // specs[0].restarts))
-
-    def restore(self):
-        content = checkpoint.load(self.out, self.fingerprint)
-        if content is not None:
-            self.limit = int(content["limit"])
-            self.finished, self.history = content["finished"], json.loads(content["history"])
-            self.restored = content.get("running")
-            self._assumed = {
-                name: (steps, {int(number): misfit for number, misfit in tried.items()})
-                for name, (steps, tried) in json.loads(content.get("assumed", "{}")).items()
-            }
-
-    def save(self):
-        content = {
-            "limit": self.limit,
-            "finished": self.finished,
-            "history": json.dumps(self.history),
-            "assumed": json.dumps(self._assumed),
-        }
-        if self.running is not None:
-            name, _, timing, states = self.running
-            content["running"] = {"name": name, "timing": timing, "states": serialization.to_state_dict(states)}
-        elif self.restored is not None:
-            content["running"] = self.restored
-        checkpoint.save(self.out, self.fingerprint, content)
-        self.saved_at = time.monotonic()
-
-    def run(self, name):
-        """Runs the missing launches of a group, in smaller ones if the device's memory does not hold them."""
-        while True:
-            try:
-                for number, launch in enumerate(self.launches(name)):
-                    if f"{name}/{number}" not in self.finished:
-                        self._launch(name, f"{name}/{number}", launch)
-                return
-            except (RuntimeError, MemoryError) as error:
-                self.shrink(name, error)
-
-    def shrink(self, name, error):
-        """Makes the launches of a group smaller after they ran out of memory; raises other errors again."""
-        if not is_out_of_memory(error):
-            raise error
-        self.limit = fewer(self.limit, self.groups[name][0].restarts, error)
-        self.running = self.restored = None
-        self.finished = {key: value for key, value in self.finished.items() if not key.startswith(f"{name}/")}
-
-    def prepare(self, group, launch):
-        """Attack, problems and states of a launch before its first step."""
-        specs = self.groups[group]
-        spec, defense = specs[0], specs[0].defenses[0]
-        assumed = None if spec.assume_steps is None else self.assumed(group)[0]
-        problems = make_problems(spec, self.attacked[defense][0], defense, launch.updates, assumed)
-        stacked = stack(problems)
-        attack = sweep(
-            [
-                attacks.tie_epochs(attacks.adapt(make_attack(one), problems[0]), stacked, one.epoch_prior)
-                for one in specs
-            ],
-            launch.points,
-        )
-        keys = attacks.lane_keys(jax.random.key(spec.seed), launch.updates, spec.restarts)
-        return attack, *on_all_devices(stacked, attacks.start(attack, stacked, keys))
-
-    def compile(self, attack, stacked, states):
-        """The states, unchanged, after the launch's program was compiled and found to fit."""
-        check_memory(partial(attacks.program_bytes, attack, stacked, states), self.execution.memory_bytes)
-        return compile_ahead(attack, stacked, states)
-
-    def _launch(self, group, name, launch):
-        attack, stacked, states = self.prepare(group, launch)
-        timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
-        if self.restored is not None and self.restored["name"] == name:
-            stacked, states = on_all_devices(stacked, serialization.from_state_dict(states, self.restored["states"]))
-            timing = dict(self.restored["timing"])
-        began = time.monotonic()
-        states = self.compile(attack, stacked, states)
-        timing["compile_seconds"] += time.monotonic() - began
-        began = time.monotonic()
-        for latest, progress in attacks.advance(attack, stacked, states, chunk=self.execution.chunk):
-            timing["run_seconds"] += time.monotonic() - began
-            arrays = _arrays(stacked, latest, launch, timing)
-            # A copy: the next chunk is given the states themselves, and may be interrupted.
-            self.running, self.restored = (name, arrays, dict(timing), jax.tree.map(np.array, latest)), None
-            self._note(group, name, progress)
-            if time.monotonic() - self.saved_at > self.execution.save_seconds:
-                self.save()
-            began = time.monotonic()
-        self.finished[name] = self.running[1]
-        self.running = None
-
-    def _note(self, group, name, progress):
-        spec = self.groups[group][0]
-        run = Run(spec.defenses[0], spec.labels[0])
-        self.history = [row for row in self.history if row["launch"] != name or row["step"] < progress.step]
-        self.history.append(
-            {
-                **run._asdict(),
-                "launch": name,
-                "step": progress.step,
-                "loss": plain(progress.loss),
-                "best_loss": plain(progress.best_loss),
-                "parts": {part: plain(values) for part, values in progress.parts.items()},
-                "alive": progress.alive.ravel().tolist(),
-            }
-        )
-        done, total = self._work(group) * progress.step, 0
-        for other, specs in self.groups.items():
-            names = [f"{other}/{number}" for number in range(len(self.launches(other)))]
-            work = self._work(other) * make_attack(specs[0]).num_steps
-            done += work * sum(name in self.finished for name in names)
-            total += work * len(names)
-        title = run.title if len(self.groups[group]) == 1 else f"{run.title}, {len(self.groups[group])} settings"
-        self.on_report(Report(title, done, total, float(np.mean(progress.best_loss))))
-
-    def _work(self, group):
-        # Image-iterations of a step of a launch.
-        spec, launch = self.groups[group][0], self.launches(group)[0]
-        return len(launch.updates) * len(launch.points) * spec.restarts * spec.pictures_per_update
-
-    def found(self, name, point):
-        """Arrays of one run of a group, [updates, ...], as far as its launches got; None if nothing did."""
-        arrays = self.finished if self.running is None else self.finished | {self.running[0]: self.running[1]}
-        parts = [
-            (arrays[f"{name}/{number}"], launch.points.index(point))
-            for number, launch in enumerate(self.launches(name))
-            if point in launch.points and f"{name}/{number}" in arrays
-        ]
-        if not parts:
-            return None
-        kept = ("images", "labels", "losses", "alive", "spread")
-        joined = {key: np.concatenate([part[key][:, column] for part, column in parts]) for key in kept}
-        return joined | {
-            "compile_seconds": sum(float(part["compile_seconds"]) for part, _ in parts),
-            "run_seconds": sum(float(part["run_seconds"]) / int(part["points"]) for part, _ in parts),
-            "steps": min(int(part["steps"]) for part, _ in parts),
-        }
-
-    def outcome(self, name, point) -> RunOutcome | None:
-        """The scored result of one run of a group, as far as it got; None if nothing is there."""
-        found = self.found(name, point)
-        if found is None:
-            return None
-        spec, victims = self.groups[name][point], self.victims
-        defense, labels = spec.defenses[0], spec.labels[0]
-        attacked, mapping = self.attacked[defense]
-        truth = pictures(attacked)
-        images, spread, block = score(spec, victims, attacked, defense, found, self.assumed(name))
-        if self.execution.reference_scoring and mapping is None:
-            scored = partial(reference_summary, spec, attacked[0].space, truth, images)
-            block["reference_summary"] = scored()
-            block["mended_summaries"] = {
-                "match": scored(one_to_one=True),
-                "lpips_range": scored(value_range="unit"),
-            }
-        if mapping is None:
-            return RunOutcome(images, spread, block, None, None)
-        if len(images) < len(truth):
-            return RunOutcome(images, spread, block, truth, None)
-        # Known labels tell which recovered picture is which encoding; otherwise that is granted with the mapping.
-        in_order = found["images"] if labels == "known" else images
-        units = attacked[0].space.normalize
-        public = public_of(defenses.parse(defense).mixing, victims)
-        encoded = EncodedRun(
-            defense=defense,
-            true=units(truth),
-            recovered=units(in_order.reshape(truth.shape)),
-            mapping=mapping,
-            public=None if public is None else victims.batches[0].space.normalize(public),
-            labels=labels,
-        )
-        return RunOutcome(images, spread, block, truth, encoded)
-
-
-def _arrays(stacked, states, launch, timing):
-    best = attacks.reconstructions(stacked, states)[: launch.count]
-
-    def gather(field):
-        return np.stack([np.stack([getattr(found, field) for found in points]) for points in best])
-
-    return {
-        **{field: gather(field) for field in ("images", "labels", "losses", "alive", "spread")},
-        "steps": int(np.max(states.step)),
-        "points": len(launch.points),
-        **timing,
-    }

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from statistics import median
 from typing import NamedTuple
 
-from gi_jax.experiments.attack import make_attack
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.perform import NETWORKS
+from gi_jax.experiments.plan import make_attack
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.training import TrainSpec
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gi_jax.experiments import labels, weights
-from gi_jax.experiments.attack import Report, run_sweep
+from gi_jax.experiments.attack import run_sweep
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.decode import decode, encode_pool
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.session import Report
 from gi_jax.experiments.spec import Execution
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.training import TrainSpec, run_training
