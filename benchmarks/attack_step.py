@@ -75,7 +75,12 @@ class Point(NamedTuple):
 QUICK = (Point(16, 1), Point(1, 8), Point(8, 1, step=True, model="convnet"))
 """The convnet for the loop against the step: a third ResNet-18 program takes a quarter of a minute to compile."""
 FULL = (
-    *(Point(batch, lanes) for batch in (1, 4, 16) for lanes in (1, 4, 8, 16)),
+    *(Point(1, lanes) for lanes in (1, 4, 8, 16)),
+    *(Point(batch, lanes) for batch in (4, 16) for lanes in (1, 4)),
+    Point(32, 1),
+    Point(1, 1, side=224),
+    Point(16, 1, model="convnet"),
+    Point(1, 16, model="convnet"),
     Point(8, 1, step=True),
     Point(16, 1, "patches"),
     Point(1, 1, "lax"),
@@ -233,6 +238,7 @@ def _peak_fraction(samples: dict[str, Sample], name: str) -> Sample:
 
 GOALS = {
     "b1x8_vs_torch": "b1x8_vs_torch",
+    "b1x16_vs_torch": "b1x16_vs_torch",
     "b16_vs_torch": "b16x1_vs_torch",
     "scan_vs_step_b8": "b8x1_scan_vs_step",
     "peak_fraction_16": "b16x1_peak_fraction",
@@ -254,7 +260,8 @@ def measure(report: Report, quick: bool) -> None:
     try:
         for point in QUICK if quick else FULL:
             # Enough steps that what a launch does once (turning weights over) does not count for much.
-            steps = max(1, (32 if quick or point.images >= 32 else 48) // point.images)
+            pictures = point.images * point.side**2 / 32**2
+            steps = max(1, int((32 if quick or pictures >= 32 else 48) / pictures))
             samples = measure_point(report, point, torch, rounds=2 if quick else 3, steps=steps)
             _add_ratios(report.ratios, point, samples)
     finally:

@@ -17,7 +17,7 @@ def _total(terms) -> jax.Array:
     # A matmul, because XLA fuses a chain of additions into each of the loops that its derivatives are factors in, and
     # adds up again for every number.
     terms = jnp.stack(jax.tree.leaves(terms))
-    return terms @ jnp.ones_like(terms)
+    return jnp.dot(terms, jnp.ones_like(terms), precision="highest")
 
 
 def _cosine(dot, square_a, square_b) -> jax.Array:
