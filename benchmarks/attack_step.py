@@ -211,7 +211,7 @@ def measure_point(report: Report, point: Point, torch: Beside | None, *, rounds:
                 "side": name,
                 "s / image-iteration": seconds.summary(),
                 "image-iterations / s": 1 / seconds.median,
-                "fraction of peak": _peak_fraction(samples, name).summary(4) if point.model == "resnet18" else None,
+                "fraction of peak": _peak_fraction(samples, name, point).summary(4) if point.model == "resnet18" else None,
                 "matching loss": torch.loss if name == "torch" else runners[name].matching,
                 "after steps": steps * (rounds + 1),
                 "compile s": built[name].seconds if name in built else None,
@@ -225,15 +225,16 @@ def _add_ratios(ratios: dict[str, Sample], point: Point, samples: dict[str, Samp
     if not samples:
         return
     if point.model == "resnet18":
-        ratios[f"{point.name}_peak_fraction"] = _peak_fraction(samples, "loop")
+        ratios[f"{point.name}_peak_fraction"] = _peak_fraction(samples, "loop", point)
     if "torch" in samples:
         ratios[f"{point.name}_vs_torch"] = samples["torch"].over(samples["loop"])
     if "step" in samples:
         ratios[f"{point.name}_scan_vs_step"] = samples["loop"].over(samples["step"])
 
 
-def _peak_fraction(samples: dict[str, Sample], name: str) -> Sample:
-    return Sample(tuple(USEFUL_FLOP * value for value in samples["matmul"].values)).over(samples[name])
+def _peak_fraction(samples: dict[str, Sample], name: str, point: Point) -> Sample:
+    useful = USEFUL_FLOP * point.side**2 / 32**2
+    return Sample(tuple(useful * value for value in samples["matmul"].values)).over(samples[name])
 
 
 GOALS = {

@@ -85,7 +85,7 @@ class Case(NamedTuple):
 
 
 QUICK = (Case(1, 4, 11, 2),)
-FULL = (Case(1, 8, 199, 4), Case(8, 2, 99, 2))
+FULL = (Case(1, 16, 99, 3), Case(8, 2, 39, 2))
 
 
 class Ours:

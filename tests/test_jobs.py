@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from functools import partial
 
+import jax
 import pytest
 
 from gi_jax.checks import InputError
-from gi_jax.experiments import catalogue, estimate, perform
+from gi_jax.experiments import catalogue, estimate, perform, training
 from gi_jax.experiments.cells import Cell, DistributionSpec
 from gi_jax.experiments.decode import DecodeSpec
 from gi_jax.experiments.jobs import Event, jobs, parse_shard, run_jobs, selected
@@ -95,6 +97,42 @@ def test_an_interrupted_job_goes_on_to_the_same_row(whole, tmp_path, monkeypatch
     assert sorted(map(timeless, store)) == sorted(map(timeless, whole))
     for picture in (whole.folder / "pictures").iterdir():
         assert picture.read_bytes() == (store.folder / "pictures" / picture.name).read_bytes()
+
+
+def test_seeds_of_a_training_are_one_job_with_a_row_each(tmp_path, monkeypatch):
+    spec = dataclasses.replace(NETWORK, model="mlp", epochs=2.0)
+    cells = [Cell(dataclasses.replace(spec, seed=seed)) for seed in (0, 3)]
+    other = Cell(dataclasses.replace(spec, defense="prune:p=0.5"))
+    assert jobs([cells[0], other, cells[1]]) == [tuple(cells), (other,)]
+    together = partial(training.run_seeds, lanes=2)
+    monkeypatch.setattr(perform, "run_seeds", together)
+    store = Store(tmp_path / "together")
+    stop = iter((False, True))
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([tuple(cells)], store, Execution(), should_stop=lambda: next(stop, True))
+    assert len(store) == 0
+    assert run_jobs([tuple(cells)], store, Execution()) == []
+    for cell in cells:
+        alone = training.run_training(cell.spec, timing=False)
+        row = store.get(cell.id)
+        assert row["spec"]["seed"] == cell.spec.seed == row["result"]["network"]["seed"]
+        assert row["result"]["epochs"][-1]["loss"] == pytest.approx(alone.result["epochs"][-1]["loss"], rel=1e-4)
+        assert row["timing"]["seconds_per_step"] > 0 and row["timing"]["lanes"] == 2
+
+
+def test_seeds_that_do_not_fit_side_by_side_are_trained_in_smaller_groups(monkeypatch):
+    train, groups = training._Run.train, []
+
+    def small_memory(run, *arguments):
+        groups.append(run.seeds)
+        if len(run.seeds) > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return train(run, *arguments)
+
+    monkeypatch.setattr(training._Run, "train", small_memory)
+    found = training.run_seeds(dataclasses.replace(NETWORK, model="mlp"), (0, 1, 2), lanes=3, timing=False)
+    assert groups == [(0, 1, 2), (0,), (1,), (2,)] and found.result["complete"]
+    assert found.result["timing"]["lanes"] == 1
 
 
 def test_a_job_that_fails_keeps_no_other_from_running(tmp_path):

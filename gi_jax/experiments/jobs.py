@@ -22,7 +22,9 @@ RETRIES = 10
 
 
 def jobs(cells: Sequence[Cell]) -> list[Job]:
-    """Cells of an experiment that are computed together: attacks that differ in swept numbers only; others are alone.
+    """Cells of an experiment that are computed together; others are alone.
+
+    Those are attacks that differ in swept numbers only, and trainings that differ in the seed only.
 
     A function of the cells alone, not of what a store has, so that a cell has the same neighbors, and the same bits,
     however often a run was interrupted. Attacks on one network, and those with programs of one shape, come one after
@@ -37,7 +39,14 @@ def jobs(cells: Sequence[Cell]) -> list[Job]:
         found += [tuple(on_it[number] for number in group) for group in plan.groups([cell.spec for cell in on_it])]
     shapes = list(dict.fromkeys(map(_shape, found)))
     found.sort(key=lambda job: shapes.index(_shape(job)))
-    return found + [(cell,) for cell in unique if cell.kind != "attack"]
+    trainings = {}
+    for cell in unique:
+        if cell.kind == "training":
+            trainings.setdefault(dataclasses.replace(cell.spec, seed=0), []).append(cell)
+    return [*found, *map(tuple, trainings.values()), *((cell,) for cell in unique if cell.kind not in _TOGETHER)]
+
+
+_TOGETHER = ("attack", "training")
 
 
 def _shape(job):

@@ -15,7 +15,7 @@ from gi_jax.experiments.environment import environment
 from gi_jax.experiments.session import Report
 from gi_jax.experiments.spec import Execution
 from gi_jax.experiments.store import Store
-from gi_jax.experiments.training import TrainSpec, run_training
+from gi_jax.experiments.training import TrainSpec, run_seeds, run_training
 
 NETWORKS = "networks"
 UNFINISHED = "unfinished"
@@ -45,8 +45,7 @@ def perform(
         case "attack":
             yield from _attack(job, store, execution, on_report, should_stop)
         case "training":
-            for cell in job:
-                yield _training(cell, store, execution, on_report, should_stop)
+            yield from _trainings(job, store, execution, on_report, should_stop)
         case "decoding":
             for cell in job:
                 yield _decoding(cell, store, execution)
@@ -137,29 +136,35 @@ def _decoding(cell, store, execution):
     return _row(cell, result, {}, pictures)
 
 
-def _training(cell, store, execution, on_report, should_stop):
-    folder = _folder(store, UNFINISHED, cell.id)
+def _trainings(job, store, execution, on_report, should_stop):
+    folder = _folder(store, UNFINISHED, _digest(job))
+    specs = [cell.spec for cell in job]
     began = time.monotonic()
-    result = _train(cell.spec, folder, execution, True, on_report, should_stop)
-    timing = result.pop("timing") | {"wall_seconds": time.monotonic() - began}
-    accuracy = result["network"]["test_accuracy"]
+    results = _train(specs, folder, execution, True, on_report, should_stop)
+    wall = (time.monotonic() - began) / len(job)
+    for cell, result in zip(job, results, strict=True):
+        timing = result.pop("timing") | {"wall_seconds": wall}
+        yield _row(cell, {"test_accuracy": result["network"]["test_accuracy"], **result}, timing, {})
     shutil.rmtree(folder, ignore_errors=True)
-    return _row(cell, {"test_accuracy": accuracy, **result}, timing, {})
 
 
-def _train(spec, folder, execution, timing, on_report, should_stop):
-    outcome = run_training(
-        spec,
-        _data_dir(spec, execution),
-        out=folder,
-        resume=True,
-        timing=timing,
-        on_report=on_report,
-        should_stop=should_stop,
-    )
-    if not outcome.result["complete"]:
+def _train(specs, folder, execution, timing, on_report, should_stop):
+    """The results of trainings that differ in the seed only."""
+    how = dict(out=folder, resume=True, timing=timing, on_report=on_report, should_stop=should_stop)
+    data_dir = _data_dir(specs[0], execution)
+    if len(specs) == 1:
+        outcomes = [run_training(specs[0], data_dir, **how)]
+        complete, shared = outcomes[0].result["complete"], {}
+    else:
+        found = run_seeds(specs[0], tuple(spec.seed for spec in specs), data_dir, **how)
+        outcomes, complete, shared = found.outcomes, found.result["complete"], found.result["timing"]
+    if not complete:
         raise KeyboardInterrupt
-    return {key: value for key, value in outcome.result.items() if key not in ("complete", "environment", "spec")}
+    results = []
+    for outcome in outcomes:
+        result = {key: value for key, value in outcome.result.items() if key not in ("complete", "environment", "spec")}
+        results.append(result | {"timing": result["timing"] | shared})
+    return results
 
 
 def network_folder(
@@ -173,7 +178,7 @@ def network_folder(
     with store.claim(spec.fingerprint, wait=True):
         if not (folder / weights.NAME).exists():
             working = _folder(store, UNFINISHED, spec.fingerprint)
-            _train(spec, working, execution, False, on_report, should_stop)
+            _train([spec], working, execution, False, on_report, should_stop)
             folder.rmdir()
             working.replace(folder)
     return folder

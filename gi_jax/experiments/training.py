@@ -18,6 +18,7 @@ from gi_jax import checks, training
 from gi_jax.experiments import train_checkpoint, weights
 from gi_jax.experiments.checkpoint import write_atomically
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.plan import is_out_of_memory
 from gi_jax.experiments.study import Study
 from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.experiments.weights import Weights
@@ -120,9 +121,9 @@ def run_seeds(
     Args:
       seeds: different ones.
       out: folder that gets `seed-K` as of `run_training` for each, and `training.json` of all.
-      lanes: how many are trained side by side in one program, as memory allows. None: all, but on a CPU one, where
-        three lanes take as long as three after another (two busy cores, median of 4: `convnet` 1.17 times, `resnet18`
-        1.05, `mlp` 0.93) and more memory.
+      lanes: how many are trained side by side in one program; half as many if the memory is too small for them. None:
+        all, but on a CPU one, where three lanes take as long as three after another (two busy cores, median of 4:
+        `convnet` 1.17 times, `resnet18` 1.05, `mlp` 0.93) and more memory.
       others: as for `run_training`.
 
     Raises:
@@ -137,16 +138,26 @@ def run_seeds(
     folders = {seed: None if out is None else out / f"seed-{seed}" for seed in seeds}
     found = {seed: read(folders[seed], specs[seed]) for seed in seeds} if resume else dict.fromkeys(seeds)
     study = Study(spec, data_dir)
-    for first in range(0, len(seeds), lanes):
+    first = 0
+    while first < len(seeds):
         group = seeds[first : first + lanes]
         if all(found[seed] is not None for seed in group):
+            first += lanes
             continue
         run = _Run(study, group, [folders[seed] for seed in group], out, checkpoint_epochs)
         title = f"seed {', '.join(map(str, group))}, "
-        found |= zip(group, run.train(resume, on_report, should_stop, title), strict=True)
+        try:
+            outcomes = run.train(resume, on_report, should_stop, title)
+        except jax.errors.JaxRuntimeError as error:
+            if lanes == 1 or not is_out_of_memory(error):
+                raise
+            lanes //= 2
+            continue
+        found |= zip(group, outcomes, strict=True)
         resume = False  # what is resumed from was this group's
-        if not all(found[seed].result["complete"] for seed in group):
+        if not all(outcome.result["complete"] for outcome in outcomes):
             break
+        first += lanes
     outcomes = tuple(found[seed] for seed in seeds if found[seed] is not None)
     complete = len(outcomes) == len(seeds) and all(outcome.result["complete"] for outcome in outcomes)
     accuracies = [outcome.weights.origin.test_accuracy for outcome in outcomes]
