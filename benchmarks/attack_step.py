@@ -211,7 +211,9 @@ def measure_point(report: Report, point: Point, torch: Beside | None, *, rounds:
                 "side": name,
                 "s / image-iteration": seconds.summary(),
                 "image-iterations / s": 1 / seconds.median,
-                "fraction of peak": _peak_fraction(samples, name, point).summary(4) if point.model == "resnet18" else None,
+                "fraction of peak": _peak_fraction(samples, name, point).summary(4)
+                if point.model == "resnet18"
+                else None,
                 "matching loss": torch.loss if name == "torch" else runners[name].matching,
                 "after steps": steps * (rounds + 1),
                 "compile s": built[name].seconds if name in built else None,
