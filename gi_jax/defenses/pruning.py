@@ -105,6 +105,7 @@ def _keep_largest_overall(gradients, count):
     return unravel(jnp.where(largest(flat, count), flat, 0))
 
 
+@jax.jit
 def largest(values: jax.Array, count: jax.Array | int) -> jax.Array:
     """True for the `count` entries of largest magnitude; of equal ones for those that come first.
 

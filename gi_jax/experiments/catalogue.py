@@ -69,7 +69,7 @@ SCALES = {
         about="embedded photographs, no download, a minute or a few: shows that everything works",
         data="photos",
         first=1,
-        batches=((1, 4, _FEW), (2, 2, ("none",)), (4, 1, ("none", "prune:p=0.9"))),
+        batches=((1, 4, _FEW), (4, 1, ("none", "prune:p=0.9"))),
         model="convnet",
         network=None,
         training=TrainSpec(epochs=2.0, batch_size=16),

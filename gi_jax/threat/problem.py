@@ -413,9 +413,15 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
                 "problems of one launch must share network, normalization, shape, label knowledge, local steps and "
                 "kind of defense"
             )
-    join = lambda name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(getattr(p, name) for p in problems))  # noqa: E731
-    joined = {name: join(name) for name in ("statistics", "observed", "labels", "known", "order")}
+    names = ("statistics", "observed", "labels", "known", "order")
+    joined = _stack([{name: getattr(problem, name) for name in names} for problem in problems])
     return dataclasses.replace(first, **joined)
+
+
+@jax.jit
+def _stack(trees):
+    """At once: tensor by tensor, each of another shape, takes longer to compile than to do."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def one_hot(labels, num_classes: int) -> Labels:

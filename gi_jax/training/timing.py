@@ -13,7 +13,7 @@ from gi_jax.training.step import Pool, Setup, start
 from gi_jax.types import BatchStats, Key, Params
 
 BLOCKS = 5
-BLOCK_SECONDS = 0.5
+BLOCK_SECONDS = 0.2
 
 
 def measure(setups: list[Setup], params: Params, batch_stats: BatchStats, pool: Pool, key: Key) -> dict:
