@@ -135,6 +135,26 @@ def test_seeds_that_do_not_fit_side_by_side_are_trained_in_smaller_groups(monkey
     assert found.result["timing"]["lanes"] == 1
 
 
+def test_seeds_in_smaller_groups_go_on_after_an_interruption(tmp_path, monkeypatch):
+    train = training._Run.train
+
+    def small_memory(run, resume, *arguments):
+        if len(run.seeds) > 1:
+            if resume:
+                run._resumed(*([None] * 2))
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return train(run, resume, *arguments)
+
+    monkeypatch.setattr(training._Run, "train", small_memory)
+    spec = dataclasses.replace(NETWORK, model="mlp", epochs=3.0)
+    how = dict(out=tmp_path, lanes=2, timing=False)
+    asked = iter((False, True))
+    cut = training.run_seeds(spec, (0, 1), should_stop=lambda: next(asked, True), **how)
+    assert not cut.result["complete"]
+    found = training.run_seeds(spec, (0, 1), resume=True, **how)
+    assert found.result["complete"] and found.result["timing"]["lanes"] == 1
+
+
 def test_a_job_that_fails_keeps_no_other_from_running(tmp_path):
     store, events = Store(tmp_path), []
     bad = Cell(dataclasses.replace(ATTACK, data="folder:nowhere"))

@@ -44,6 +44,18 @@ def load(folder: Path, fingerprint: str, like: Any) -> tuple[Any, dict] | None:
     raise checks.InputError(f"{folder / NAME} belongs to a training with other settings: {advice}")
 
 
+def fingerprint_in(folder: Path) -> str | None:
+    """That of the training that lies there; None if nothing does that can be read."""
+    if not (folder / NAME).exists():
+        return None
+    with _manager(folder) as (manager, args):
+        try:
+            found = manager.restore(manager.latest_step(), args=args.Composite(records=args.JsonRestore()))
+            return found.records["fingerprint"]
+        except Exception:  # `load` says what is wrong
+            return None
+
+
 def exists(folder: Path) -> bool:
     """Whether there is an unfinished training."""
     return (folder / NAME).exists()

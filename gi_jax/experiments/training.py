@@ -138,6 +138,10 @@ def run_seeds(
     folders = {seed: None if out is None else out / f"seed-{seed}" for seed in seeds}
     found = {seed: read(folders[seed], specs[seed]) for seed in seeds} if resume else dict.fromkeys(seeds)
     study = Study(spec, data_dir)
+    if resume and out is not None:
+        lanes = _lanes_before(
+            train_checkpoint.fingerprint_in(out), [spec.fingerprint for spec in specs.values()], lanes
+        )
     first = 0
     while first < len(seeds):
         group = seeds[first : first + lanes]
@@ -174,6 +178,21 @@ def run_seeds(
     return SeedsOutcome(outcomes, result)
 
 
+def _together(fingerprints) -> str:
+    """The fingerprint of trainings side by side."""
+    return " ".join(fingerprints)
+
+
+def _lanes_before(held: str | None, fingerprints: list[str], lanes: int) -> int:
+    """How many lanes an interrupted run had, which may have halved them for memory; `lanes` if none is found."""
+    tried = lanes
+    while held is not None and tried > 0:
+        if held in (_together(fingerprints[i : i + tried]) for i in range(0, len(fingerprints), tried)):
+            return tried
+        tried //= 2
+    return lanes
+
+
 def read(out: Path | None, spec: TrainSpec) -> TrainingOutcome | None:
     """The outcome of a training that is complete, from its folder; None if it is not.
 
@@ -204,7 +223,7 @@ class _Run:
         self.study, self.seeds, self.folders, self.out = study, seeds, folders, out
         self.kept = {training.step_of(study.per_epoch, epochs): epochs for epochs in checkpoint_epochs}
         specs = [dataclasses.replace(study.spec, seed=seed) for seed in seeds]
-        self.specs, self.fingerprint = specs, " ".join(spec.fingerprint for spec in specs)
+        self.specs, self.fingerprint = specs, _together(spec.fingerprint for spec in specs)
         self.rows = [[] for _ in seeds]
         self.losses, self.correct = [], []
         self.seconds = {"first_chunk": 0.0, "steps": 0.0, "test": 0.0}
