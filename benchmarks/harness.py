@@ -251,6 +251,7 @@ def main(
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="FOLDER", help="where full runs leave records")
     add_arguments(parser)
     options = parser.parse_args()
+    experiments_environment.compile_quickly()  # as the command line does
     own = {key: value for key, value in vars(options).items() if key not in ("quick", "json", "records")}
     if options.quick and jax.config.jax_compilation_cache_dir is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

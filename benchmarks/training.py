@@ -57,7 +57,7 @@ class Point(NamedTuple):
 
 
 QUICK = (Point("convnet", 64, 512, 4),)
-FULL = (Point("convnet", 64, 2048, 16), Point("resnet18", 64, 2048, 4), Point("resnet18", 256, 2048, 2))
+FULL = (Point("convnet", 64, 2048, 16), Point("resnet18", 64, 2048, 2), Point("resnet18", 256, 2048, 1))
 
 
 def pool_of(point: Point) -> training.Pool:
@@ -204,7 +204,7 @@ def measure(report: Report, quick: bool, data_dir: str | None = None, out: Path 
         report.note("PyTorch is not installed, so its loop is left out: pip install 'gi_jax[bench]'.")
     try:
         for point in QUICK if quick else FULL:
-            measure_point(report, point, torch, rounds=3 if quick else 5)
+            measure_point(report, point, torch, rounds=3)
     finally:
         if torch is not None:
             torch.close()

@@ -17,7 +17,7 @@ from gi_jax.defenses import DEFENSES
 
 @pytest.fixture(autouse=True)
 def no_disk_cache(monkeypatch):
-    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.terminal, "set_up_compilation", lambda: None)
 
 
 @pytest.fixture(scope="module")

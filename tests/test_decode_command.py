@@ -16,7 +16,7 @@ from gi_jax.experiments.victims import encode_victims, make_victims
 
 @pytest.fixture(autouse=True)
 def no_disk_cache(monkeypatch):
-    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.terminal, "set_up_compilation", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def attacked(tmp_path_factory):
     ]
     arguments += ["--compare", "none", "--compare", "intra_instahide:k=2 + prune:p=0.1", "--compare", "mixup:k=2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+        patch.setattr(cli.terminal, "set_up_compilation", lambda: None)
         assert cli.main([*arguments, "--out", str(out)]) == 0
     return out
 

@@ -430,7 +430,7 @@ QUICKLY = ["federate", "--model", "mlp", "--image-size", "12", "--clients", "3",
 
 @pytest.fixture
 def no_disk_cache(monkeypatch):
-    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.terminal, "set_up_compilation", lambda: None)
 
 
 def test_the_command_leaves_weights_and_a_record(tmp_path, capsys, no_disk_cache):

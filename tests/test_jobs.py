@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import os
 from functools import partial
 
 import jax
 import pytest
 
 from gi_jax.checks import InputError
-from gi_jax.experiments import catalogue, estimate, perform, training
+from gi_jax.experiments import catalogue, environment, estimate, perform, training
 from gi_jax.experiments.cells import Cell, DistributionSpec
 from gi_jax.experiments.decode import DecodeSpec
 from gi_jax.experiments.jobs import Event, jobs, parse_shard, run_jobs, selected
@@ -179,6 +180,26 @@ def test_jobs_of_another_run_are_left_to_it(tmp_path):
     assert set(order) == {found[1]}
 
 
+@pytest.mark.parametrize("flags", ["", "--xla_cpu_multi_thread_eigen=true"])
+def test_programs_are_made_quickly_where_there_is_only_a_cpu(monkeypatch, flags):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    environment.compile_quickly()
+    assert os.environ["XLA_FLAGS"].split() == [*flags.split(), "--xla_backend_optimization_level=1"]
+    environment.compile_quickly()
+    assert os.environ["XLA_FLAGS"].count("level") == 1
+
+
+def test_a_level_of_optimization_that_was_chosen_stays(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+    environment.compile_quickly()
+    assert os.environ["XLA_FLAGS"] == "--xla_backend_optimization_level=3"
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    monkeypatch.delenv("XLA_FLAGS")
+    environment.compile_quickly()
+    assert "XLA_FLAGS" not in os.environ
+
+
 def test_shards_are_parsed():
     assert parse_shard("2/8") == (2, 8)
     for text in ("0/2", "3/2", "2", "a/b", "1/0", ""):
@@ -216,6 +237,18 @@ def test_figure3_and_tradeoff_need_no_cells_but_those_of_table2():
         table = {one.cell for one in catalogue.placed("table2", scale)}
         for name in ("figure3", "tradeoff", "table3"):
             assert {one.cell for one in catalogue.placed(name, scale)} <= table
+
+
+def test_encoded_pictures_meet_networks_that_were_trained_on_such():
+    trained = {
+        one.where["column"]: one.cell.network.defense
+        for one in catalogue.placed("table2", "paper")
+        if one.where["what"] == "attack"
+    }
+    for column, defense in trained.items():
+        encoding = next((name for name in ("mixup", "intra_instahide") if name in column), None)
+        assert defense == ("none" if encoding is None else f"{encoding}:k=4"), column
+    assert set(trained.values()) == {"none", "mixup:k=4", "intra_instahide:k=4"}
 
 
 def test_estimates_use_the_rates_of_the_store(whole):

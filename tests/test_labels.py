@@ -336,7 +336,7 @@ def test_the_distribution_of_labels_is_that_of_all_batches():
 
 @pytest.fixture
 def no_disk_cache(monkeypatch):
-    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.terminal, "set_up_compilation", lambda: None)
 
 
 def test_labels_command_shows_every_method(tmp_path, capsys, no_disk_cache):

@@ -339,7 +339,7 @@ def test_clients_that_train_locally_are_not_attacked_as_a_sum():
 
 @pytest.fixture(autouse=True)
 def no_disk_cache(monkeypatch):
-    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.terminal, "set_up_compilation", lambda: None)
 
 
 def test_the_command_line_attacks_local_steps(tmp_path, capsys):

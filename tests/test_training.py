@@ -29,7 +29,7 @@ PLAIN = training.Recipe(batch_size=8, learning_rate=0.02, augment=False)
 
 @pytest.fixture(autouse=True)
 def no_disk_cache(monkeypatch):
-    monkeypatch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.terminal, "set_up_compilation", lambda: None)
 
 
 def toy_pool(count=40, seed=0):
@@ -331,7 +331,7 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("train") / "young"
     arguments = ["train", "--image-size", "16", "--epochs", "1.5", "--batch-size", "16", "--lr", "0.01"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.terminal, "use_compilation_cache", lambda: None)
+        patch.setattr(cli.terminal, "set_up_compilation", lambda: None)
         assert cli.main([*arguments, "--out", str(out)]) == 0
     return out
 

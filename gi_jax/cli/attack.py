@@ -187,7 +187,7 @@ def run(options) -> int:
     if done is not None:
         return _show(options.out, done)
 
-    terminal.use_compilation_cache()
+    terminal.set_up_compilation()
     from gi_jax.experiments.attack import run_attack
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def run(options) -> int:
 
 
 def _estimate(spec, execution) -> int:
-    terminal.use_compilation_cache()
+    terminal.set_up_compilation()
     from gi_jax.experiments.estimate import clock
     from gi_jax.experiments.forecast import forecast
 

@@ -67,7 +67,7 @@ def run(options) -> int:
             f"{options.folder} and settings of true encodings: the folder says what was encoded and how; "
             "give one or the other"
         )
-    terminal.use_compilation_cache()
+    terminal.set_up_compilation()
     from gi_jax.experiments import decode
 
     if options.folder:

@@ -119,7 +119,7 @@ def run(options) -> int:
     file = options.out / weights.NAME
     if file.exists() and not options.overwrite:
         raise InputError(f"{file} is there already: choose another --out, or add --overwrite")
-    terminal.use_compilation_cache()
+    terminal.set_up_compilation()
     options.out.mkdir(parents=True, exist_ok=True)
     with terminal.Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
         outcome = run_federation(spec, options.data_dir, on_report=on_report, should_stop=interrupt.requested)

@@ -74,7 +74,7 @@ def run(options) -> int:
     if options.client_bn == "batch":
         settings["bn"] = "infer"  # grants nothing
     spec = AttackSpec(**settings, defenses=(" + ".join(options.defense or ["none"]),))
-    terminal.use_compilation_cache()
+    terminal.set_up_compilation()
     result = {"spec": dataclasses.asdict(spec), **run_labels(spec, options.method or ["auto"], options.data_dir)}
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "labels.json", json.dumps(result, indent=1) + "\n")

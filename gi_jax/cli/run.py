@@ -71,7 +71,7 @@ def run(options) -> int:
         shard = _rank(options)
     if options.engine == "local" and (options.address or options.cpus != 1 or options.gpus):
         raise InputError("--address, --cpus and --gpus are of --engine ray: expected that, or none of them")
-    terminal.use_compilation_cache()
+    terminal.set_up_compilation()
     store = Store(options.out)
     listed = [job for name in names for job in jobs([one.cell for one in catalogue.placed(name, options.scale)])]
     chosen = selected(list(dict.fromkeys(listed)), store, options.limit, shard)

@@ -44,10 +44,11 @@ def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict |
     return result if resume and fingerprint == wanted and result["complete"] else None
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that the second start does not compile."""
+def set_up_compilation() -> None:
+    """Keeps compiled programs on disk, and makes them quickly; before all else that computes."""
     from gi_jax.experiments import environment
 
+    environment.compile_quickly()
     environment.use_compilation_cache()
 
 

@@ -100,7 +100,7 @@ def run(options) -> int:
     spec = training.TrainSpec(**settings, learning_rate=options.lr, defense=defense)
     seeds = _seeds(options)
     _check_folder(options)
-    terminal.use_compilation_cache()
+    terminal.set_up_compilation()
     options.out.mkdir(parents=True, exist_ok=True)
     running = dict(
         out=options.out, resume=options.resume, checkpoint_epochs=options.checkpoint_epochs, timing=options.timing

@@ -11,7 +11,7 @@ import jax
 from gi_jax import checks
 from gi_jax.experiments import plan
 from gi_jax.experiments.cells import Cell
-from gi_jax.experiments.environment import use_compilation_cache
+from gi_jax.experiments.environment import compile_quickly, use_compilation_cache
 from gi_jax.experiments.perform import Reporter, perform
 from gi_jax.experiments.spec import Execution
 from gi_jax.experiments.store import Store
@@ -218,6 +218,7 @@ def run_jobs_on_ray(
 
 def _in_worker(job, folder, execution):
     """A job in a worker of Ray; the reason if it failed."""
+    compile_quickly()
     use_compilation_cache()
     failed = run_jobs([job], Store(folder), execution)
     return failed[0].reason if failed else ""

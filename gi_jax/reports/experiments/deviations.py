@@ -29,19 +29,22 @@ def sentences(found: Sequence[Found]) -> list[str]:
         others = sorted({spec[name] for spec in specs} - {paper[name]})
         if others:
             lines.append(f"{words} {' and '.join(others)}, not {paper[name]}")
-    ages = {0.0 if row["network"] is None else row["network"]["epochs"] for row in rows}
-    lines.append(
-        "the attacked network was trained for "
-        + " and ".join(f"{age:g}" if age else "no" for age in sorted(ages, key=lambda age: age or 0))
-        + " epochs without a defense, one for all columns; the paper attacks encoded pictures on networks that were "
-        "trained on such"
+    networks = {
+        (row["network"]["epochs"], row["network"]["defense"]) if row["network"] else (0, "none") for row in rows
+    }
+    trained = " and ".join(
+        (f"{age:g} epochs" if age else "no epochs") + (f" under {defense}" if defense != "none" else "")
+        for age, defense in sorted(networks)
     )
+    lines.append(f"the attacked network was trained for {trained}")
+    if any(_encoded(row["spec"]) and not (row["network"] and row["network"]["defense"] != "none") for row in rows):
+        lines[-1] += " and without a defense; the paper attacks encoded pictures on networks that were trained on such"
     steps = sorted({spec["steps"] for spec in specs} - {paper["iterations"]})
     if steps:
         lines.append(f"an attack has {' or '.join(f'{n:,}' for n in steps)} iterations, not {paper['iterations']:,}")
     counts = sorted({len(row["result"]["images"]) // row["spec"]["encodings"] for row in rows})
     lines.append(f"there are {' or '.join(map(str, counts))} pictures, not {paper['pictures']}, in full batches only")
-    encoded = {spec["encodings"] for spec in specs if defenses.parse(spec["defenses"][0]).mixing is not None}
+    encoded = {spec["encodings"] for spec in specs if _encoded(spec)}
     if encoded - {paper["encoded_epochs"]}:
         epochs = " or ".join(map(str, sorted(encoded)))
         lines.append(f"pictures are encoded in {epochs} epochs, not {paper['encoded_epochs']}")
@@ -55,3 +58,7 @@ def sentences(found: Sequence[Found]) -> list[str]:
 
 def _specs(found):
     return [one.row["spec"] for one in found if one.row is not None and one.row["kind"] == "attack"]
+
+
+def _encoded(spec):
+    return defenses.parse(spec["defenses"][0]).mixing is not None
