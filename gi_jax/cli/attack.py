@@ -165,6 +165,7 @@ def _defense_help() -> str:
 def run(options) -> int:
     from gi_jax.experiments.spec import DEMONSTRATION, AttackSpec, Execution
 
+    terminal.set_up_compilation()
     if options.defense and options.compare:
         raise InputError(
             "--defense and --compare: take --compare with the stages joined by +, such as 'prune:p=0.9 + ...'"
@@ -187,7 +188,6 @@ def run(options) -> int:
     if done is not None:
         return _show(options.out, done)
 
-    terminal.set_up_compilation()
     from gi_jax.experiments.attack import run_attack
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,6 @@ def run(options) -> int:
 
 
 def _estimate(spec, execution) -> int:
-    terminal.set_up_compilation()
     from gi_jax.experiments.estimate import clock
     from gi_jax.experiments.forecast import forecast
 

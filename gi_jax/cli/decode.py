@@ -57,6 +57,7 @@ def add_parser(commands) -> None:
 
 
 def run(options) -> int:
+    terminal.set_up_compilation()
     if options.defense and options.compare:
         raise InputError("--defense and --compare: take --compare for each defense")
     settings = {name: getattr(options, name) for name in ("data", "split", "image_size", "first", "encodings")}
@@ -67,7 +68,6 @@ def run(options) -> int:
             f"{options.folder} and settings of true encodings: the folder says what was encoded and how; "
             "give one or the other"
         )
-    terminal.set_up_compilation()
     from gi_jax.experiments import decode
 
     if options.folder:

@@ -113,13 +113,13 @@ def run(options) -> int:
     from gi_jax.experiments.federation import FederationSpec, run_federation
     from gi_jax.reports.terminal import print_table
 
+    terminal.set_up_compilation()
     names = {field.name for field in dataclasses.fields(FederationSpec)} - {"defense"}
     settings = {name: getattr(options, name) for name in names}
     spec = FederationSpec(**settings, defense=" + ".join(options.defense) or "none")
     file = options.out / weights.NAME
     if file.exists() and not options.overwrite:
         raise InputError(f"{file} is there already: choose another --out, or add --overwrite")
-    terminal.set_up_compilation()
     options.out.mkdir(parents=True, exist_ok=True)
     with terminal.Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
         outcome = run_federation(spec, options.data_dir, on_report=on_report, should_stop=interrupt.requested)

@@ -58,6 +58,7 @@ def run(options) -> int:
     from gi_jax.experiments.spec import AttackSpec
     from gi_jax.reports import labels as reports
 
+    terminal.set_up_compilation()
     console = terminal.stdout()
     if options.distribution:
         found = distribution_of(options.data, options.split, options.data_dir)
@@ -74,7 +75,6 @@ def run(options) -> int:
     if options.client_bn == "batch":
         settings["bn"] = "infer"  # grants nothing
     spec = AttackSpec(**settings, defenses=(" + ".join(options.defense or ["none"]),))
-    terminal.set_up_compilation()
     result = {"spec": dataclasses.asdict(spec), **run_labels(spec, options.method or ["auto"], options.data_dir)}
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "labels.json", json.dumps(result, indent=1) + "\n")

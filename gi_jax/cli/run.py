@@ -61,6 +61,7 @@ def run(options) -> int:
     from gi_jax.experiments.spec import Execution
     from gi_jax.experiments.store import Store
 
+    terminal.set_up_compilation()
     checks.one_of("engine", options.engine, ("local", "ray"))
     if options.limit is not None:
         checks.positive(limit=options.limit)
@@ -71,7 +72,6 @@ def run(options) -> int:
         shard = _rank(options)
     if options.engine == "local" and (options.address or options.cpus != 1 or options.gpus):
         raise InputError("--address, --cpus and --gpus are of --engine ray: expected that, or none of them")
-    terminal.set_up_compilation()
     store = Store(options.out)
     listed = [job for name in names for job in jobs([one.cell for one in catalogue.placed(name, options.scale)])]
     chosen = selected(list(dict.fromkeys(listed)), store, options.limit, shard)

@@ -94,13 +94,13 @@ def _numbers(kind):
 def run(options) -> int:
     from gi_jax.experiments import training
 
+    terminal.set_up_compilation()
     names = ("data", "image_size", "train_pictures", "model", "recipe", "epochs", "batch_size", "schedule", "augment")
     settings = {name: getattr(options, name) for name in (*names, "seed", "test_pictures")}
     defense = " + ".join(options.defense or ["none"])
     spec = training.TrainSpec(**settings, learning_rate=options.lr, defense=defense)
     seeds = _seeds(options)
     _check_folder(options)
-    terminal.set_up_compilation()
     options.out.mkdir(parents=True, exist_ok=True)
     running = dict(
         out=options.out, resume=options.resume, checkpoint_epochs=options.checkpoint_epochs, timing=options.timing
