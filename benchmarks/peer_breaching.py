@@ -105,13 +105,14 @@ def _package():
     """breaching and its settings of the attack, without what it prints."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        _load_torchvision()
+        load_torchvision()
         import breaching
 
         return breaching, breaching.get_attack_config("invertinggradients")
 
 
-def _load_torchvision() -> None:
+def load_torchvision() -> None:
+    """Imports torchvision as it comes with any PyTorch."""
     # breaching imports torchvision, whose wheels for GPUs want operators that a torch for CPUs does not have.
     try:
         import torchvision  # noqa: F401

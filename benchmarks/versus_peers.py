@@ -57,10 +57,15 @@ _TORCH = "pip install 'gi_jax[bench]'"
 _BREACHING = (
     "pip install torch tqdm hydra-core omegaconf && pip install --no-deps breaching==0.1.2 lpips==0.1.4 torchvision"
 )
+_GRADATTACK = (
+    "pip install torch matplotlib scikit-learn pandas colorama && pip install --no-deps gradattack==0.1.2 "
+    "pytorch-lightning==2.6.6 torchmetrics lightning-utilities torchvision"
+)
 PEERS = {
     "PyTorch loop": Peer("torch", _TORCH, "torch_loop", dict(running=True)),
     "PyTorch loop, torch.compile": Peer("torch", _TORCH, "torch_loop", dict(running=True, compiled=True), quick=False),
     "breaching": Peer("breaching", _BREACHING, "peer_breaching", {}),
+    "GradAttack": Peer("gradattack", _GRADATTACK, "peer_gradattack", {}),
 }
 
 

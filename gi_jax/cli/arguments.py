@@ -3,23 +3,18 @@
 from gi_jax.checks import InputError
 
 
+def data_arguments(add) -> None:
+    """Where pictures come from; `add` is `add_argument` of a parser or of a group in it."""
+    add("--data", default="photos", metavar="D", help="photos (embedded), cifar10 or folder:PATH (default: photos)")
+    add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
+    add("--image-size", type=int, metavar="S", help="resize to S x S (default: the data set's own; folders 32)")
+
+
 def victim_arguments(parser) -> None:
     """What is attacked: the private data, and the client that holds it."""
     add = parser.add_argument_group("private data").add_argument
-    add(
-        "--data",
-        default="photos",
-        metavar="D",
-        help="photos (embedded), cifar10 or folder:PATH (default: photos)",
-    )
-    add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
+    data_arguments(add)
     add("--split", default="train", metavar="train|test", help="default: train")
-    add(
-        "--image-size",
-        type=int,
-        metavar="S",
-        help="resize to S x S (default: the data set's own; folders 32)",
-    )
     add("--first", type=int, default=1, metavar="N", help="victims are the first N of each class (default: 1)")
     add("--victim-seed", type=int, metavar="K", help="draw the victims at random instead")
     add("--batch-size", type=int, default=1, metavar="B", help="pictures in a private batch (default: 1)")

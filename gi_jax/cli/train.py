@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gi_jax.checks import InputError
 from gi_jax.cli import terminal
+from gi_jax.cli.arguments import data_arguments
 
 EXAMPLES = """\
 examples:
@@ -38,9 +39,7 @@ def add_parser(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("data and network").add_argument
-    add("--data", default="photos", metavar="D", help="photos (embedded), cifar10 or folder:PATH (default: photos)")
-    add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
-    add("--image-size", type=int, metavar="S", help="resize to S x S (default: the data set's own; folders 32)")
+    data_arguments(add)
     add("--train-pictures", type=int, metavar="N", help="train on the first N pictures only (default: all)")
     add("--model", default="convnet", metavar="M", help="see gi-jax list models (default: convnet)")
     add = parser.add_argument_group("training").add_argument
