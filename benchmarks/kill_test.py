@@ -68,7 +68,9 @@ def command(names, store):
 def compare(whole, broken):
     """The number of rows; AssertionError where two stores differ."""
     first, second = (sorted(map(timeless, Store(folder))) for folder in (whole, broken))
-    assert first == second, next((a, b) for a, b in zip(first, second, strict=False) if a != b)
+    assert first == second, next(
+        ((a, b) for a, b in zip(first, second, strict=False) if a != b), (len(first), len(second))
+    )
     lines = [row["cell"] for row in Store(broken)]
     assert len(lines) == len(set(lines)) == len((broken / "rows.jsonl").read_bytes().splitlines())
     for picture in (whole / "pictures").iterdir():
