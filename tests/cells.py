@@ -8,6 +8,7 @@ from gi_jax import defenses, metrics
 from gi_jax.experiments import published
 from gi_jax.experiments.labels import label_distribution
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.training import TrainSpec
 from gi_jax.reports.experiments.found import Found
 
 PICTURES = 6
@@ -100,7 +101,9 @@ def training(seed, where, accuracy):
     row = {
         "cell": f"{seed:016x}",
         "kind": "training",
-        "spec": {"data": "cifar10", "epochs": 3, "seed": where["seed"]},
+        "spec": dataclasses.asdict(
+            TrainSpec(data="cifar10", model="resnet18", recipe="published", seed=where["seed"], defense=where["column"])
+        ),
         "network": None,
         "result": {"test_accuracy": accuracy, "epochs": [{"loss": 1.0}]},
         "timing": timing,

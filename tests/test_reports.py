@@ -16,8 +16,9 @@ from gi_jax import cli
 from gi_jax.checks import InputError
 from gi_jax.experiments import published
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.training import TrainSpec
 from gi_jax.reports import html, markdown
-from gi_jax.reports.experiments import BUILDERS, report
+from gi_jax.reports.experiments import BUILDERS, deviations, report
 from gi_jax.reports.experiments.found import Found, first, select, values
 from gi_jax.reports.experiments.names import defense_name, family, parameters
 from gi_jax.reports.experiments.provenance import attack_command
@@ -341,3 +342,43 @@ def test_names():
     assert defense_name(column) == "MixUp k = 4 + pruning p = 0.9"
     assert parameters(column) == "k=4, p=0.9" and family(column) == "MixUp + pruning"
     assert defense_name("dpsgd:clip=1,sigma=0.5") == "dpsgd:clip=1,sigma=0.5"
+
+
+def as_published(count, column="none", network="none", epochs=2.0, **changes):
+    """An attack of the published length on so many pictures, and on a network that was trained under a defense."""
+    found = cells.attack(0, {"what": "attack", "column": column, "batch_size": 1}, column)
+    spec = found.row["spec"] | {"steps": 10_000, "box": "reference"} | changes
+    trained = dataclasses.asdict(TrainSpec(data="cifar10", model="resnet18", epochs=epochs, defense=network))
+    images = found.row["result"]["images"][:1] * count * spec["encodings"]
+    row = found.row | {"spec": spec, "network": trained, "result": found.row["result"] | {"images": images}}
+    return found._replace(row=row)
+
+
+@pytest.mark.parametrize(
+    "name, found, differs",
+    [
+        ("table2", as_published(50), []),
+        ("figure2", as_published(16), []),
+        ("figure1", as_published(16), []),
+        ("figure1", as_published(16)._replace(where={"panel": "large"}), []),
+        ("table2", as_published(16), ["16 pictures, not 50"]),
+        ("table2", as_published(50, steps=200), ["200 iterations, not 10,000"]),
+        ("table2", as_published(50, epochs=1.0), ["1 epochs, not 2"]),
+        ("table2", as_published(50, "mixup:k=4", "mixup:k=4", encodings=20), []),
+        ("table2", as_published(50, "mixup:k=4", "mixup:k=4", encodings=2), ["encoded in 2 epochs, not 20"]),
+        ("table2", as_published(50, "mixup:k=4", encodings=20), ["not trained on such"]),
+        ("table2", cells.training(1, {"seed": 0, "column": "none"}, 0.9), ["1 training of each kind, not 5"]),
+    ],
+)
+def test_what_is_not_as_in_the_paper_is_said_and_nothing_else(name, found, differs):
+    said = deviations.sentences(name, [found])
+    assert len(said) == len(differs) and all(one in line for one, line in zip(differs, said, strict=True)), said
+
+
+def test_accuracies_of_another_training_are_not_held_against_the_published_ones():
+    published_one = cells.training(1, {"seed": 0, "column": "none"}, 0.9)
+    short = dict(recipe="plain", epochs=2.0, train_pictures=10_000, model="convnet")
+    own = published_one._replace(row=published_one.row | {"spec": published_one.row["spec"] | short})
+    assert deviations.accuracies_comparable([published_one]) and not deviations.accuracies_comparable([own])
+    said = " ".join(deviations.sentences("table2", [own]))
+    assert "convnet, not resnet18" in said and "10,000 pictures" in said and "2 epochs" in said

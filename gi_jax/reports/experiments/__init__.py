@@ -52,7 +52,7 @@ def report(name: str, title: str, about: str, found: Sequence[Found], scale: str
     build = BUILDERS[checks.one_of("experiment", name, BUILDERS)]
     ran = sum(one.row is not None for one in found)
     state = f"Scale {scale}: {ran} of {len(found)} cells were run."
-    differs = deviations.sentences(found) if name in WITH_PUBLISHED_ATTACKS else []
+    differs = deviations.sentences(name, found) if name in WITH_PUBLISHED_ATTACKS else []
     if differs:
         state += f" Not as in the paper: {'; '.join(differs)}."
     notes = [note for table in (published.table2(), published.table3()) for note in (table.source, *table.notes)]

@@ -1,53 +1,77 @@
-"""In what the attacks of a report differ from the paper's, read from their own specifications."""
+"""In what the attacks and trainings of a report differ from the paper's, read from their own specifications."""
 
 from collections.abc import Sequence
 
 from gi_jax import defenses
 from gi_jax.experiments import published
+from gi_jax.experiments.training import TrainSpec
 from gi_jax.reports.experiments.found import Found
 
 
 def comparable(found: Sequence[Found]) -> bool:
     """Whether the attacks that ran have the paper's threat model and data: a client with batch statistics, CIFAR-10."""
-    specs = _specs(found)
+    specs = [row["spec"] for row in _rows(found, "attack")]
     return bool(specs) and all(spec["client_bn"] == "batch" and spec["data"] == "cifar10" for spec in specs)
 
 
-def sentences(found: Sequence[Found]) -> list[str]:
-    """What is not as in the paper's experiments, most important first; empty if nothing ran."""
-    specs, paper = _specs(found), published.settings()
+def sentences(name: str, found: Sequence[Found]) -> list[str]:
+    """What is not as in the experiment of this name in the paper, most important first; empty if nothing ran."""
+    return _of_attacks(name, found) + _of_trainings(found)
+
+
+def accuracies_comparable(found: Sequence[Found]) -> bool:
+    """Whether the trainings that accuracies are measured by are the published ones, in whatever number."""
+    return not _of_recipes(_trainings(found))
+
+
+def _of_trainings(found):
+    specs, wanted = _trainings(found), published.settings()["training_runs"]
+    seeds = len({spec.seed for spec in specs})
+    few = [f"{seeds} training{'s' if seeds > 1 else ''} of each kind, not {wanted}"] if 0 < seeds < wanted else []
+    return _of_recipes(specs) + few
+
+
+def _of_recipes(specs):
+    paper = published.settings()
+    lines = _others(specs, paper, {"data": "accuracies are measured on", "model": "accuracies are those of"})
+    pictures = sorted({spec.train_pictures for spec in specs} - {None})
+    if pictures:
+        lines.append(f"trainings see {_either(f'{count:,}' for count in pictures)} pictures of the train split only")
+    if any(spec.recipe != "published" for spec in specs):
+        lengths = _either(sorted({f"{spec.settings.epochs:g}" for spec in specs}))
+        lines.append(f"trainings have a recipe of their own, of {lengths} epochs")
+    return lines
+
+
+def _trainings(found):
+    return [TrainSpec(**row["spec"]) for row in _rows(found, "training")]
+
+
+def _of_attacks(name, found):
+    # The large picture of Figure 1 has no counterpart here that is to be had: its own panel says what it is.
+    rows = _rows([one for one in found if one.where.get("panel") != "large"], "attack")
+    specs, paper = [row["spec"] for row in rows], published.settings()
     if not specs:
         return []
-    rows = [one.row for one in found if one.row is not None and one.row["kind"] == "attack"]
     lines = []
     if any(spec["client_bn"] == "running" for spec in specs):
         lines.append(
             "the client normalizes with running statistics, which the attacker has, an easier case than the paper's, "
             "whose client normalizes with its batch's own"
         )
-    for name, words in (("data", "the pictures are of"), ("model", "the network is")):
-        others = sorted({spec[name] for spec in specs} - {paper[name]})
-        if others:
-            lines.append(f"{words} {' and '.join(others)}, not {paper[name]}")
-    networks = {
-        (row["network"]["epochs"], row["network"]["defense"]) if row["network"] else (0, "none") for row in rows
-    }
-    trained = " and ".join(
-        (f"{age:g} epochs" if age else "no epochs") + (f" under {defense}" if defense != "none" else "")
-        for age, defense in sorted(networks)
-    )
-    lines.append(f"the attacked network was trained for {trained}")
-    if any(_encoded(row["spec"]) and not (row["network"] and row["network"]["defense"] != "none") for row in rows):
-        lines[-1] += " and without a defense; the paper attacks encoded pictures on networks that were trained on such"
+    lines += _others(specs, paper, {"data": "the pictures are of", "model": "the network is"})
+    lines += _of_networks(rows, paper)
     steps = sorted({spec["steps"] for spec in specs} - {paper["iterations"]})
     if steps:
-        lines.append(f"an attack has {' or '.join(f'{n:,}' for n in steps)} iterations, not {paper['iterations']:,}")
-    counts = sorted({len(row["result"]["images"]) // row["spec"]["encodings"] for row in rows})
-    lines.append(f"there are {' or '.join(map(str, counts))} pictures, not {paper['pictures']}, in full batches only")
+        lines.append(f"an attack has {_either(f'{n:,}' for n in steps)} iterations, not {paper['iterations']:,}")
+    shown = {"figure1": paper["figure1"]["pictures"]["cifar10"], "figure2": paper["figure2"]["pictures"]}
+    wanted = shown.get(name, paper["pictures"])
+    counts = sorted({len(row["result"]["images"]) // row["spec"]["encodings"] for row in rows} - {wanted})
+    if counts:
+        lines.append(f"there are {_either(counts)} pictures, not {wanted}, in full batches only")
     encoded = {spec["encodings"] for spec in specs if _encoded(spec)}
     if encoded - {paper["encoded_epochs"]}:
-        epochs = " or ".join(map(str, sorted(encoded)))
-        lines.append(f"pictures are encoded in {epochs} epochs, not {paper['encoded_epochs']}")
+        lines.append(f"pictures are encoded in {_either(sorted(encoded))} epochs, not {paper['encoded_epochs']}")
     if any(spec["box"] == "valid" for spec in specs):
         lines.append(
             "guesses are kept among valid pictures, and encodings decoded by their own mapping; the published code has "
@@ -56,9 +80,35 @@ def sentences(found: Sequence[Found]) -> list[str]:
     return lines
 
 
-def _specs(found):
-    return [one.row["spec"] for one in found if one.row is not None and one.row["kind"] == "attack"]
+def _of_networks(rows, paper):
+    """On the attacked networks: how long they were trained, and on what."""
+    lines = []
+    ages = {TrainSpec(**row["network"]).settings.epochs if row["network"] else 0 for row in rows}
+    if ages != {paper["network_epochs"]}:
+        trained = " and ".join(f"{age:g}" if age else "no" for age in sorted(ages))
+        lines.append(f"the attacked network was trained for {trained} epochs, not {paper['network_epochs']}")
+    if any(_encoded(row["spec"]) and (row["network"] or {}).get("defense", "none") == "none" for row in rows):
+        lines.append("encoded pictures meet a network that was not trained on such")
+    return lines
+
+
+def _others(specs, paper, words):
+    """Values that are not the paper's, of the fields that `words` begin a sentence on."""
+    lines = []
+    for field, beginning in words.items():
+        values = {spec[field] if isinstance(spec, dict) else getattr(spec, field) for spec in specs} - {paper[field]}
+        if values:
+            lines.append(f"{beginning} {' and '.join(sorted(values))}, not {paper[field]}")
+    return lines
+
+
+def _either(values) -> str:
+    return " or ".join(map(str, values))
 
 
 def _encoded(spec):
     return defenses.parse(spec["defenses"][0]).mixing is not None
+
+
+def _rows(found, kind):
+    return [one.row for one in found if one.row is not None and one.row["kind"] == kind]

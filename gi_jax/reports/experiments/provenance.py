@@ -85,7 +85,7 @@ def _protocol(ran):
                 row["kind"],
                 coordinates(one),
                 own,
-                "-" if row.get("network") is None else _plain(row["network"].get("epochs")),
+                _network(row.get("network")),
                 "-" if seconds is None else seconds,
                 row["finished"],
                 row["cell"],
@@ -95,7 +95,7 @@ def _protocol(ran):
         Column("kind"),
         Column("cell"),
         Column("settings of its own"),
-        Column("epochs of the network"),
+        Column("training of the network"),
         Column("run, s", "{:.1f}"),
         Column("finished"),
         Column("hash of the settings"),
@@ -103,6 +103,13 @@ def _protocol(ran):
     shared = "\n".join(f"{name}: {_plain(specs[0][name])}" for name in common)
     head = (Text("Settings that all cells share:"), Code(shared)) if common else ()
     return (*head, Table(columns, tuple(rows)))
+
+
+def _network(network):
+    if network is None:
+        return "-"
+    spec = TrainSpec(**network)
+    return f"{spec.settings.epochs:g} epochs" + ("" if spec.defense == "none" else f", {spec.defense}")
 
 
 def _hardware(ran):

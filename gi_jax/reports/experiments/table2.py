@@ -72,7 +72,7 @@ def _introduction(found):
 
 def _utility(found, columns):
     paper = published.table2()
-    same_data = all(one.row["spec"]["data"] == "cifar10" for one in select(found, what="training"))
+    comparable = deviations.accuracies_comparable(found)
     rows = []
     for column in columns:
         trained = trainings(found, column)
@@ -83,7 +83,7 @@ def _utility(found, columns):
                 defense_name(column),
                 _known(known),
                 Cell(trained.accuracy, _spread(trained.accuracies, "{:.2f}")),
-                _known(leakage.difference(trained.accuracy, known) if same_data else None),
+                _known(leakage.difference(trained.accuracy, known) if comparable else None),
                 _known(time),
                 Cell(ratio, _spread(trained.ratios, "{:.2f}")),
                 _known(leakage.difference(ratio, time)),
@@ -118,7 +118,8 @@ def _utility_words(found, columns):
         return "What came out: no defense was trained beside the undefended network yet."
     most = max(losses, key=losses.get)
     known = {column: paper.test_accuracy["none"] - value for column, value in paper.test_accuracy.items()}
-    published_words = f" (published: {known[most]:.2f})" if most in known else ""
+    compared = most in known and deviations.accuracies_comparable(found)
+    published_words = f" (published: {known[most]:.2f})" if compared else ""
     return (
         f"What came out: the undefended network reaches {base:.2f} %. Of {len(losses)} defenses that were trained, "
         f"{defense_name(most)} costs most, {losses[most]:.2f} points of accuracy{published_words}."
