@@ -14,7 +14,7 @@ from gi_jax.checks import InputError
 from gi_jax.defenses import secure_aggregation as secure
 from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.spec import AttackSpec, Execution
-from gi_jax.objectives import BatchNormPrior, GradientMatching
+from gi_jax.objectives import BatchNormPrior, Candidate, GradientMatching, LabelConsistency
 from gi_jax.threat import RUNNING, THREATS, VIEWS, Batch, check_problem, look
 from gi_jax.threat.views import average
 
@@ -167,6 +167,22 @@ def test_the_sum_is_one_large_batch_with_running_statistics_and_is_not_with_batc
         pooled = dataclasses.replace(problem, clients=1, statistics=problems[0].statistics)
         error = relative_error(imagine(pooled, all_pictures(victims)).gradients, problem.observed)
         assert error < 1e-5 if same else error > 0.05
+
+
+def test_counts_of_a_sum_are_spread_over_its_clients():
+    _, _, (problem,) = seen("sum", THREATS["infer"])
+    by_class = jnp.eye(problem.num_classes)[jnp.array([0, 0, 1, 1])]
+    dealt = problem.with_labels(by_class).labels.reshape(2, 2, -1)
+    np.testing.assert_array_equal(dealt.argmax(-1), [[0, 1], [0, 1]])  # [clients, pictures]
+
+
+@pytest.mark.parametrize("name", ["infer", "exact-straight-through", "exact-paper"])
+def test_consistency_of_labels_is_that_of_each_client(name):
+    victims, problems, (problem,) = seen("sum", THREATS[name])
+    own = [Candidate(truth(victim)) for victim in victims]
+    apart = [LabelConsistency()(one, candidate, None) for one, candidate in zip(problems, own, strict=True)]
+    together = LabelConsistency()(problem, Candidate(all_pictures(victims).images), None)
+    np.testing.assert_allclose(together, np.mean(apart), rtol=1e-5)
 
 
 def test_the_server_sees_each_update():

@@ -435,6 +435,15 @@ def test_what_starts_from_the_examples_comes_first(name):
         chain(A, make(name, **values))
 
 
+def test_nothing_looks_at_private_pictures_after_a_private_gradient():
+    private = make("dpsgd", clip=1.0, sigma=1.0)
+    assert chain(private, A)
+    with pytest.raises(
+        InputError, match="^defense 'soteria' after 'dpsgd': it looks at the private pictures once more"
+    ):
+        chain(private, A, make("soteria", p=0.5))
+
+
 # What they promise, and what an adversary knows.
 
 
@@ -444,6 +453,8 @@ def test_only_differential_privacy_has_an_epsilon():
     assert "epsilon 0.718 (PLD; 1.21 by RDP) at delta 1e-05" in told and "100 steps" in told
     (asked,) = parse("dpsgd:clip=1,sigma=1").words()
     assert "give q, steps and delta" in asked and not any(letter.isdigit() for letter in asked)
+    (none,) = parse("dpsgd:clip=1,sigma=0,q=0.01,steps=100,delta=1e-5").words()
+    assert "nothing is proved" in none and "private" not in none and "epsilon" not in none
     for name, entry in DEFENSES.items():
         if entry.kind != Kind.DP:
             (words,) = parse(EXAMPLES[name]).words()

@@ -18,7 +18,7 @@ from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.labels import label_distribution
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.models import FunctionNetwork
-from gi_jax.threat import RUNNING, Batch, Mixed, Victim, observe
+from gi_jax.threat import RUNNING, Batch, Clipped, Mixed, Noisy, Victim, Zeroed, observe
 
 KEY = jax.random.key(5)
 SIDE, HIDDEN = 4, 12
@@ -53,11 +53,16 @@ def weights(seed, classes, bias, blind):
     return {"body": jnp.float32(draw((SIDE * SIDE * 3, HIDDEN)) * (SIDE * SIDE * 3) ** -0.5), "head": head}
 
 
-def make(labels, classes, features="relu", *, bias=True, blind=False, seed=0, labels_known=False):
+def make(labels, classes, features="relu", *, defense=defenses.identity, labels_known=False, **options):
     """A problem whose private batch has these labels: class numbers, or rows of probabilities."""
+    victim = victim_of(labels, classes, features, **options)
+    return _observe(victim, RUNNING, defense, jax.random.key(1), labels_known=labels_known)
+
+
+def victim_of(labels, classes, features="relu", *, bias=True, blind=False, seed=0):
     labels = np.asarray(labels)
     labels = np.eye(classes)[labels] if labels.ndim == 1 else labels
-    victim = Victim(
+    return Victim(
         network=FEATURES[features],
         params=weights(seed, classes, bias, blind),
         batch_stats={},
@@ -65,7 +70,6 @@ def make(labels, classes, features="relu", *, bias=True, blind=False, seed=0, la
         labels=jnp.float32(labels),
         space=SPACE,
     )
-    return _observe(victim, RUNNING, defenses.identity, jax.random.key(1), labels_known=labels_known)
 
 
 def counts_of(numbers, classes):
@@ -228,6 +232,55 @@ def test_auto_picks_by_what_the_network_offers_and_says_why(size, bias, mixed, m
     assert recovered.method == method
     assert recovered.why.startswith("one" if size == 1 else "several") and "bias" in recovered.why
     np.testing.assert_allclose(recovered.labels.sum(0), recovered.counts, atol=1e-6)
+
+
+FACTS = {
+    "clipped": (Clipped(bound=1.0),),
+    "pruned": (Zeroed(),),
+    "noisy": (Noisy(distribution="gaussian", scale=1e-3),),
+    "mixed and clipped": (Mixed(k=2), Clipped(bound=1.0)),
+}
+
+
+@pytest.mark.parametrize(
+    "size, facts, method",
+    [
+        (1, "clipped", "bias_sign"),
+        (1, "pruned", "bias_sign"),
+        (1, "noisy", "bias_sign"),
+        (1, "mixed and clipped", "soft"),
+        (8, "clipped", "bias_corrected"),
+        (8, "pruned", "bias_counts"),
+    ],
+)
+def test_auto_does_not_trust_values_that_a_defense_changed(size, facts, method):
+    problem = dataclasses.replace(make([2] * size, 5), known=FACTS[facts])
+    recovered = labels.recover(problem, "auto", dummies_of(problem))
+    assert recovered.method == method and "exact" not in recovered.why
+
+
+@pytest.mark.parametrize("text", ["clip:norm=0.01", "prune:p=0.9", "sign"])
+def test_the_label_of_one_picture_survives_what_keeps_signs(text):
+    for label in range(5):
+        problem = make([label], 5, defense=defenses.parse(text))
+        recovered = labels.recover(problem, "auto", dummies_of(problem))
+        np.testing.assert_array_equal(recovered.counts, counts_of([label], 5))
+
+
+def test_noise_that_nobody_told_of_does_not_prove_all_classes_present():
+    numbers = [0, 0, 0, 1]
+    problem = make(numbers, 10, blind=True)
+    head = problem.observed["head"]
+    noise = 1e-3 * jax.random.normal(jax.random.key(0), head["kernel"].shape)
+    noisy = {**problem.observed, "head": {**head, "kernel": head["kernel"] - jnp.abs(noise)}}
+    found_there = found("bias_counts", dataclasses.replace(problem, observed=noisy))
+    np.testing.assert_array_equal(found_there, counts_of(numbers, 10))
+
+
+@pytest.mark.parametrize("facts, known", [("clipped", True), ("pruned", False), ("noisy", False)])
+def test_the_rank_says_nothing_where_single_entries_were_changed(facts, known):
+    problem = dataclasses.replace(make([0, 1], 6, "signed"), known=FACTS[facts])
+    assert labels.estimate_num_images(problem) == ((2, False) if known else (0, True))
 
 
 @pytest.mark.parametrize(

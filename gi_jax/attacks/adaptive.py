@@ -28,7 +28,12 @@ def _of_kind(kind: type, change: Callable, parts: Parts) -> Parts:
 
 
 def _likelihood(parts: Parts, fact: Fact) -> Parts:
-    return _of_kind(GradientMatching, lambda part: GradientLikelihood(weight=part.weight), parts)
+    return _of_kind(GradientMatching, lambda part: GradientLikelihood(weight=_relative_weight(part)), parts)
+
+
+def _relative_weight(part: GradientMatching):
+    # A likelihood is relative to the energy of the gradient, as cosines are; weights of other distances are not.
+    return part.weight if part.distance.startswith("cosine") else 1.0
 
 
 def _zeroed(parts: Parts, fact: Zeroed) -> Parts:
@@ -38,7 +43,9 @@ def _zeroed(parts: Parts, fact: Zeroed) -> Parts:
 
 def _noisy(parts: Parts, fact: Noisy) -> Parts:
     magnitude = any(isinstance(part, TotalVariation) and part.magnitude for part in parts.values())
-    return _likelihood(parts, fact) | {"noise_prior": NoisePrior(magnitude=magnitude)}
+    parts = _likelihood(parts, fact)
+    weights = [part.weight for part in parts.values() if isinstance(part, GradientLikelihood)]
+    return parts | {"noise_prior": NoisePrior(magnitude=magnitude, weight=weights[0] if weights else 1.0)}
 
 
 def _signs(parts: Parts, fact: Signs) -> Parts:
@@ -60,7 +67,10 @@ ADAPTATIONS: dict[type, Adaptation] = {
     ),
     Noisy: Adaptation(_noisy, "it weighs gradient and smoothness by the law and the scale of the noise"),
     Quantized: Adaptation(_likelihood, "it accepts every entry that rounds to what was sent"),
-    Clipped: Adaptation(_likelihood, "it clips what it imagines to the length that was sent"),
+    Clipped: Adaptation(
+        _likelihood,
+        "it clips what it imagines to the length that was sent, the mean where examples were clipped one by one",
+    ),
     Signs: Adaptation(_signs, "it compares signs only"),
     Mixed: Adaptation(
         _mixed, "it takes the private pictures for mixtures, of smooth magnitude where signs are flipped"
@@ -73,7 +83,8 @@ def adapt(attack: Attack, problem: AttackProblem) -> Attack:
     """The attack with the objective that fits what `problem.known` says of the client's defense.
 
     - Facts about the gradient (`Zeroed`, `Noisy`, `Quantized`, `Clipped`, `Signs`) replace `GradientMatching`, its
-      layer weights included, by `GradientLikelihood`, which reads them all in order (`gi_jax.objectives.channel`).
+      layer weights included, by `GradientLikelihood`, which reads them all in order (`gi_jax.objectives.channel`), at
+      the weight of a cosine, or at 1 in place of a distance in the gradient's own units.
     - `Zeroed` makes total variation count the more, the fewer entries are seen; `Noisy` adds `NoisePrior`, so that the
       whole is a posterior; `Signs` takes a weight of total variation of at least 0.01 (best of 0.0003 to 0.03 on three
       photographs).

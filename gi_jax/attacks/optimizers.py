@@ -75,7 +75,7 @@ def lbfgs() -> optax.GradientTransformationExtraArgs:
     Lanes search side by side, so each step takes as many evaluations as the lane that needs most. Near the end float32
     blurs the loss by a thousandth of itself, and one lane that looks for a lower value in vain would have all others
     wait; so where the loss has not grown by more than a hundredth, slopes decide (the approximate Wolfe conditions,
-    Hager and Zhang 2005).
+    Hager and Zhang 2005). A search that fails altogether takes its last point, however high: an attack keeps its best.
     """
     search = optax.scale_by_zoom_linesearch(max_linesearch_steps=5, approx_dec_rtol=0.01, initial_guess_strategy="one")
     return optax.lbfgs(memory_size=100, linesearch=search)

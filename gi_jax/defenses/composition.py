@@ -50,6 +50,15 @@ class Defense:
                     f"would undo what comes before; expected it first"
                 )
 
+        names = [name for name, _ in self.stages]
+        private = next((number for number, name in enumerate(names) if DEFENSES[name].kind == Kind.DP), len(names))
+        for name in names[private + 1 :]:
+            if DEFENSES[name].of_examples:
+                raise checks.InputError(
+                    f"defense {name!r} after {names[private]!r}: it looks at the private pictures once more, which the "
+                    "bound does not cover; expected what reads the update only, such as prune or clip"
+                )
+
     def __call__(self, key: Key) -> optax.GradientTransformation:
         stages = [
             DEFENSES[name].make(jax.random.fold_in(key, number), **dict(values))
@@ -120,6 +129,8 @@ _PROMISES = {
 
 def _promise(name, **values):
     kind = DEFENSES[name].kind
+    if kind == Kind.DP and not values["sigma"]:
+        return f"{name} without noise (sigma 0) is clipping alone: nothing is proved about what it lets through."
     if kind != Kind.DP or "q" not in values:
         return _PROMISES[kind].format(name)
     training = dict(sampling_probability=values["q"], steps=values["steps"], delta=values["delta"])

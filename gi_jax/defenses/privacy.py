@@ -22,8 +22,9 @@ from gi_jax.types import Key
 def dp_sgd(clip: float, sigma: float, key: jax.Array) -> optax.GradientTransformationExtraArgs:
     """The gradient of DP-SGD: (sum_i g_i min(1, clip / ||g_i||_2) + N(0, (sigma clip)^2)) / n.
 
-    Takes the place of the gradient that it is given, so it comes first in a chain; whatever comes after keeps the
-    guarantee. n is the size of the batch as it is handed in, padding of `poisson_sample` included.
+    Takes the place of the gradient that it is given, so it comes first in a chain; what comes after keeps the
+    guarantee if it reads the update only. n is the size of the batch as it is handed in, padding of `poisson_sample`
+    included.
 
     Args:
       clip: bound on the l2 norm of an example's gradient over all tensors, above 0; may be traced.

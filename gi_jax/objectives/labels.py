@@ -23,5 +23,13 @@ class LabelConsistency:
         del update
         images, labels = candidate.batch(problem)
         given = {} if problem.statistics is None else problem.statistics
-        logits, _ = problem.network(problem.params, given, images, problem.normalize)
+
+        def logits_of(given, images):
+            return problem.network(problem.params, given, images, problem.normalize)[0]
+
+        if problem.clients > 1:  # each normalizes its own pictures
+            own = images.reshape(problem.clients, -1, *images.shape[1:])
+            logits = jax.vmap(logits_of)(given, own).reshape(labels.shape)
+        else:
+            logits = logits_of(given, images)
         return jnp.mean(jnp.sum(jnp.square(jax.nn.softmax(logits) - labels), axis=-1))

@@ -182,9 +182,12 @@ class AttackProblem:
     def with_labels(self, labels: Labels) -> "AttackProblem":
         """The problem with labels [n, num_classes] that are known as counts: which picture has which is unknown.
 
-        Every class is spread evenly over the steps of an epoch (of the first one where orders are known).
+        Every class is spread evenly over the steps of an epoch (of the first one where orders are known), and over the
+        clients of a sum.
         """
         n = self.image_shape[0]
+        if self.clients > 1:
+            labels = labels.reshape(-1, self.clients, labels.shape[-1]).swapaxes(0, 1).reshape(labels.shape)
         if self.local is not None and self.local.shuffles(n):
             labels = deal(labels, self.local)
             if self.order is not None:

@@ -12,7 +12,8 @@ def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
 
     The bias is a feature that is 1 for every picture, so that no assumption on features is needed. What the signs of
     the gradient prove present is counted once at least (not in the paper): a class of negative bias gradient, and one
-    with a negative entry in its row if no feature is negative. Noise voids the latter.
+    with a negative entry in its row if no feature is negative. Noise voids the latter where it is known, or shows by
+    classes that are more than the pictures, and it can be taken for the former below three times its scale.
 
     Args:
       problem: with a bias.
@@ -23,8 +24,10 @@ def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     """
     head = find_head(problem)
     probabilities, features = dummies()
-    present = head.bias_gradient < 0
-    if features.min() >= 0 and not any(isinstance(fact, Noisy) for fact in problem.known):
-        present |= head.kernel_gradient.min(0) < 0
+    scales = [float(fact.scale) for fact in problem.known if isinstance(fact, Noisy)]
+    present = head.bias_gradient < -3 * sum(scales)
+    by_rows = present | (head.kernel_gradient.min(0) < 0)
+    if features.min() >= 0 and not scales and by_rows.sum() <= head.batch_size:
+        present = by_rows
     values = head.batch_size * (probabilities.mean(0) - head.bias_gradient)
     return allocate(values, head.batch_size, present)

@@ -29,8 +29,9 @@ def allocate(values: np.ndarray, total: int, present: np.ndarray | None = None) 
 def assign(counts: np.ndarray, batch_size: int) -> np.ndarray:
     """Class probabilities [batch_size, classes] with these counts, in the order of the classes.
 
-    Which picture of a batch has which label is not to be known, and does not matter: the gradient is the same. One
-    picture may have a soft label, and its counts are that label.
+    Which picture of a batch has which label is not to be known, and does not matter: the gradient is the same (but for
+    steps and clients of their own, over which `AttackProblem.with_labels` spreads them). One picture may have a soft
+    label, and its counts are that label.
 
     Args:
       counts: [classes] that sum to `batch_size`; whole numbers unless there is one picture.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from gi_jax.threat import AttackProblem
+from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Zeroed
 
 TOLERANCE = 16 * np.finfo(np.float32).eps
 """Singular values below this share of the largest are rounding."""
@@ -15,7 +15,7 @@ class NumImages(NamedTuple):
     """An estimate of the batch size.
 
     Attributes:
-      at_least: the largest rank of a linear layer's gradient; never too large without noise.
+      at_least: the largest rank of a linear layer's gradient; never too large where no defense changed single entries.
       limited: whether that rank is as large as the layer allows, so that there may be more.
     """
 
@@ -33,10 +33,11 @@ def estimate_num_images(problem: AttackProblem) -> NumImages:
       problem: the observed gradient.
 
     Returns:
-      The estimate; (0, True) if no layer is linear, and after local steps: every step then adds its own outer
-      products, and the difference of two models the rank of its rounding.
+      The estimate; (0, True) if no layer is linear; under a defense that is known to change entries one by one, which
+      raises the rank; and after local steps: every step then adds its own outer products, and the difference of two
+      models the rank of its rounding.
     """
-    if problem.local is not None:
+    if problem.local is not None or any(_raises_the_rank(fact) for fact in problem.known):
         return NumImages(0, True)
     found = NumImages(0, True)
     for gradient in jax.tree.leaves(problem.observed):
@@ -49,3 +50,8 @@ def estimate_num_images(problem: AttackProblem) -> NumImages:
         rank = int(np.sum(values > TOLERANCE * values[0]))
         found = max(found, NumImages(min(rank, limit), rank >= limit), key=lambda one: (one.at_least, not one.limited))
     return found
+
+
+def _raises_the_rank(fact: Fact) -> bool:
+    # Scaling does not, nor do mixtures, nor rows of a layer that are zeroed as a whole, as Soteria does.
+    return not isinstance(fact, Clipped | Mixed) and not (isinstance(fact, Zeroed) and fact.tensors)

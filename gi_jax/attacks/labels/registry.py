@@ -1,6 +1,6 @@
 """Label methods by name: what each needs, and which one fits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from gi_jax.attacks.labels.llg import llg
 from gi_jax.attacks.labels.llg_plus import llg_plus
 from gi_jax.attacks.labels.row_minimum import row_minimum
 from gi_jax.attacks.labels.soft import soft
-from gi_jax.threat import AttackProblem, Mixed
+from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed
 from gi_jax.types import Labels
 
 
@@ -95,15 +95,17 @@ class Recovered(NamedTuple):
     labels: Labels
 
 
-def choose(batch_size: int, *, has_bias: bool, mixed: bool = False, local: bool = False) -> tuple[str, str]:
+def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local: bool = False) -> tuple[str, str]:
     """The method that fits what the adversary holds, and why.
 
     Args:
       batch_size: pictures behind the gradient.
       has_bias: whether the head has one.
-      mixed: whether labels are known to be mixtures.
+      known: facts about the client's defense.
       local: whether it is the mean gradient of several local steps.
     """
+    mixed, clipped = (any(isinstance(fact, kind) for fact in known) for kind in (Mixed, Clipped))
+    changed = any(not isinstance(fact, Mixed) for fact in known)
     if local and batch_size == 1:
         return "idlg", "one picture, several local steps: the label's row opposes all others in each of them"
     if local:
@@ -111,12 +113,16 @@ def choose(batch_size: int, *, has_bias: bool, mixed: bool = False, local: bool 
             "several local steps: row sums, with random pictures seen by the models before and after them, since "
             "probabilities and features change on the way"
         )
+    if batch_size == 1 and has_bias and changed and not mixed:
+        return "bias_sign", "one picture, a bias, and a defense that changes values: the lowest of them is the label's"
     if batch_size == 1 and has_bias:
-        return "soft", "one picture and a bias: its label is exact, hard or mixed"
+        return "soft", "one picture and a bias: its label, hard or mixed" + ("" if changed else ", is exact")
     if batch_size == 1 and mixed:
         return "soft", "one mixed picture, no bias: the size of its features is searched for"
     if batch_size == 1:
         return "idlg", "one picture, no bias: the label's row opposes all others, whatever the sign of the features"
+    if has_bias and clipped:
+        return "bias_corrected", "several pictures, a bias, and clipping: it needs no scale, which clipping hides"
     if has_bias:
         return "bias_counts", (
             "several pictures and a bias: its gradient counts them, as far as random pictures tell the network's mean "
@@ -148,9 +154,8 @@ def recover(
     head = find_head(problem)
     why = ""
     if method == "auto":
-        mixed = any(isinstance(fact, Mixed) for fact in problem.known)
         local = problem.local is not None
-        method, why = choose(head.batch_size, has_bias=head.bias is not None, mixed=mixed, local=local)
+        method, why = choose(head.batch_size, has_bias=head.bias is not None, known=problem.known, local=local)
     missing = unmet(method, problem, dummies)
     if missing:
         raise checks.InputError(f"label method {method!r} needs {' and '.join(missing)}; try auto")
