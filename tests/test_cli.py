@@ -195,6 +195,15 @@ BAD = {
     "attack": (["--attack", "dlgg"], "unknown attack"),
     "attacker": (["--attacker", "plane"], "did you mean 'plain'"),
     "view": (["--view", "sun"], "did you mean 'sum'"),
+    "clients that the server tells apart": (["--clients", "4"], "expected view sum or client"),
+    "published scoring of tiny pictures": (
+        ["--image-size", "12", "--model", "mlp", "--reference-scoring"],
+        "needs 16 at least",
+    ),
+    "what only a later run refuses": (
+        ["--compare", "none", "--compare", "dpsgd:clip=1,sigma=1", "--steps", "100000"],
+        "take a network with GroupNorm",
+    ),
     "sum of one client": (["--view", "sum"], "expected 2 clients or more"),
     "eavesdropper": (["--view", "eavesdropper", "--clients", "2"], "nothing is observed"),
     "truncated picture": (_truncated_picture, "0.png"),
@@ -217,6 +226,28 @@ def test_bad_input_is_one_line_and_a_status(case, tmp_path, capsys, monkeypatch)
     assert message in captured.err
     assert captured.err.count("\n") == 1 and "Traceback" not in captured.err
     assert captured.out == ""
+
+
+def test_out_of_memory_is_one_line(tmp_path, capsys, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr("gi_jax.experiments.training.run_training", fail)
+    assert cli.main(["train", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("gi-jax: error: out of memory: take smaller batches")
+
+
+def test_a_plain_attacker_is_shown_on_the_same_defenses(tmp_path, capsys):
+    plain = ["attack", "--attacker", "plain", "--estimate"]
+    assert cli.main(plain) == 0
+    assert "prune:p=0.99" in capsys.readouterr().out
+
+
+def test_tiny_pictures_are_scored_without_ssim(tmp_path, capsys):
+    arguments = ["attack", "--image-size", "8", "--model", "mlp", "--steps", "3", "--num-batches", "1"]
+    assert cli.main([*arguments, "--defense", "none", "--out", str(tmp_path)]) == 0
+    (run,) = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert {"psnr", "mse"} == set(run["summary"]) and "SSIM" not in capsys.readouterr().out
 
 
 def test_out_that_is_a_file_is_one_line(tmp_path, capsys):

@@ -99,6 +99,27 @@ def test_recovered_encodings_are_decoded_beside_the_floor(attacked, tmp_path, ca
     assert recovered["summary"]["correlation"]["mean"] < floor["summary"]["correlation"]["mean"]
 
 
+def test_encodings_of_an_attack_that_was_replaced_are_gone(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    quick = [
+        "attack",
+        "--model",
+        "mlp",
+        "--image-size",
+        "12",
+        "--steps",
+        "2",
+        "--num-batches",
+        "2",
+        "--batch-size",
+        "2",
+    ]
+    assert cli.main([*quick, "--defense", "mixup:k=2", *out]) == 0
+    assert cli.main([*quick, "--defense", "none", "--overwrite", *out]) == 0
+    assert cli.main(["decode", str(tmp_path / "out"), "--out", str(tmp_path / "decoded")]) == 2
+    assert "holds no encodings.npz" in capsys.readouterr().err
+
+
 def test_encodings_recovered_with_and_without_labels_are_told_apart(tmp_path, capsys):
     arguments = ["attack", "--batch-size", "2", "--num-batches", "2", "--steps", "5", "--model", "mlp"]
     arguments += ["--defense", "mixup:k=2", "--labels", "known", "--labels", "optimize"]

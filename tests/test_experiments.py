@@ -68,7 +68,9 @@ def test_interrupted_run_keeps_what_it_has_and_resumes_to_the_same_bits(tmp_path
     assert resumed.result["complete"]
     np.testing.assert_array_equal(np.stack(resumed.reconstructions), np.stack(whole.reconstructions))
     assert resumed.history == whole.history
-    assert not (tmp_path / checkpoint.NAME).exists()
+    assert (tmp_path / checkpoint.NAME).exists()  # until the results are written, which the caller does
+    again = run_attack(SMALL, tmp_path, Execution(chunk=5), resume=True, on_report=pytest.fail)
+    np.testing.assert_array_equal(np.stack(again.reconstructions), np.stack(whole.reconstructions))
 
 
 def test_lanes_per_launch_change_no_picture_beyond_rounding(tmp_path, whole):
@@ -87,6 +89,16 @@ def test_undefended_run_comes_first():
 def test_fingerprint_is_that_of_the_content():
     assert SMALL.fingerprint == dataclasses.replace(SMALL).fingerprint
     assert SMALL.fingerprint != dataclasses.replace(SMALL, tv=0.5).fingerprint
+
+
+def test_memory_that_is_too_small_for_one_run_leaves_the_launches_of_others_alone(tmp_path):
+    groups = {f"{run.defense}/{run.labels}": (SMALL.only(run),) for run in SMALL.runs}
+    session = Session(groups, "", Execution(lanes=3), tmp_path, make_victims(SMALL), lambda report: None)
+    first, second = groups
+    session.finished = {f"{first}/0": "whole"}
+    session.shrink(second, MemoryError("out of memory"))
+    assert len(session.launches(first)) == 1 and len(session.launches(second)) == 3
+    assert session.finished == {f"{first}/0": "whole"}
 
 
 def test_unfinished_file_of_another_attack_is_refused(tmp_path):

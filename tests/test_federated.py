@@ -459,6 +459,22 @@ def test_ctrl_c_keeps_the_rounds_so_far(tmp_path, monkeypatch, capsys, no_disk_c
     assert not json.loads((tmp_path / "federation.json").read_text())["complete"]
 
 
+def test_rounds_before_a_loss_that_is_not_finite_are_kept(tmp_path, monkeypatch, capsys, no_disk_cache):
+    advance = federated.advance
+
+    def diverging(*arguments, **options):
+        for number, progress in enumerate(advance(*arguments, **options)):
+            if number == 2:
+                raise InputError("the loss is nan in round 3")
+            yield progress
+
+    monkeypatch.setattr(federated, "advance", diverging)
+    assert cli.main([*QUICKLY, "--rounds", "9", "--out", str(tmp_path)]) == 2
+    assert "the loss is nan in round 3; the rounds before are kept" in capsys.readouterr().err
+    result = json.loads((tmp_path / "federation.json").read_text())
+    assert not result["complete"] and weights.load(tmp_path).origin.steps == result["rounds"][-1]["round"]
+
+
 def test_models_of_clients_are_tested_one_by_one():
     spec = FederationSpec(
         image_size=8, clients=3, partition="iid", batch_size=4, local_steps=1, batch_norm="fedbn", rounds=1

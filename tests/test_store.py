@@ -107,6 +107,10 @@ def test_a_claim_is_held_once_and_ends_with_its_holder(tmp_path):
         assert mine
         with second.claim("work", wait=False) as theirs, second.claim("other", wait=False) as other:
             assert not theirs and other
+        asked = iter((False, True))
+        with pytest.raises(KeyboardInterrupt):  # Ctrl-C is heard while it waits
+            with second.claim("work", wait=True, should_stop=lambda: next(asked)):
+                raise AssertionError
     with second.claim("work", wait=True) as theirs:
         assert theirs
 

@@ -470,6 +470,16 @@ def test_seeds_are_single_trainings_with_mean_and_spread(lanes, tmp_path):
     )
 
 
+def test_finished_seeds_are_not_replaced_unasked(tmp_path, capsys):
+    arguments = ["train", "--model", "mlp", "--image-size", "8", "--epochs", "0.2", "--batch-size", "16", "--no-timing"]
+    arguments += ["--out", str(tmp_path), "--num-seeds", "2"]
+    assert cli.main(arguments) == 0
+    (tmp_path / "training.json").unlink()  # as after a seed that diverged
+    capsys.readouterr()
+    assert cli.main(arguments) == 2
+    assert "seed-0" in capsys.readouterr().err
+
+
 def test_interrupted_seeds_go_on(tmp_path):
     spec, seeds = TrainSpec(**SMALL), (0, 1, 2)
     reports = iter(range(10**6))

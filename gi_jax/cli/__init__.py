@@ -19,6 +19,14 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"gi-jax: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        from gi_jax.experiments.plan import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0][:120]
+        print(f"gi-jax: error: out of memory: take smaller batches or fewer lanes ({reason})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("gi-jax: interrupted; what was saved before is kept", file=sys.stderr)
         return 130

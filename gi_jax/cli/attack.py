@@ -178,7 +178,8 @@ def run(options) -> int:
     elif options.defense:
         compared = (" + ".join(options.defense),)
     else:
-        compared = DEMONSTRATION if AttackSpec(**settings) == AttackSpec() else ("none",)
+        shown = AttackSpec(**settings | {"attacker": AttackSpec.attacker, "seed": AttackSpec.seed})
+        compared = DEMONSTRATION if shown == AttackSpec() else ("none",)
     spec = AttackSpec(**settings, defenses=compared)
     execution = Execution(data_dir=options.data_dir, lanes=options.lanes, reference_scoring=options.reference_scoring)
 
@@ -186,8 +187,14 @@ def run(options) -> int:
         return _estimate(spec, execution)
     done = terminal.finished(options.out, spec.fingerprint, resume=options.resume, overwrite=options.overwrite)
     if done is not None:
+        scored = any("reference_summary" in run or "decoded" in run for run in done["runs"])
+        if options.reference_scoring and not scored:
+            raise InputError(
+                f"--reference-scoring with {options.out}, which is complete without: add --overwrite to run it again"
+            )
         return _show(options.out, done)
 
+    from gi_jax.experiments import checkpoint
     from gi_jax.experiments.attack import run_attack
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -196,6 +203,8 @@ def run(options) -> int:
     with terminal.progress_bar() as on_report:
         outcome = run_attack(spec, options.out, execution, resume=options.resume, on_report=on_report)
     _write(options.out, spec, outcome)
+    if outcome.result["complete"]:
+        checkpoint.remove(options.out)
     status = _show(options.out, outcome.result)
     if not outcome.result["complete"]:
         print("gi-jax: interrupted; go on with the same command and --resume", file=sys.stderr)
@@ -223,7 +232,7 @@ def _write(out: Path, spec, outcome) -> None:
     import numpy as np
 
     from gi_jax.experiments.checkpoint import write_atomically
-    from gi_jax.experiments.decode import save_attack
+    from gi_jax.experiments.decode import remove_attack, save_attack
     from gi_jax.reports import picture
 
     result = {"fingerprint": spec.fingerprint, **outcome.result}
@@ -248,6 +257,8 @@ def _write(out: Path, spec, outcome) -> None:
     )
     if outcome.encoded:
         save_attack(out, outcome.pool, outcome.encoded)
+    else:
+        remove_attack(out)  # of an earlier one
     write_atomically(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 

@@ -45,7 +45,7 @@ def add_parser(commands) -> None:
     add("--image-size", type=int, metavar="S", help="resize to S x S (default: the data set's own; folders 32)")
     add("--first", type=int, metavar="N", help="the pool is the first N of each class (default: 5)")
     add("--encodings", type=int, metavar="T", help="epochs, each with an encoding a picture (default: 20)")
-    add("--defense", metavar="NAME:P=V", help="mixup:k=K, intra_instahide:k=K or inter_instahide:k=K")
+    add("--defense", action="append", metavar="NAME:P=V", help="mixup:k=K, intra_instahide:k=K or inter_instahide:k=K")
     add(
         "--compare", action="append", metavar="DEFENSE", help="a run for each (default: mixup:k=4, intra_instahide:k=4)"
     )
@@ -60,8 +60,10 @@ def run(options) -> int:
     terminal.set_up_compilation()
     if options.defense and options.compare:
         raise InputError("--defense and --compare: take --compare for each defense")
+    if len(options.defense or ()) > 1:
+        raise InputError(f"--defense {' and '.join(options.defense)}: take --compare for each")
     settings = {name: getattr(options, name) for name in ("data", "split", "image_size", "first", "encodings")}
-    settings["defenses"] = tuple(options.compare or ([options.defense] if options.defense else ())) or None
+    settings["defenses"] = tuple(options.compare or options.defense or ()) or None
     settings = {name: value for name, value in settings.items() if value is not None}
     if options.folder and (settings or options.data_dir):
         raise InputError(

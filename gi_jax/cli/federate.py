@@ -129,6 +129,9 @@ def run(options) -> int:
     print_table(console, "rounds", [_row(row) for row in outcome.result["rounds"]])
     console.print(outcome.weights.origin.words(), highlight=False)
     console.print(f"weights: {file}   figures: {record}", highlight=False)
+    if outcome.result["reason"] is not None:
+        print(f"gi-jax: error: {outcome.result['reason']}; the rounds before are kept", file=sys.stderr)
+        return 2
     if not outcome.result["complete"]:
         print("gi-jax: interrupted; the weights so far are kept", file=sys.stderr)
         return 130

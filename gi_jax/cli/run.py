@@ -93,6 +93,9 @@ def run(options) -> int:
         nonlocal count
         if event.state == "started":
             return
+        if event.state == "waiting":
+            say(f"waiting for another run on {options.out}: {event.job[0].words}")
+            return
         count += 1
         words = event.job[0].words + (f" and {len(event.job) - 1} more settings" if len(event.job) > 1 else "")
         reason = f": {event.reason}" if event.reason else ""

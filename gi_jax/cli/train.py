@@ -149,7 +149,11 @@ def _check_folder(options) -> None:
     if train_checkpoint.exists(options.out):
         unfinished = options.out / train_checkpoint.NAME
         raise InputError(f"{unfinished} is an unfinished training: add --resume to go on, or --overwrite to start anew")
-    for file in (options.out / weights.NAME, options.out / training.RECORD):
+    for file in (
+        options.out / weights.NAME,
+        options.out / training.RECORD,
+        *options.out.glob(f"seed-*/{weights.NAME}"),
+    ):
         if file.exists():
             raise InputError(f"{file} is there already: choose another --out, or add --overwrite")
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gi_jax.experiments import checkpoint
 from gi_jax.experiments.decode import EncodedRun, Pool
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.session import Report, RunOutcome, Session
@@ -55,7 +54,8 @@ def run_attack(
     """Runs every attack of a specification, `spec.runs`, and scores it.
 
     Interrupted by Ctrl-C, it scores what it has (`complete` is False in the result) and leaves a file from which
-    `resume=True` goes on; so does a kill, up to `save_seconds` before it.
+    `resume=True` goes on; so does a kill, up to `save_seconds` before it. A complete run leaves that file too, for
+    `checkpoint.remove` once its results are written.
 
     Args:
       spec: what is studied.
@@ -80,7 +80,7 @@ def run_attack(
     found = [one for one in found if one is not None]
     result = {"complete": complete, "environment": environment(), "runs": [one.block for one in found]}
     if complete:
-        checkpoint.remove(out)
+        session.save()
     return Outcome(
         result=result,
         originals=pictures(victims.batches),

@@ -186,6 +186,12 @@ def save_attack(folder: Path, pool: Pool, runs: list[EncodedRun]) -> None:
     np.savez_compressed(folder / MAPPING, **secrets)
 
 
+def remove_attack(folder: Path) -> None:
+    """Removes what `save_attack` left, if it did."""
+    for name in (ENCODINGS, MAPPING):
+        (folder / name).unlink(missing_ok=True)
+
+
 def read_attack(folder: Path) -> tuple[Pool, list[EncodedRun]]:
     """What `save_attack` left.
 

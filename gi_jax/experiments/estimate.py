@@ -1,15 +1,18 @@
 """What cells cost: image-iterations of attacks and pictures of trainings, and seconds at rates that were measured."""
 
+import itertools
+import json
 from collections.abc import Iterable
 from statistics import median
 from typing import NamedTuple
 
+from gi_jax.experiments import weights
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.perform import NETWORKS
 from gi_jax.experiments.plan import make_attack
 from gi_jax.experiments.store import Store
-from gi_jax.experiments.training import TrainSpec
+from gi_jax.experiments.training import RECORD, TrainSpec
 
 TRAIN_PICTURES = {"cifar10": 50_000, "photos": 116}
 
@@ -22,7 +25,8 @@ class Cost(NamedTuple):
       image_iterations: of the attacks: an iteration on one picture, restarts and encodings counted.
       train_pictures: pictures seen by the trainings; at most, where a training may end early.
       seconds: of the cells whose rate on this hardware is known from rows of the store, compilation included.
-      unknown: cells, and networks that they attack, whose rate is not.
+      unknown: cells whose rate is not.
+      unknown_networks: networks that these cells attack, that are not there, and whose rate is not known either.
     """
 
     cells: int
@@ -30,27 +34,30 @@ class Cost(NamedTuple):
     train_pictures: float
     seconds: float
     unknown: int
+    unknown_networks: int
 
 
 def estimate(cells: Iterable[Cell], store: Store) -> Cost:
     """The cost of cells, at the median rates of rows that were computed on hardware like this one."""
     cells = list(cells)
     rates = _rates(store) if cells else {}
-    iterations = pictures = seconds = unknown = 0
+    iterations = pictures = seconds = 0
+    unknown = {"cells": 0, "networks": 0}
     compiled = set()
     networks = dict.fromkeys(Cell(cell.network) for cell in cells if cell.network is not None)
     there = store.folder / NETWORKS
-    for cell in [*cells, *(one for one in networks if not (there / one.spec.fingerprint).exists())]:
+    missing = [cell for cell in networks if not (there / cell.spec.fingerprint / weights.NAME).exists()]
+    for what, cell in [*(("cells", cell) for cell in cells), *(("networks", cell) for cell in missing)]:
         program = _program(cell.description)
         work, rate = work_of(cell), rates.get(program)
         iterations += work if cell.kind == "attack" else 0
         pictures += work if cell.kind == "training" else 0
         if work and rate is None:
-            unknown += 1
+            unknown[what] += 1
         elif work:
             seconds += work / rate.per_second + (rate.overhead if program in compiled else rate.first_overhead)
             compiled.add(program)
-    return Cost(len(cells), round(iterations), pictures, seconds, unknown)
+    return Cost(len(cells), round(iterations), pictures, seconds, unknown["cells"], unknown["networks"])
 
 
 def words(cells: Iterable[Cell], store: Store) -> list[str]:
@@ -59,10 +66,12 @@ def words(cells: Iterable[Cell], store: Store) -> list[str]:
     if not cost.cells:
         return []
     lines = [f"attacks: {cost.image_iterations:,} image-iterations; trainings: {cost.train_pictures:,.0f} pictures"]
-    if cost.unknown < cost.cells:
+    if cost.seconds:
         lines.append(f"at the rates of this store on this hardware: {clock(cost.seconds)}")
     if cost.unknown:
         lines.append(f"{cost.unknown} cells have no measured rate yet; a first run with --limit measures it")
+    if cost.unknown_networks:
+        lines.append(f"{cost.unknown_networks} networks are to be trained first, for which there is none either")
     return lines
 
 
@@ -108,7 +117,7 @@ class Rate(NamedTuple):
 def _rates(store):
     here, found = environment(), {}
     same = ("device", "devices", "cores", "processor")
-    for row in store:
+    for row in itertools.chain(store, _trained(store)):
         timing = row["timing"]
         if not timing or any(row["environment"].get(name) != here[name] for name in same):
             continue
@@ -118,6 +127,10 @@ def _rates(store):
             settings = TrainSpec(**row["spec"]).settings
             speed = settings.batch_size / timing["seconds_per_step"]
             run_seconds = timing["seconds_per_step"] * row["result"]["network"]["steps"]
+        elif "steps_seconds" in timing:
+            settings, steps = TrainSpec(**row["spec"]).settings, row["result"]["network"]["steps"]
+            run_seconds = timing["first_chunk_seconds"] + timing["steps_seconds"]
+            speed = settings.batch_size * steps / run_seconds
         else:
             continue
         overhead = max(0.0, timing["wall_seconds"] - run_seconds) if "wall_seconds" in timing else 0.0
@@ -127,3 +140,11 @@ def _rates(store):
         speeds, overheads = zip(*pairs, strict=True)
         rates[program] = Rate(median(speeds), median(overheads), max(overheads))
     return rates
+
+
+def _trained(store):
+    """The networks of a store, which have no rows, as if they had."""
+    for path in sorted((store.folder / NETWORKS).glob(f"*/{RECORD}")):
+        result = json.loads(path.read_text())
+        common = {name: result[name] for name in ("spec", "environment", "timing")}
+        yield {"kind": "training", **common, "result": result}

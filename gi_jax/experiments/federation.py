@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gi_jax import checks, data, defenses, federated, models
@@ -143,7 +144,8 @@ def run_federation(
       hold the mean over them of what they keep, and the accuracy is the mean of their own models'.
 
     Raises:
-      InputError: for data that is missing, for settings that do not fit it, and for a loss that is not finite.
+      InputError: for data that is missing, for settings that do not fit it, and for a loss that is not finite in the
+        first rounds; in later ones the result is that of the rounds before, and `reason` in it says why.
     """
     dataset = data.load(spec.data, "train", data_dir, image_size=spec.image_size)
     tested = test_split(spec, data_dir)
@@ -172,7 +174,10 @@ def run_federation(
         if scores is not None and len(scores) > 1:
             rows[-1]["test_accuracy_of_clients"] = scores
 
-    for progress in federated.advance(federation, state, pool, clients, key_rounds, ends=ends):
+    reasons = []
+    played = federated.advance(federation, state, pool, clients, key_rounds, ends=ends)
+    for progress in _until_it_diverges(played, reasons):
+        progress = progress._replace(state=jax.tree.map(jnp.copy, progress.state))  # the next rounds are given theirs
         first = not losses
         seconds["first" if first else "rounds"] += progress.seconds
         losses += progress.losses.tolist()
@@ -184,6 +189,8 @@ def run_federation(
             close(progress.round, progress.state)
         if stopped:
             break
+    if not rows or rows[-1]["round"] < progress.round:
+        close(progress.round, progress.state)
     origin = Origin(
         model=spec.model,
         num_classes=dataset.num_classes,
@@ -196,9 +203,11 @@ def run_federation(
         seed=spec.seed,
         test_accuracy=rows[-1]["test_accuracy"],
         test_pictures=0 if tested is None else len(tested),
+        defense=spec.defense,
     )
     result = {
-        "complete": not stopped,
+        "complete": not (stopped or reasons),
+        "reason": next(iter(reasons), None),
         "environment": environment(),
         "spec": dataclasses.asdict(spec),
         "network": dataclasses.asdict(origin),
@@ -215,3 +224,16 @@ def run_federation(
         },
     }
     return TrainingOutcome(Weights(origin, *progress.state.mean()), result)
+
+
+def _until_it_diverges(rounds, reasons):
+    """Yields them; a loss that is not finite after the first ones is their end, and the reason goes into the list."""
+    played = False
+    try:
+        for progress in rounds:
+            yield progress
+            played = True
+    except checks.InputError as error:
+        if not played:
+            raise
+        reasons.append(str(error))

@@ -56,7 +56,10 @@ def _shape(job):
 
 
 class Event(NamedTuple):
-    """What a run tells while it runs: a job and how it ended, `done`, `failed` with a reason, or `started`."""
+    """What a run tells while it runs: a job that is `waiting` for another run, has `started`, is `done`, or `failed`.
+
+    Only what failed has a reason.
+    """
 
     job: Job
     state: str
@@ -121,7 +124,9 @@ def run_jobs(
     while queue:
         left = []
         for job in queue:
-            with store.claim(job[0].id, wait=wait) as mine:
+            if wait:
+                on_event(Event(job, "waiting"))
+            with store.claim(job[0].id, wait=wait, should_stop=should_stop) as mine:
                 if not mine:
                     left.append(job)
                     continue

@@ -95,7 +95,10 @@ def _attack(job, store, execution, on_report, should_stop):
     began = time.monotonic()
     outcome = run_sweep(specs, folder, execution, on_report=watched)
     wall = time.monotonic() - began
+    store.refresh()
     for cell, run in zip(job, outcome.runs, strict=True):
+        if cell.id in store:
+            continue  # its pictures belong to its row, which may be of another machine
         result = dict(run.block)
         timing = result.pop("timing") | {"wall_seconds": wall / len(job)}
         del result["spec"]
@@ -175,7 +178,7 @@ def network_folder(
     Of several runs on a store one trains it, and the others wait.
     """
     folder = _folder(store, NETWORKS, spec.fingerprint)
-    with store.claim(spec.fingerprint, wait=True):
+    with store.claim(spec.fingerprint, wait=True, should_stop=should_stop):
         if not (folder / weights.NAME).exists():
             working = _folder(store, UNFINISHED, spec.fingerprint)
             _train([spec], working, execution, False, on_report, should_stop)

@@ -104,7 +104,7 @@ def _local_block(steps, misfits):
     return {"assumed_steps": steps, "misfits": tried}
 
 
-def _label_words(spec, victims, assumed_steps, mixed):
+def _label_words(spec, victims, assumed_steps, known):
     """The sentence of the threat model on labels."""
     (how,) = spec.labels
     if how == "known" and spec.assumption(assumed_steps).shuffles(spec.batch_size):
@@ -118,7 +118,7 @@ def _label_words(spec, victims, assumed_steps, mixed):
         return "The labels are unknown; the attack optimizes them together with the pictures."
     if how == "auto":
         has_bias = "bias" in victims.batches[0].params["head"]
-        method, why = choose(spec.pictures_per_update, has_bias=has_bias, local=assumed_steps > 1, mixed=mixed)
+        method, why = choose(spec.pictures_per_update, has_bias=has_bias, local=spec.local is not None, known=known)
         return f"The labels are unknown and recovered from the gradient by {method} ({why})."
     if how != "known":
         return f"The labels are unknown and recovered from the gradient by {how}."
@@ -146,14 +146,15 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps
     """The threat model of a single run in sentences, oracles named; with the local steps that the adversary assumes."""
     assumed_steps = assumed_steps or spec.local_steps
     has_norm = bool(victims.batches[0].batch_stats)
+    known = _known(spec, victims.batches[0], defense)
     return [
         *_words_of_view(spec, assumed_steps),
         victims.age,
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
-        _label_words(spec, victims, assumed_steps, defenses.parse(defense).mixing is not None),
+        _label_words(spec, victims, assumed_steps, known),
         "The adversary knows the size of the batch and the normalization of the data.",
         *_words_of_encoding(spec, victims, defense),
-        *_defense_words(spec, victims.batches[0], defense),
+        *_defense_words(spec, defense, known),
         *defenses.parse(defense).words(),
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
@@ -193,7 +194,15 @@ def _words_of_view(spec, assumed_steps):
     return tuple(words)
 
 
-def _defense_words(spec, victim, defense):
+def _known(spec, victim, defense):
+    """The facts that the adversary has of a defense; their numbers are missing."""
+    if defense == "none" or spec.attacker == "plain" or spec.assume_steps is not None or spec.view != "server":
+        return ()
+    granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))
+    return jax.eval_shape(granted, victim, key=jax.random.key(0)).known
+
+
+def _defense_words(spec, defense, known):
     if defense == "none":
         return ("The client applies no defense.",)
     applies = f"The client applies {defense} before it sends"
@@ -206,8 +215,6 @@ def _defense_words(spec, victim, defense):
         )
     if spec.view != "server":
         return (f"Every client applies {defense} before it sends; the attack on their sum does not adapt to it.",)
-    granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))
-    known = jax.eval_shape(granted, victim, key=jax.random.key(0)).known
     adapted = "; ".join(attacks.adaptation_words(known)) or "there is nothing to adapt to"
     return (
         f"{applies}; the adversary knows that and the parameters, but not the client's random choices.",

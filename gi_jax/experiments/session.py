@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import serialization
 
-from gi_jax import attacks, defenses
+from gi_jax import attacks, checks, defenses, metrics
 from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.decode import EncodedRun, Pool
@@ -71,10 +71,17 @@ class Session:
         self.groups, self.fingerprint, self.execution, self.out = groups, fingerprint, execution, out
         self.victims, self.on_report = victims, on_report
         first = next(iter(groups.values()))[0]
-        self.limit = execution.lanes or lanes_per_launch(first, victims.batches[0].images.shape[1:])
+        limit = execution.lanes or lanes_per_launch(first, victims.batches[0].images.shape[1:])
+        self.limits = dict.fromkeys(groups, limit)  # group -> most lanes of a launch
         self.attacked = {
             spec.defenses[0]: encode_victims(spec, victims, spec.defenses[0]) for (spec, *_) in groups.values()
         }
+        side, smallest = min(victims.batches[0].images.shape[1:3]), metrics.SMALLEST_SIDE["vgg"]
+        if execution.reference_scoring and side < smallest:
+            raise checks.InputError(
+                f"the published scoring of pictures of {side} pixels: its LPIPS needs {smallest} at least; leave "
+                "--reference-scoring out, or take larger pictures"
+            )
         self.finished = {}  # "group/launch" -> arrays of that launch
         self.running = None  # (name, arrays so far, timing, states)
         self.history = []
@@ -92,6 +99,9 @@ class Session:
         """Runs every group; False if interrupted after there was something to show."""
         if resume:
             self.restore()
+        if len(self.groups) > 1:
+            for name in self.groups:
+                self.check(name)
         try:
             for name in self.groups:
                 self.run(name)
@@ -101,6 +111,13 @@ class Session:
                 raise
             return False
         return True
+
+    def check(self, name):
+        """Refuses a group that cannot be run before another one is: what that computed would be lost."""
+        spec, defense = self.groups[name][0], self.groups[name][0].defenses[0]
+        steps = spec.local_steps if spec.assume_steps == "auto" else spec.assume_steps
+        problems = make_problems(spec, self.attacked[defense][0], defense, [0], steps)
+        attacks.adapt(make_attack(spec), problems[0]).check(stack(problems))
 
     def assumed(self, name):
         """How many local steps the adversary of a group takes updates to be made of, and the misfits of others.
@@ -124,12 +141,12 @@ class Session:
         """The launches of a group: a function of the group and the limit alone, whatever is finished."""
         specs = self.groups[name]
         updates = len(self.attacked[specs[0].defenses[0]][0]) // specs[0].batches_per_update
-        return launches(updates, len(specs), max(1, self.limit // specs[0].restarts))
+        return launches(updates, len(specs), max(1, self.limits[name] // specs[0].restarts))
 
     def restore(self):
         content = checkpoint.load(self.out, self.fingerprint)
         if content is not None:
-            self.limit = int(content["limit"])
+            self.limits |= {group: int(limit) for group, limit in content.get("limits", {}).items()}
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
             self._assumed = {
@@ -139,7 +156,7 @@ class Session:
 
     def save(self):
         content = {
-            "limit": self.limit,
+            "limits": self.limits,
             "finished": self.finished,
             "history": json.dumps(self.history),
             "assumed": json.dumps(self._assumed),
@@ -167,7 +184,7 @@ class Session:
         """Makes the launches of a group smaller after they ran out of memory; raises other errors again."""
         if not is_out_of_memory(error):
             raise error
-        self.limit = fewer(self.limit, self.groups[name][0].restarts, error)
+        self.limits[name] = fewer(self.limits[name], self.groups[name][0].restarts, error)
         self.running = self.restored = None
         self.finished = {key: value for key, value in self.finished.items() if not key.startswith(f"{name}/")}
 

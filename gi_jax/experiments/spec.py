@@ -153,6 +153,11 @@ class AttackSpec:
         checks.one_of("box", self.box, BOXES)
         checks.positive(clients=self.clients)
         checks.one_of("view", self.view, VIEWS)
+        if self.view == "server" and self.clients > 1:
+            raise checks.InputError(
+                f"clients={self.clients} with view='server': the server sees each client's own update, however many "
+                "there are; expected view sum or client, or one client"
+            )
         if self.view == "sum" and self.clients < 2:
             raise checks.InputError(
                 "view='sum' with clients=1: the sum is the update itself; expected 2 clients or more"

@@ -3,7 +3,8 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from PIL import Image
 from gi_jax import checks
 
 NAME = "rows.jsonl"
+WAIT_SECONDS = 0.2
+"""Between two tries to claim what another run holds."""
 _START = b'{"cell": "'
 _ID = slice(len(_START), len(_START) + 16)
 
@@ -131,25 +134,36 @@ class Store:
         return np.stack(np.split(strip, count, axis=1))
 
     @contextmanager
-    def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
+    def claim(self, name: str, *, wait: bool, should_stop: Callable[[], bool] = lambda: False) -> Iterator[bool]:
         """Holds a piece of work against other runs on this store; the claim ends with the process, however it ends.
 
         Args:
           name: of the work.
           wait: for another run that holds it.
+          should_stop: asked while it waits.
 
         Yields:
           Whether it is held; without `wait` False if another run has it.
+
+        Raises:
+          KeyboardInterrupt: where it was told to stop.
         """
         folder = self.folder / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+            while not (held := _lock_at_once(file)) and wait:
+                if should_stop():
+                    raise KeyboardInterrupt
+                time.sleep(WAIT_SECONDS)
+            yield held
+
+
+def _lock_at_once(file) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

@@ -127,6 +127,7 @@ class Study:
             seed=seed,
             test_accuracy=accuracy,
             test_pictures=0 if accuracy is None else len(self.tested.labels),
+            defense=self.spec.defense,
         )
         return Weights(
             origin, *(jax.tree.map(lambda leaf: leaf[lane], tree) for tree in (state.params, state.batch_stats))

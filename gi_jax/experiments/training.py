@@ -138,30 +138,27 @@ def run_seeds(
     folders = {seed: None if out is None else out / f"seed-{seed}" for seed in seeds}
     found = {seed: read(folders[seed], specs[seed]) for seed in seeds} if resume else dict.fromkeys(seeds)
     study = Study(spec, data_dir)
+    left = tuple(seed for seed in seeds if found[seed] is None)
     if resume and out is not None:
-        lanes = _lanes_before(
-            train_checkpoint.fingerprint_in(out), [spec.fingerprint for spec in specs.values()], lanes
-        )
-    first = 0
-    while first < len(seeds):
-        group = seeds[first : first + lanes]
-        if all(found[seed] is not None for seed in group):
-            first += lanes
-            continue
+        fingerprints = {seed: specs[seed].fingerprint for seed in seeds}
+        lanes = _lanes_before(out, fingerprints, left) or lanes
+    while left:
+        group = left[:lanes]
         run = _Run(study, group, [folders[seed] for seed in group], out, checkpoint_epochs)
         title = f"seed {', '.join(map(str, group))}, "
         try:
             outcomes = run.train(resume, on_report, should_stop, title)
         except jax.errors.JaxRuntimeError as error:
-            if lanes == 1 or not is_out_of_memory(error):
+            if len(group) == 1 or not is_out_of_memory(error):
                 raise
-            lanes //= 2
+            lanes = len(group) // 2
+            if out is not None:
+                train_checkpoint.remove(out)  # of the larger group
             continue
         found |= zip(group, outcomes, strict=True)
-        resume = False  # what is resumed from was this group's
+        resume, left = False, left[lanes:]  # what is resumed from was this group's
         if not all(outcome.result["complete"] for outcome in outcomes):
             break
-        first += lanes
     outcomes = tuple(found[seed] for seed in seeds if found[seed] is not None)
     complete = len(outcomes) == len(seeds) and all(outcome.result["complete"] for outcome in outcomes)
     accuracies = [outcome.weights.origin.test_accuracy for outcome in outcomes]
@@ -183,14 +180,19 @@ def _together(fingerprints) -> str:
     return " ".join(fingerprints)
 
 
-def _lanes_before(held: str | None, fingerprints: list[str], lanes: int) -> int:
-    """How many lanes an interrupted run had, which may have halved them for memory; `lanes` if none is found."""
-    tried = lanes
-    while held is not None and tried > 0:
-        if held in (_together(fingerprints[i : i + tried]) for i in range(0, len(fingerprints), tried)):
-            return tried
-        tried //= 2
-    return lanes
+def _lanes_before(out: Path, fingerprints: dict[int, str], left: tuple[int, ...]) -> int | None:
+    """How many lanes the unfinished trainings in `out` have, whatever this machine would take; None if there are none.
+
+    Those of a kill after the last of their files was written are finished, and removed.
+    """
+    held = (train_checkpoint.fingerprint_in(out) or "").split()
+    if not held:
+        return None
+    if held == [fingerprints[seed] for seed in left[: len(held)]]:
+        return len(held)
+    if set(held) <= {fingerprints[seed] for seed in fingerprints if seed not in left}:
+        train_checkpoint.remove(out)
+    return None
 
 
 def read(out: Path | None, spec: TrainSpec) -> TrainingOutcome | None:

@@ -30,6 +30,7 @@ class Origin:
       data: what it was trained on; the train split.
       epochs, steps: how long.
       seed: of weights, order and augmentation.
+      defense: of the client in every step; `none` for none.
       test_accuracy: share of `test_pictures` held-out pictures, 0 to 1; None if there were none,
         and for a training that was interrupted inside of an epoch.
     """
@@ -45,6 +46,7 @@ class Origin:
     seed: int
     test_accuracy: float | None
     test_pictures: int
+    defense: str = "none"
 
     def words(self) -> str:
         """The sentence of the threat model."""
@@ -53,7 +55,9 @@ class Origin:
             tested = f" (test accuracy {100 * self.test_accuracy:.0f} %)"
         epochs = f"{round(self.epochs, 2):g}"
         unit = "epoch" if epochs == "1" else "epochs"
-        return f"The network ({self.model}) was trained for {epochs} {unit} on the train split of {self.data}{tested}."
+        under = "" if self.defense == "none" else f" under {self.defense}"
+        what = f"{epochs} {unit}{under} on the train split of {self.data}{tested}"
+        return f"The network ({self.model}) was trained for {what}."
 
     def check_fits(self, num_classes: int, image_shape: tuple[int, ...], name: str) -> None:
         """Raises unless the pictures of the data set `name` are those of a network like this one."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from gi_jax import checks
 from gi_jax.metrics.assignment import mse_matrix
-from gi_jax.metrics.image import MAX_PSNR, check_images, check_unit_range, mse, psnr, ssim
+from gi_jax.metrics.image import MAX_PSNR, SSIM_WINDOW, check_images, check_unit_range, mse, psnr, ssim
 from gi_jax.metrics.perceptual import NETS, lpips, lpips_matrix
 from gi_jax.types import Images
 
@@ -38,7 +38,8 @@ def score(originals: Images, reconstructions: Images, lpips_nets: Sequence[str] 
         lpips_nets: the LPIPS networks, of "vgg" and "alex"; `()` leaves LPIPS out.
 
     Returns:
-        One row per image: psnr (decibels, at most 100), ssim, mse, and lpips_<net> for each network.
+        One row per image: psnr (decibels, at most 100), ssim unless the images are smaller than its window, mse, and
+        lpips_<net> for each network.
 
     Raises:
         InputError: if shapes or ranges do not fit, an original is not finite, or a network is unknown.
@@ -49,6 +50,8 @@ def score(originals: Images, reconstructions: Images, lpips_nets: Sequence[str] 
     checks.all_finite("originals", originals)
     check_unit_range(originals=originals, reconstructions=reconstructions)
     metrics = {"psnr": psnr, "ssim": ssim, "mse": mse}
+    if min(np.shape(originals)[1:3]) < SSIM_WINDOW:
+        del metrics["ssim"]
     columns = {name: metric(originals, reconstructions) for name, metric in metrics.items()}
     columns |= {f"lpips_{net}": lpips(originals, reconstructions, net) for net in lpips_nets}
     return _rows(columns)
