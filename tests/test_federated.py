@@ -464,15 +464,17 @@ def test_rounds_before_a_loss_that_is_not_finite_are_kept(tmp_path, monkeypatch,
 
     def diverging(*arguments, **options):
         for number, progress in enumerate(advance(*arguments, **options)):
-            if number == 2:
-                raise InputError("the loss is nan in round 3")
+            if number == 3:
+                raise InputError("the loss is nan in round 4")
             yield progress
+            # The weights after the third rounds are those that diverged: their loss is seen one round later.
 
     monkeypatch.setattr(federated, "advance", diverging)
     assert cli.main([*QUICKLY, "--rounds", "9", "--out", str(tmp_path)]) == 2
-    assert "the loss is nan in round 3; the rounds before are kept" in capsys.readouterr().err
+    assert "the loss is nan in round 4; the rounds before are kept" in capsys.readouterr().err
     result = json.loads((tmp_path / "federation.json").read_text())
-    assert not result["complete"] and weights.load(tmp_path).origin.steps == result["rounds"][-1]["round"]
+    assert not result["complete"] and len(result["losses"]) == result["rounds"][-1]["round"] == 2
+    assert weights.load(tmp_path).origin.steps == 2
 
 
 def test_models_of_clients_are_tested_one_by_one():

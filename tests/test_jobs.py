@@ -187,6 +187,13 @@ def test_seeds_start_anew_in_smaller_groups_where_the_memory_is_smaller(tmp_path
     assert found.result["complete"] and found.result["timing"]["lanes"] == 1
 
 
+def test_seeds_of_which_some_were_written_before_a_kill_go_on(tmp_path):
+    spec, how = stopped_after_two_chunks(tmp_path / "out", lanes=2)
+    training.run_training(dataclasses.replace(spec, seed=0), out=tmp_path / "out" / "seed-0", timing=False)
+    found = training.run_seeds(spec, (0, 1), lanes=2, **how)
+    assert found.result["complete"] and [one.weights.origin.seed for one in found.outcomes] == [0, 1]
+
+
 def test_a_checkpoint_of_seeds_that_are_finished_is_in_nobodys_way(tmp_path):
     spec, how = stopped_after_two_chunks(tmp_path / "cut", lanes=1)
     left = tmp_path / "cut" / train_checkpoint.NAME

@@ -71,7 +71,6 @@ def victim_arguments(parser) -> None:
         metavar="L",
         help="learning rate of the local steps (default: 0.01, where tutorials of SGD start)",
     )
-    add("--clients", type=int, default=1, metavar="K", help="clients of a round, see --view (default: 1)")
 
 
 def network_settings(options) -> dict[str, str]:

@@ -52,6 +52,7 @@ def add_parser(commands) -> None:
 
 def _adversary_arguments(parser) -> None:
     add = parser.add_argument_group("adversary").add_argument
+    add("--clients", type=int, default=1, metavar="K", help="clients of a round, see --view (default: 1)")
     add(
         "--view",
         default="server",
@@ -163,6 +164,8 @@ def _defense_help() -> str:
 
 
 def run(options) -> int:
+    from gi_jax.defenses import parse
+    from gi_jax.experiments import checkpoint
     from gi_jax.experiments.spec import DEMONSTRATION, AttackSpec, Execution
 
     terminal.set_up_compilation()
@@ -187,14 +190,14 @@ def run(options) -> int:
         return _estimate(spec, execution)
     done = terminal.finished(options.out, spec.fingerprint, resume=options.resume, overwrite=options.overwrite)
     if done is not None:
-        scored = any("reference_summary" in run or "decoded" in run for run in done["runs"])
-        if options.reference_scoring and not scored:
+        checkpoint.remove(options.out)
+        lacking = [run for run in done["runs"] if "reference_summary" not in run]
+        if options.reference_scoring and any(parse(run["defense"]).mixing is None for run in lacking):
             raise InputError(
                 f"--reference-scoring with {options.out}, which is complete without: add --overwrite to run it again"
             )
         return _show(options.out, done)
 
-    from gi_jax.experiments import checkpoint
     from gi_jax.experiments.attack import run_attack
 
     options.out.mkdir(parents=True, exist_ok=True)

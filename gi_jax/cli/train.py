@@ -152,7 +152,7 @@ def _check_folder(options) -> None:
     for file in (
         options.out / weights.NAME,
         options.out / training.RECORD,
-        *options.out.glob(f"seed-*/{weights.NAME}"),
+        *sorted(options.out.glob(f"seed-*/{weights.NAME}")),
     ):
         if file.exists():
             raise InputError(f"{file} is there already: choose another --out, or add --overwrite")

@@ -76,11 +76,11 @@ def run_attack(
     groups = {f"{run.defense}/{run.labels}": (spec.only(run),) for run in spec.runs}
     session = Session(groups, spec.fingerprint, execution, out, victims, on_report or (lambda report: None))
     complete = session.run_all(resume)
+    if complete:
+        session.save()
     found = [session.outcome(name, 0) for name in groups]
     found = [one for one in found if one is not None]
     result = {"complete": complete, "environment": environment(), "runs": [one.block for one in found]}
-    if complete:
-        session.save()
     return Outcome(
         result=result,
         originals=pictures(victims.batches),

@@ -176,8 +176,9 @@ def run_federation(
 
     reasons = []
     played = federated.advance(federation, state, pool, clients, key_rounds, ends=ends)
+    before = latest = None
     for progress in _until_it_diverges(played, reasons):
-        progress = progress._replace(state=jax.tree.map(jnp.copy, progress.state))  # the next rounds are given theirs
+        before, latest = latest, progress._replace(state=jax.tree.map(jnp.copy, progress.state))  # theirs is given away
         first = not losses
         seconds["first" if first else "rounds"] += progress.seconds
         losses += progress.losses.tolist()
@@ -189,8 +190,15 @@ def run_federation(
             close(progress.round, progress.state)
         if stopped:
             break
-    if not rows or rows[-1]["round"] < progress.round:
-        close(progress.round, progress.state)
+    if reasons:
+        # A loss is that of the weights before its round, so the latest ones are those that diverged.
+        if before is None:
+            raise checks.InputError(reasons[0])
+        progress = before
+        del losses[progress.round :]
+        rows[:] = [row for row in rows if row["round"] <= progress.round]
+        if not rows or rows[-1]["round"] < progress.round:
+            close(progress.round, progress.state)
     origin = Origin(
         model=spec.model,
         num_classes=dataset.num_classes,

@@ -118,7 +118,7 @@ def _label_words(spec, victims, assumed_steps, known):
         return "The labels are unknown; the attack optimizes them together with the pictures."
     if how == "auto":
         has_bias = "bias" in victims.batches[0].params["head"]
-        method, why = choose(spec.pictures_per_update, has_bias=has_bias, local=spec.local is not None, known=known)
+        method, why = choose(spec.pictures_per_update, has_bias=has_bias, local=assumed_steps > 1, known=known)
         return f"The labels are unknown and recovered from the gradient by {method} ({why})."
     if how != "known":
         return f"The labels are unknown and recovered from the gradient by {how}."

@@ -77,7 +77,8 @@ class Session:
             spec.defenses[0]: encode_victims(spec, victims, spec.defenses[0]) for (spec, *_) in groups.values()
         }
         side, smallest = min(victims.batches[0].images.shape[1:3]), metrics.SMALLEST_SIDE["vgg"]
-        if execution.reference_scoring and side < smallest:
+        scored = any(defenses.parse(spec.defenses[0]).mixing is None for (spec, *_) in groups.values())
+        if execution.reference_scoring and scored and side < smallest:
             raise checks.InputError(
                 f"the published scoring of pictures of {side} pixels: its LPIPS needs {smallest} at least; leave "
                 "--reference-scoring out, or take larger pictures"
@@ -146,7 +147,8 @@ class Session:
     def restore(self):
         content = checkpoint.load(self.out, self.fingerprint)
         if content is not None:
-            self.limits |= {group: int(limit) for group, limit in content.get("limits", {}).items()}
+            limits = content.get("limits") or dict.fromkeys(self.groups, content["limit"])  # an older file has one
+            self.limits = {group: int(limit) for group, limit in limits.items()}
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
             self._assumed = {

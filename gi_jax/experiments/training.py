@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -139,9 +139,11 @@ def run_seeds(
     found = {seed: read(folders[seed], specs[seed]) for seed in seeds} if resume else dict.fromkeys(seeds)
     study = Study(spec, data_dir)
     left = tuple(seed for seed in seeds if found[seed] is None)
-    if resume and out is not None:
-        fingerprints = {seed: specs[seed].fingerprint for seed in seeds}
-        lanes = _lanes_before(out, fingerprints, left) or lanes
+    if out is not None:
+        if resume:
+            left, lanes = _as_before(out, {specs[seed].fingerprint: seed for seed in seeds}, left, lanes)
+        else:
+            _clear(out, folders.values())
     while left:
         group = left[:lanes]
         run = _Run(study, group, [folders[seed] for seed in group], out, checkpoint_epochs)
@@ -156,7 +158,7 @@ def run_seeds(
                 train_checkpoint.remove(out)  # of the larger group
             continue
         found |= zip(group, outcomes, strict=True)
-        resume, left = False, left[lanes:]  # what is resumed from was this group's
+        resume, left = False, left[len(group) :]  # what is resumed from was this group's
         if not all(outcome.result["complete"] for outcome in outcomes):
             break
     outcomes = tuple(found[seed] for seed in seeds if found[seed] is not None)
@@ -180,19 +182,35 @@ def _together(fingerprints) -> str:
     return " ".join(fingerprints)
 
 
-def _lanes_before(out: Path, fingerprints: dict[int, str], left: tuple[int, ...]) -> int | None:
-    """How many lanes the unfinished trainings in `out` have, whatever this machine would take; None if there are none.
+def _as_before(out: Path, seeds: dict[str, int], left: tuple[int, ...], lanes: int) -> tuple[tuple[int, ...], int]:
+    """Seeds in the order in which to go on, and lanes: those of unfinished trainings in `out` first, side by side.
 
-    Those of a kill after the last of their files was written are finished, and removed.
+    They have as many lanes as they had, whatever this machine would take. A kill while their files were written leaves
+    some of them finished, which are written again, or all, whose trainings are then removed.
+
+    Args:
+      out: folder of all.
+      seeds: by fingerprint.
+      left: those that are not finished.
+      lanes: what to take where nothing is unfinished.
     """
-    held = (train_checkpoint.fingerprint_in(out) or "").split()
-    if not held:
-        return None
-    if held == [fingerprints[seed] for seed in left[: len(held)]]:
-        return len(held)
-    if set(held) <= {fingerprints[seed] for seed in fingerprints if seed not in left}:
+    held = [seeds.get(fingerprint) for fingerprint in (train_checkpoint.fingerprint_in(out) or "").split()]
+    if not held or None in held:  # if it is another training's, `load` says so
+        return left, lanes
+    if not set(held) & set(left):
         train_checkpoint.remove(out)
-    return None
+        return left, lanes
+    return (*held, *(seed for seed in left if seed not in held)), len(held)
+
+
+def _clear(out: Path, folders: Iterable[Path]) -> None:
+    """Removes what earlier trainings left in `out`, and in the folders of their seeds."""
+    train_checkpoint.remove(out)
+    for folder in folders:
+        (folder / weights.NAME).unlink(missing_ok=True)
+        (folder / RECORD).unlink(missing_ok=True)
+        for kept in folder.glob("epoch-*"):
+            shutil.rmtree(kept)
 
 
 def read(out: Path | None, spec: TrainSpec) -> TrainingOutcome | None:
@@ -238,7 +256,7 @@ class _Run:
         if self.out is not None:
             state, watch = self._resumed(state, watch) if resume else (state, watch)
             if not resume:
-                self._remove_old()
+                _clear(self.out, self.folders)
         self.watch, saved, stopped, first = watch, time.monotonic(), False, self.step
         ends = training.epoch_ends(study.per_epoch, recipe.epochs, self.kept.values())
         for progress in training.advance(
@@ -318,14 +336,6 @@ class _Run:
         for name, value in records.items():
             setattr(self, name, value)
         return state, watch
-
-    def _remove_old(self):
-        train_checkpoint.remove(self.out)
-        for folder in self.folders:
-            (folder / weights.NAME).unlink(missing_ok=True)
-            (folder / RECORD).unlink(missing_ok=True)
-            for kept in folder.glob("epoch-*"):
-                shutil.rmtree(kept)
 
     def _finish(self, state, stopped) -> list[TrainingOutcome]:
         study, outcomes = self.study, []

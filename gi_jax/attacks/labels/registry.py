@@ -100,7 +100,7 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
 
     Args:
       batch_size: pictures behind the gradient.
-      has_bias: whether the head has one.
+      has_bias: whether the head has one, whose gradient was sent.
       known: facts about the client's defense.
       local: whether it is the mean gradient of several local steps.
     """
@@ -155,7 +155,8 @@ def recover(
     why = ""
     if method == "auto":
         local = problem.local is not None
-        method, why = choose(head.batch_size, has_bias=head.bias is not None, known=problem.known, local=local)
+        has_bias = head.bias is not None and bool(head.bias_gradient.any())  # one that was not sent says nothing
+        method, why = choose(head.batch_size, has_bias=has_bias, known=problem.known, local=local)
     missing = unmet(method, problem, dummies)
     if missing:
         raise checks.InputError(f"label method {method!r} needs {' and '.join(missing)}; try auto")

@@ -37,10 +37,14 @@ def _of_recipes(specs):
     pictures = sorted({spec.train_pictures for spec in specs} - {None})
     if pictures:
         lines.append(f"trainings see {_either(f'{count:,}' for count in pictures)} pictures of the train split only")
-    if any(spec.recipe != "published" for spec in specs):
+    if not all(spec.recipe == "published" and spec.augment and _untouched(spec) for spec in specs):
         lengths = _either(sorted({f"{spec.settings.epochs:g}" for spec in specs}))
         lines.append(f"trainings have a recipe of their own, of {lengths} epochs")
     return lines
+
+
+def _untouched(spec):
+    return all(getattr(spec, name) is None for name in ("epochs", "batch_size", "learning_rate", "schedule"))
 
 
 def _trainings(found):
