@@ -43,9 +43,7 @@ def _zeroed(parts: Parts, fact: Zeroed) -> Parts:
 
 def _noisy(parts: Parts, fact: Noisy) -> Parts:
     magnitude = any(isinstance(part, TotalVariation) and part.magnitude for part in parts.values())
-    parts = _likelihood(parts, fact)
-    weights = [part.weight for part in parts.values() if isinstance(part, GradientLikelihood)]
-    return parts | {"noise_prior": NoisePrior(magnitude=magnitude, weight=weights[0] if weights else 1.0)}
+    return _likelihood(parts, fact) | {"noise_prior": NoisePrior(magnitude=magnitude)}
 
 
 def _signs(parts: Parts, fact: Signs) -> Parts:
@@ -86,7 +84,7 @@ def adapt(attack: Attack, problem: AttackProblem) -> Attack:
       layer weights included, by `GradientLikelihood`, which reads them all in order (`gi_jax.objectives.channel`), at
       the weight of a cosine, or at 1 in place of a distance in the gradient's own units.
     - `Zeroed` makes total variation count the more, the fewer entries are seen; `Noisy` adds `NoisePrior`, so that the
-      whole is a posterior; `Signs` takes a weight of total variation of at least 0.01 (best of 0.0003 to 0.03 on three
+      whole is a posterior where the likelihood's weight is 1; `Signs` takes a weight of total variation of at least 0.01 (best of 0.0003 to 0.03 on three
       photographs).
     - `Mixed` takes total variation of |x| where signs are flipped. Weights stay: the 0.1 that Huang et al. (2021) found
       best for MixUp, on a trained network with batch statistics, costs 21 dB on the photographs.
