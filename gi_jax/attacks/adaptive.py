@@ -84,8 +84,8 @@ def adapt(attack: Attack, problem: AttackProblem) -> Attack:
       layer weights included, by `GradientLikelihood`, which reads them all in order (`gi_jax.objectives.channel`), at
       the weight of a cosine, or at 1 in place of a distance in the gradient's own units.
     - `Zeroed` makes total variation count the more, the fewer entries are seen; `Noisy` adds `NoisePrior`, so that the
-      whole is a posterior where the likelihood's weight is 1; `Signs` takes a weight of total variation of at least 0.01 (best of 0.0003 to 0.03 on three
-      photographs).
+      whole is a posterior where the likelihood's weight is 1; `Signs` takes a weight of total variation of at least
+      0.01 (best of 0.0003 to 0.03 on three photographs).
     - `Mixed` takes total variation of |x| where signs are flipped. Weights stay: the 0.1 that Huang et al. (2021) found
       best for MixUp, on a trained network with batch statistics, costs 21 dB on the photographs.
 
