@@ -58,7 +58,9 @@ def test_a_sweep_gives_what_single_runs_give(tmp_path):
     specs = [dataclasses.replace(SMALL, tv=weight, learning_rate=rate) for weight, rate in ((0.01, 1.0), (0.3, 0.1))]
     swept = run_sweep(specs, tmp_path)
     for spec, run in zip(specs, swept.runs, strict=True):
-        alone = run_attack(spec, tmp_path).reconstructions[0]
+        folder = tmp_path / str(spec.tv)
+        folder.mkdir()
+        alone = run_attack(spec, folder).reconstructions[0]
         np.testing.assert_allclose(run.images, alone, atol=2e-3)
         assert run.block["spec"]["tv"] == spec.tv
     assert np.abs(swept.runs[0].images - swept.runs[1].images).max() > 0.01

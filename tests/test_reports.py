@@ -323,7 +323,9 @@ def test_the_printed_command_gives_the_specification_again(spec, monkeypatch):
     from gi_jax.cli import attack as command
 
     seen = []
-    monkeypatch.setattr(command.terminal, "finished", lambda out, fingerprint, **_: seen.append(fingerprint) or {})
+    monkeypatch.setattr(
+        command.terminal, "finished", lambda out, fingerprint, **_: seen.append(fingerprint) or {"runs": []}
+    )
     monkeypatch.setattr(command, "_show", lambda out, done: 0)
     words = shlex.split(attack_command(dataclasses.asdict(spec), reference_scoring=True))
     assert words[0] == "gi-jax" and "--reference-scoring" in words

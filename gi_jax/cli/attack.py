@@ -164,7 +164,6 @@ def _defense_help() -> str:
 
 
 def run(options) -> int:
-    from gi_jax.defenses import parse
     from gi_jax.experiments import checkpoint
     from gi_jax.experiments.spec import DEMONSTRATION, AttackSpec, Execution
 
@@ -191,8 +190,7 @@ def run(options) -> int:
     done = terminal.finished(options.out, spec.fingerprint, resume=options.resume, overwrite=options.overwrite)
     if done is not None:
         checkpoint.remove(options.out)
-        lacking = [run for run in done["runs"] if "reference_summary" not in run]
-        if options.reference_scoring and any(parse(run["defense"]).mixing is None for run in lacking):
+        if options.reference_scoring and any(_lacks_published_scoring(run) for run in done["runs"]):
             raise InputError(
                 f"--reference-scoring with {options.out}, which is complete without: add --overwrite to run it again"
             )
@@ -213,6 +211,12 @@ def run(options) -> int:
         print("gi-jax: interrupted; go on with the same command and --resume", file=sys.stderr)
         return 130
     return status
+
+
+def _lacks_published_scoring(run) -> bool:
+    from gi_jax.defenses import parse
+
+    return "reference_summary" not in run and parse(run["defense"]).mixing is None  # encodings are not scored by it
 
 
 def _estimate(spec, execution) -> int:
