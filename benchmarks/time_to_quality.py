@@ -90,7 +90,7 @@ def cases(quick: bool, data_dir: str | None, weights: str | None) -> list[Case]:
         raise checks.InputError(
             "--weights without --data-dir: they are for the cases of CIFAR-10, which needs a copy of it"
         )
-    settings = running(120 if quick else 1000)
+    settings = running(120 if quick else 400)
     if quick:
         settings = {name: settings[name] for name in list(settings)[:4]}
     photos = AttackSpec(num_batches=2 if quick else 6)
@@ -155,7 +155,7 @@ def measure_case(report: Report, case: Case, rounds: int, looks: int) -> list[tu
 def measure(report: Report, quick: bool, data_dir: str | None = None, weights: str | None = None) -> None:
     """A table row for each setting, and a plot a case."""
     for number, case in enumerate(cases(quick, data_dir, weights)):
-        curves = measure_case(report, case, rounds=1 if quick else 3, looks=20 if quick else 40)
+        curves = measure_case(report, case, rounds=1 if quick else 2, looks=20 if quick else 40)
         report.pictures[f"case{number}.png"] = draw(case.name, curves)
 
 
