@@ -33,7 +33,8 @@ def _of_trainings(found):
 
 def _of_recipes(specs):
     paper = published.settings()
-    lines = _others(specs, paper, {"data": "accuracies are measured on", "model": "accuracies are those of"})
+    values = [vars(spec) for spec in specs]
+    lines = _others(values, paper, {"data": "accuracies are measured on", "model": "accuracies are those of"})
     pictures = sorted({spec.train_pictures for spec in specs} - {None})
     if pictures:
         lines.append(f"trainings see {_either(f'{count:,}' for count in pictures)} pictures of the train split only")
@@ -100,7 +101,7 @@ def _others(specs, paper, words):
     """Values that are not the paper's, of the fields that `words` begin a sentence on."""
     lines = []
     for field, beginning in words.items():
-        values = {spec[field] if isinstance(spec, dict) else getattr(spec, field) for spec in specs} - {paper[field]}
+        values = {spec[field] for spec in specs} - {paper[field]}
         if values:
             lines.append(f"{beginning} {' and '.join(sorted(values))}, not {paper[field]}")
     return lines
