@@ -200,8 +200,11 @@ def test_a_checkpoint_of_seeds_that_are_finished_is_in_nobodys_way(tmp_path):
     whole = tmp_path / "whole"
     training.run_seeds(spec, (0,), out=whole, timing=False)
     shutil.copytree(left, whole / train_checkpoint.NAME)
+    record = whole / "seed-0" / "training.json"
+    before = record.read_bytes()
     found = training.run_seeds(spec, (0, 1), **how | dict(out=whole))
     assert found.result["complete"] and not train_checkpoint.exists(whole)
+    assert record.read_bytes() == before  # not trained again
 
 
 def test_a_job_that_fails_keeps_no_other_from_running(tmp_path):
