@@ -24,7 +24,7 @@ from gi_jax.objectives import (
     total_variation,
 )
 from gi_jax.objectives.channel import READ, read
-from gi_jax.objectives.likelihood import energy, fraction_seen, sign_disagreement
+from gi_jax.objectives.likelihood import energy, fraction_seen, seen, sign_disagreement
 from gi_jax.threat import RUNNING, Clipped, Fact, Mixed, Noisy, Quantized, Signs, Update, Zeroed
 
 SENT = {"b": jnp.array([0.0, 1.0]), "w": jnp.array([[3.0, 0.0]])}
@@ -49,6 +49,21 @@ def likelihood(problem, imagined):
     return float(GradientLikelihood()(problem, None, Update(imagined, {})))
 
 
+def weighted(kept, again=False):
+    """Sum of w (a - b)^2 / 2 + (1 - w) excess^2 / 2, for P(kept | b) = w under noise of variance 0.25, written out."""
+    total = 0.0
+    for name, sent in SENT.items():
+        b, a = np.ravel(np.float64(sent)), np.ravel(np.float64(OTHER[name]))
+        size = max(np.mean(b**2) - 0.25, 0) / kept
+        density = lambda variance: np.exp(-(b**2) / (2 * variance)) / np.sqrt(variance)  # noqa: E731, B023
+        w = kept * density(0.25 + size) / (kept * density(0.25 + size) + (1 - kept) * density(0.25))
+        bound = min(np.abs(b[w > 0.99]), default=np.inf)
+        if again:
+            w, bound = w * (b != 0), np.inf
+        total += np.sum(w * (a - b) ** 2 / 2 + (1 - w) * np.maximum(np.abs(a) - bound, 0) ** 2 / 2)
+    return total
+
+
 # Known answers. SENT has the squared length 10, OTHER differs from it by (1, 2) and (-4, 2).
 
 
@@ -65,11 +80,15 @@ def likelihood(problem, imagined):
         ((Zeroed(bound=BOUND),), (4 + 16) / 20),
         ((Zeroed(tensors=("w",)),), (1 + 4 + 16) / 20),
         ((Zeroed(tensors=("head",)),), 25 / 20),
-        ((Zeroed(), GAUSSIAN), 16 / (2 * (9 - 0.25))),  # 5 sigma hide 1, and 3 bounds what is hidden
+        ((Zeroed(kept=1.0), GAUSSIAN), 25 / (2 * (10 - 4 * 0.25))),
+        ((Zeroed(kept=0.0), GAUSSIAN), 0),  # noise alone
+        ((Zeroed(tensors=("w",), kept=0.0), GAUSSIAN), 5 / (2 * (10 - 4 * 0.25))),
+        ((Zeroed(kept=0.3), GAUSSIAN), weighted(0.3) / (10 - 4 * 0.25)),
+        ((Zeroed(kept=0.3), GAUSSIAN, Zeroed(kept=0.5)), weighted(0.3, again=True) / (10 - 2 * 0.25)),
         ((GAUSSIAN, Zeroed()), (4 + 16) / (2 * (10 - 2 * 0.25))),
         ((Quantized(width={"b": 1.0, "w": 3.0}),), (1 + 1) / 20),
         ((Quantized(width={"b": 0.5, "w": 1.0}), Quantized(width={"b": 0.5, "w": 2.0})), (1 + 1) / 20),
-        ((Quantized(width={"b": 0.5, "w": 1.0}), Zeroed(bound={"b": 0.1, "w": 9.0})), (0.25 + 2.25 + 9) / 20),
+        ((Quantized(width={"b": 0.5, "w": 1.0}), Zeroed(bound={"b": 0.1, "w": 9.0})), (0.16 + 2.25 + 9) / 20),
         ((Clipped(bound=100.0),), 2 * 10 * (1 - np.sqrt(1 / 10) * 0) / 20),
         ((Signs(),), (0 + 1 / 3) / 2),
         ((Mixed(k=4),), 25 / 20),
@@ -139,6 +158,10 @@ EXACT = {
     "rounded": (rounded, lambda sent: (Quantized(width=jax.tree.map(lambda _: 0.005, sent)),)),
     "clipped": (lambda g: jax.tree.map(lambda x: 0.3 * x, g), lambda sent: (Clipped(bound=1e3),)),
     "signs": (lambda g: jax.tree.map(jnp.sign, g), lambda sent: (Signs(),)),
+    "pruned and rounded": (
+        lambda g: rounded(pruned(g)),
+        lambda sent: (Zeroed(bound=smallest_kept(sent)), Quantized(width=jax.tree.map(lambda _: 0.005, sent))),
+    ),
     "pruned and clipped": (
         lambda g: jax.tree.map(lambda x: 0.3 * x, pruned(g)),
         lambda sent: (Zeroed(bound=smallest_kept(sent)), Clipped(bound=1e3)),
@@ -180,6 +203,8 @@ DIFFERENTIATED = {
     "zeroed": (Zeroed(tensors=("w1",)),),
     "clipped": (Clipped(bound=1e3),),
     "clipped and noisy": (Clipped(bound=1e3), GAUSSIAN),
+    "hidden": (Zeroed(kept=0.4), GAUSSIAN),
+    "hidden, Laplacian": (Zeroed(tensors=("w1",)), LAPLACIAN),
     "signs": (Signs(),),
 }
 
@@ -207,7 +232,8 @@ def test_derivatives_agree_with_finite_differences(facts):
 
 def test_noise_before_clipping_or_signs_is_forgotten_and_noise_after_it_counts(problem):
     for rescaling in (Clipped(bound=1.0), Signs()):
-        assert read(under(problem, GAUSSIAN, rescaling))[2:4] == (None, 0.0)
+        forgotten = read(under(problem, Zeroed(), GAUSSIAN, rescaling))
+        assert (forgotten.law, forgotten.variance, forgotten.hidden) == (None, 0.0, {})
         channel = read(under(problem, rescaling, GAUSSIAN))
         assert channel.law == "gaussian" and channel.variance == 0.25
     assert read(under(problem, Clipped(bound=2.0), Clipped(bound=1.0))).norm == 1.0
@@ -215,11 +241,28 @@ def test_noise_before_clipping_or_signs_is_forgotten_and_noise_after_it_counts(p
 
 
 def test_noise_on_top_hides_zeros_and_noise_below_does_not(problem):
-    below, above = (read(under(problem, *facts)) for facts in ((GAUSSIAN, Zeroed()), (Zeroed(), GAUSSIAN)))
-    np.testing.assert_allclose([fraction_seen(below, SENT), fraction_seen(above, SENT)], [2 / 4, 1 / 4])
-    again = read(under(problem, Zeroed(), GAUSSIAN, Zeroed(tensors=("b",))))
-    np.testing.assert_allclose(again.hiding, 0.25)
-    assert read(under(problem, GAUSSIAN)).hiding is None
+    below, above = (read(under(problem, *facts)) for facts in ((GAUSSIAN, Zeroed()), (Zeroed(kept=0.3), GAUSSIAN)))
+    np.testing.assert_allclose([fraction_seen(below, SENT), fraction_seen(above, SENT)], [2 / 4, 0.3], rtol=1e-6)
+    assert not below.hidden and not above.bounds
+    again = read(under(problem, Zeroed(kept=0.3), GAUSSIAN, Zeroed(tensors=("b",), kept=0.5), LAPLACIAN))
+    np.testing.assert_allclose(again.hidden["w"], (0.3, 0.75), rtol=1e-6)
+    np.testing.assert_allclose(again.hidden["b"], (0.15, 0.5), rtol=1e-6)
+    assert read(under(problem, GAUSSIAN)).hidden == {}
+
+
+@pytest.mark.parametrize("law", ["gaussian", "laplacian"])
+def test_hidden_zeros_show_themselves_where_the_noise_is_small(problem, law):
+    wanted = likelihood(under(problem, Zeroed(bound=BOUND)), OTHER)
+    for scale in (0.0, 1e-5):
+        facts = Zeroed(kept=0.5), Noisy(distribution=law, scale=scale)
+        np.testing.assert_allclose(seen(read(under(problem, *facts)), SENT)["b"], [0, 1], atol=1e-3)
+        if law == "gaussian":
+            np.testing.assert_allclose(likelihood(under(problem, *facts), OTHER), wanted, rtol=1e-3)
+
+
+def test_in_strong_noise_every_entry_is_as_certain_as_any(problem):
+    channel = read(under(problem, Zeroed(kept=0.3), Noisy(distribution="gaussian", scale=1e3)))
+    np.testing.assert_allclose(seen(channel, SENT)["w"], [[0.3, 0.3]], rtol=1e-3)
 
 
 def test_what_was_zeroed_twice_has_the_looser_bound(problem):

@@ -469,9 +469,9 @@ SENT = {"head": {"kernel": jnp.array([[4.0, -2.0]]), "bias": jnp.array([0.0, 0.5
     "text, facts",
     [
         ("none", ()),
-        ("prune:p=0.5", (Zeroed(bound={"head": {"kernel": 2.0, "bias": 0.5}}),)),
-        ("prune_global:p=0.5", (Zeroed(bound={"head": {"kernel": 0.5, "bias": 0.5}}),)),
-        ("top_k:k=3", (Zeroed(bound={"head": {"kernel": 0.5, "bias": 0.5}}),)),
+        ("prune:p=0.5", (Zeroed(bound={"head": {"kernel": 2.0, "bias": 0.5}}, kept=0.5),)),
+        ("prune_global:p=0.5", (Zeroed(bound={"head": {"kernel": 0.5, "bias": 0.5}}, kept=0.5),)),
+        ("top_k:k=3", (Zeroed(bound={"head": {"kernel": 0.5, "bias": 0.5}}, kept=0.75),)),
         ("prune:p=0 + prune_global:p=0 + gaussian:sigma=0 + laplacian:scale=0 + soteria:p=0", ()),
         ("gaussian:sigma=0.1", (Noisy(distribution="gaussian", scale=0.1),)),
         ("laplacian:scale=0.1", (Noisy(distribution="laplacian", scale=0.1),)),
@@ -481,7 +481,7 @@ SENT = {"head": {"kernel": jnp.array([[4.0, -2.0]]), "bias": jnp.array([0.0, 0.5
         ("dpsgd:clip=2,sigma=0.5", (Clipped(bound=2.0), Noisy(distribution="gaussian", scale=0.25))),
         ("dpsgd:clip=2,sigma=0", (Clipped(bound=2.0),)),
         ("sign", (Signs(),)),
-        ("soteria:p=0.5", (Zeroed(tensors=("head/kernel",)),)),
+        ("soteria:p=0.5", (Zeroed(tensors=("head/kernel",), kept=0.5),)),
         ("clip:norm=3 + gaussian:sigma=1 + sign", (Clipped(bound=3), Noisy(distribution="gaussian", scale=1), Signs())),
     ],
 )

@@ -89,6 +89,10 @@ def _top_k(key, k):
     return keep_largest_overall(k)
 
 
+def _share(count, sent):
+    return min(count / optax.tree.size(sent), 1.0)
+
+
 def _clip(key, norm):
     checks.positive(norm=norm)
     return optax.clip_by_global_norm(norm)
@@ -127,7 +131,7 @@ def _private(sent, batch_size, clip, sigma, q=None, steps=None, delta=None):
 DEFENSES = {
     "prune": Entry(
         lambda key, p: prune_by_magnitude(p),
-        lambda sent, batch_size, p: (Zeroed(bound=smallest_kept(sent)),) if p > 0 else (),
+        lambda sent, batch_size, p: (Zeroed(bound=smallest_kept(sent), kept=1 - p),) if p > 0 else (),
         Kind.HEURISTIC,
         {"p": Parameter("fraction set to zero in each tensor, in [0, 1)")},
         "keeps the largest entries of each tensor",
@@ -135,7 +139,7 @@ DEFENSES = {
     ),
     "prune_global": Entry(
         lambda key, p: prune_globally(p),
-        lambda sent, batch_size, p: (Zeroed(bound=smallest_kept_overall(sent)),) if p > 0 else (),
+        lambda sent, batch_size, p: (Zeroed(bound=smallest_kept_overall(sent), kept=1 - p),) if p > 0 else (),
         Kind.HEURISTIC,
         {"p": Parameter("fraction set to zero over all tensors, in [0, 1)")},
         "keeps the largest entries of the whole update",
@@ -143,7 +147,7 @@ DEFENSES = {
     ),
     "top_k": Entry(
         _top_k,
-        lambda sent, batch_size, k: (Zeroed(bound=smallest_kept_overall(sent)),),
+        lambda sent, batch_size, k: (Zeroed(bound=smallest_kept_overall(sent), kept=_share(k, sent)),),
         Kind.HEURISTIC,
         {"k": Parameter("entries sent, over all tensors; a whole number, 1 or above", int)},
         "keeps the k largest entries of the whole update",
@@ -233,7 +237,7 @@ DEFENSES = {
     ),
     "soteria": Entry(
         lambda key, p: prune_representation(p),
-        lambda sent, batch_size, p: (Zeroed(tensors=("head/kernel",)),) if p > 0 else (),
+        lambda sent, batch_size, p: (Zeroed(tensors=("head/kernel",), kept=1 - p),) if p > 0 else (),
         Kind.HEURISTIC,
         {"p": Parameter("fraction of the features dropped, in [0, 1)")},
         "drops the features that give most away from the last layer's gradient",

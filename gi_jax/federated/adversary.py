@@ -170,4 +170,4 @@ def _unseen(federation, before):
     own = own_part(federation.batch_norm, before.model).params
     paths = jax.tree_util.tree_leaves_with_path(own)
     names = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
-    return (Zeroed(tensors=names),) if names else ()
+    return (Zeroed(tensors=names, kept=0.0),) if names else ()

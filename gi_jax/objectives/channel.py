@@ -13,17 +13,27 @@ from gi_jax.types import Gradients
 VARIANCE = {"gaussian": 1.0, "laplacian": 2.0}
 """Of noise of scale 1, by distribution."""
 
-_VISIBLE = 5.0
-"""Standard deviations above which an entry is not noise alone: of a million normal ones, one is mistaken."""
+
+class Hidden(NamedTuple):
+    """What is known of the entries of a tensor of which some were zeroed before noise hid which.
+
+    Attributes:
+      kept: share that was not zeroed; a scalar.
+      variance: of all noise since, which is all that the others hold; a scalar.
+    """
+
+    kept: jax.Array | float
+    variance: jax.Array | float
 
 
 class Channel(NamedTuple):
     """What is known of the way from a gradient g to what was sent: c g + noise, rounded, some entries zeroed.
 
     Attributes:
-      bounds: name of a tensor to a scalar, for tensors of which entries may have been zeroed: none that was is larger
-        (infinite: nothing is known of them).
-      hiding: variance of the noise that came on top of the zeros. None where they show.
+      bounds: name of a tensor to a scalar, for tensors whose zeros were set: none was larger before (infinite: nothing
+        is known of them).
+      kept: the same names to the share that was not zeroed.
+      hidden: name of a tensor to the `Hidden` zeros in it.
       law, variance: distribution of the noise on every entry, a key of `VARIANCE` (that of a sum is taken as normal),
         and its variance in the units of what was sent. None and 0 without noise.
       width: a scalar a tensor, in the structure of the gradient: rounding moved no entry further. None without.
@@ -32,7 +42,8 @@ class Channel(NamedTuple):
     """
 
     bounds: dict[str, jax.Array | float]
-    hiding: jax.Array | float | None = None
+    kept: dict[str, jax.Array | float]
+    hidden: dict[str, Hidden]
     law: str | None = None
     variance: jax.Array | float = 0.0
     width: Gradients | None = None
@@ -41,18 +52,26 @@ class Channel(NamedTuple):
 
 
 def _zeroed(channel: Channel, fact: Zeroed, names: list[str]) -> Channel:
-    concerned = [name for name in names if not fact.tensors or name.startswith(fact.tensors)]
     known = [jnp.inf] * len(names) if fact.bound is None else jax.tree.leaves(fact.bound)
-    new = {name: bound for name, bound in zip(names, known, strict=True) if name in concerned}
-    both = {name: jnp.maximum(channel.bounds.get(name, 0.0), bound) for name, bound in new.items()}
-    return channel._replace(bounds=channel.bounds | both)
+    concerned = {
+        name: bound
+        for name, bound in zip(names, known, strict=True)
+        if not fact.tensors or name.startswith(fact.tensors)
+    }
+    bounds = {name: jnp.maximum(channel.bounds.get(name, 0.0), bound) for name, bound in concerned.items()}
+    kept = {name: channel.kept.get(name, 1.0) * fact.kept for name in concerned}
+    return channel._replace(bounds=channel.bounds | bounds, kept=channel.kept | kept)
 
 
 def _noisy(channel: Channel, fact: Noisy, names: list[str]) -> Channel:
     variance = VARIANCE[checks.one_of("distribution of noise", fact.distribution, VARIANCE)] * jnp.square(fact.scale)
-    hidden = 0.0 if channel.hiding is None else channel.hiding
+    hidden = dict(channel.hidden)
+    for name, kept in channel.kept.items():
+        hidden[name] = Hidden(hidden[name].kept * kept if name in hidden else kept, 0.0)
     return channel._replace(
-        hiding=hidden + variance if channel.bounds else None,
+        bounds={},
+        kept={},
+        hidden={name: Hidden(kept, before + variance) for name, (kept, before) in hidden.items()},
         law=fact.distribution if channel.law is None else "gaussian",
         variance=channel.variance + variance,
     )
@@ -63,13 +82,18 @@ def _quantized(channel: Channel, fact: Quantized, names: list[str]) -> Channel:
     return channel._replace(width=width)
 
 
+def _without_noise(channel: Channel) -> Channel:
+    # Of noise that nobody knows the size of, zeros in it cannot be told; as if none were.
+    return channel._replace(law=None, variance=0.0, hidden={})
+
+
 def _clipped(channel: Channel, fact: Clipped, names: list[str]) -> Channel:
     norm = fact.bound if channel.norm is None else jnp.minimum(channel.norm, fact.bound)
-    return channel._replace(law=None, variance=0.0, norm=norm)
+    return _without_noise(channel)._replace(norm=norm)
 
 
 def _signs(channel: Channel, fact: Signs, names: list[str]) -> Channel:
-    return channel._replace(law=None, variance=0.0, signs=True)
+    return _without_noise(channel)._replace(signs=True)
 
 
 def _mixed(channel: Channel, fact: Mixed, names: list[str]) -> Channel:
@@ -101,21 +125,16 @@ def read(problem: AttackProblem) -> Channel:
     - Variances of independent noises add up, and so do the widths of roundings.
     - Noise before clipping was scaled down with the gradient by an unknown factor, and noise before signs flips some:
       both are left out.
-    - Noise on top of zeroed entries hides which they are. An entry that five standard deviations of it explain then
-      counts as one that may have been zeroed, and the smallest that they do not explain as the bound.
+    - Noise on top of zeroed entries hides which they are: each then holds noise alone with the probability that the
+      defense's own numbers give.
 
     Raises:
       InputError: for a fact of an unknown kind, or noise of an unknown distribution.
     """
-    channel, names = Channel(bounds={}), names_of(problem.observed)
+    channel, names = Channel(bounds={}, kept={}, hidden={}), names_of(problem.observed)
     for fact in problem.known:
         if type(fact) not in READ:
             kinds = ", ".join(kind.__name__ for kind in READ)
             raise checks.InputError(f"unknown fact {fact!r}: expected one of {kinds}")
         channel = READ[type(fact)](channel, fact, names)
     return channel
-
-
-def visible(channel: Channel) -> jax.Array | float:
-    """The magnitude above which an entry was certainly not zeroed."""
-    return 0.0 if channel.hiding is None else _VISIBLE * jnp.sqrt(channel.hiding)

@@ -1,11 +1,12 @@
 """Matching through a known defense: how badly a candidate explains what was sent."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gi_jax.objectives.channel import Channel, names_of, read, visible
+from gi_jax.objectives.channel import Channel, Hidden, names_of, read
 from gi_jax.objectives.kinks import absolute, root
 from gi_jax.threat import AttackProblem, Update
 from gi_jax.types import Gradients
@@ -16,46 +17,95 @@ def _total(terms) -> jax.Array:
 
 
 def seen(channel: Channel, sent: Gradients) -> Gradients:
-    """Booleans in the shapes of `sent`: the entries that were certainly not zeroed."""
-    least = visible(channel)
-    shown = [
-        jnp.abs(tensor) > least if name in channel.bounds else jnp.ones(tensor.shape, bool)
-        for name, tensor in zip(names_of(sent), jax.tree.leaves(sent), strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(sent), shown)
+    """How certain it is of each entry that it was not zeroed, in [0, 1] and in the shapes of `sent`.
+
+    Zeros that show are 0. Under noise that hides them it is the probability, given what was sent of this entry, and of
+    its tensor for the size of what was kept. Nothing imagined counts, so a likelihood stays convex.
+    """
+
+    def certain(name, tensor):
+        shown = jnp.where(tensor != 0, 1.0, 0.0) if name in channel.bounds else jnp.ones(tensor.shape)
+        return shown * _kept(channel, channel.hidden[name], tensor) if name in channel.hidden else shown
+
+    return _map_named(certain, sent, sent)
+
+
+def _map_named(function, sent, *trees):
+    """`function(name, *leaves)` of each tensor, in the structure of `sent`."""
+    tree = jax.tree.structure(sent)
+    return tree.unflatten(map(function, names_of(sent), *map(tree.flatten_up_to, trees)))
+
+
+def _kept(channel, hidden, tensor):
+    """P(not zeroed | sent) of each entry of a tensor: noise alone against noise and a kept entry of its usual size."""
+    tiny = jnp.finfo(tensor.dtype).tiny ** 0.5
+    kept_size = jnp.mean(jnp.square(tensor)) - hidden.kept * channel.variance - (1 - hidden.kept) * hidden.variance
+    spread = channel.variance + jnp.maximum(kept_size, 0.0) / jnp.maximum(hidden.kept, tiny)
+    odds = _log_density(channel.law, tensor, spread + tiny) - _log_density(channel.law, tensor, hidden.variance + tiny)
+    return jax.nn.sigmoid(odds + jnp.log(hidden.kept) - jnp.log1p(-hidden.kept))
+
+
+def _log_density(law, size, variance):
+    deviation = jnp.sqrt(variance)
+    size = jnp.abs(size) / deviation
+    return (-jnp.sqrt(2.0) * size if law == "laplacian" else -jnp.square(size) / 2) - jnp.log(deviation)
 
 
 def energy(channel: Channel, sent: Gradients) -> jax.Array:
-    """||c g||^2 over the entries that are seen, as far as it can be told from what was sent; above 0.
+    """||c g||^2 over the entries that were not zeroed, as far as it can be told from what was sent; above 0.
 
     ||sent||^2 less what the noise is expected to add to it, but not less than one standard deviation of that: an
     update in which only noise can be seen has little energy, not none. At most the square of the clipping norm.
     """
-    shown = seen(channel, sent)
-    square = _total(jax.tree.map(lambda tensor, shown: jnp.sum(jnp.square(tensor), where=shown), sent, shown))
-    count = _total(jax.tree.map(jnp.sum, shown))
-    left = jnp.maximum(square - count * channel.variance, jnp.sqrt(2.0 * count) * channel.variance)
+
+    def noise(name, tensor):
+        kept, least = channel.hidden.get(name, Hidden(1.0, 0.0))
+        count = jnp.sum(tensor != 0) if name in channel.bounds else tensor.size
+        return jnp.stack([count, count * (kept * channel.variance + (1 - kept) * least)])
+
+    count, expected = _total(_map_named(noise, sent, sent))
+    square = _total(jax.tree.map(lambda tensor: jnp.sum(jnp.square(tensor)), sent))
+    left = jnp.maximum(square - expected, jnp.sqrt(2.0 * count) * channel.variance)
     if channel.norm is not None:
         left = jnp.minimum(left, jnp.square(channel.norm))
     return jnp.where(left == 0, 1.0, left)
 
 
 def fraction_seen(channel: Channel, sent: Gradients) -> jax.Array:
-    """Seen entries over all entries, in (0, 1]: where nothing is seen, as if one entry were."""
-    shown = jax.tree.leaves(seen(channel, sent))
-    return jnp.maximum(sum(jnp.sum(tensor) for tensor in shown), 1) / sum(tensor.size for tensor in shown)
+    """Entries that were not zeroed over all entries, in (0, 1]: of hidden zeros the expected number, at least one."""
+    counts = _map_named(lambda name, tensor: _count_seen(channel, name, tensor), sent, sent)
+    return jnp.maximum(_total(counts), 1) / sum(tensor.size for tensor in jax.tree.leaves(sent))
 
 
-def residuals(channel: Channel, imagined: Gradients, sent: Gradients) -> Gradients:
-    """By how much each imagined entry lies outside of what the facts allow, in the units of what was sent.
+def _count_seen(channel, name, tensor):
+    count = jnp.sum(tensor != 0) if name in channel.bounds else tensor.size
+    return count * channel.hidden[name].kept if name in channel.hidden else count
 
-    An entry that is seen may be as far from what was sent as rounding moves it, one that is not as far from 0 as the
-    bound. Where the client shrank its gradient, the imagined one is shrunk to the length that was sent, if it is
-    longer.
+
+class Residuals(NamedTuple):
+    """By how much imagined entries lie outside of what the facts allow, in the units and the shapes of what was sent.
+
+    Attributes:
+      seen: of an entry that was not zeroed, from what was sent.
+      zeroed: of one that was, from 0; 0 in tensors of which none were.
+      certain: see `seen`.
     """
-    shown = seen(channel, sent)
+
+    seen: Gradients
+    zeroed: Gradients
+    certain: Gradients
+
+
+def residuals(channel: Channel, imagined: Gradients, sent: Gradients) -> Residuals:
+    """What an imagined gradient leaves unexplained.
+
+    An entry that was not zeroed may be as far from what was sent as rounding moves it, one that was as far from 0 as
+    the bound and that. Where the client shrank its gradient, the imagined one is shrunk to the length that was sent, if
+    it is longer.
+    """
+    certain = seen(channel, sent)
     if channel.norm is not None:
-        length = root(_total(jax.tree.map(lambda a, shown: jnp.sum(jnp.square(a), where=shown), imagined, shown)))
+        length = root(_total(jax.tree.map(lambda a, certain: jnp.sum(certain * jnp.square(a)), imagined, certain)))
         wanted = jnp.sqrt(energy(channel, sent))
         shrinkage = jnp.where(length > wanted, wanted / jnp.where(length > wanted, length, 1.0), 1.0)
         imagined = jax.tree.map(lambda a: shrinkage * a, imagined)
@@ -63,25 +113,28 @@ def residuals(channel: Channel, imagined: Gradients, sent: Gradients) -> Gradien
     if widths is None:
         widths = jax.tree.map(lambda _: None, sent)
 
-    def residual(name, a, b, shown, width):
-        if name not in channel.bounds and width is None:
-            return a - b
-        slack = 0.0 if width is None else width
-        if name in channel.bounds:
-            slack = jnp.where(shown, slack, jnp.maximum(slack, _bound(channel, name, b, shown)))
-            b = jnp.where(shown, b, 0.0)
-        return (a - b) - jnp.clip(a - b, -slack, slack)
+    def beyond(size, slack):
+        return size if slack is None else size - jnp.clip(size, -slack, slack)
 
-    tree = jax.tree.structure(sent)
-    columns = names_of(sent), *(tree.flatten_up_to(part) for part in (imagined, sent, shown, widths))
-    return tree.unflatten([residual(*row) for row in zip(*columns, strict=True)])
+    def zeroed(name, a, b, certain, width):
+        if name not in channel.bounds and name not in channel.hidden:
+            return jnp.zeros(())
+        return beyond(a, _bound(channel, name, b, certain) + (0.0 if width is None else width))
+
+    from_sent = _map_named(lambda name, a, b, width: beyond(a - b, width), sent, imagined, sent, widths)
+    return Residuals(from_sent, _map_named(zeroed, sent, imagined, sent, certain, widths), certain)
 
 
-def _bound(channel, name, sent, shown):
-    if channel.hiding is None:
+_CERTAIN = 0.99
+
+
+def _bound(channel, name, sent, certain):
+    """No entry of a tensor that was zeroed was larger."""
+    if name not in channel.hidden:
         return channel.bounds[name]
-    smallest = jnp.min(jnp.abs(sent), where=shown, initial=jnp.inf)
-    return jnp.where(jnp.isinf(channel.bounds[name]), jnp.inf, smallest)
+    if name in channel.bounds:
+        return jnp.inf  # of which zeros it speaks is unknown
+    return jnp.min(jnp.abs(sent), where=certain > _CERTAIN, initial=jnp.inf)
 
 
 def sign_disagreement(imagined: Gradients, sent: Gradients) -> jax.Array:
@@ -110,6 +163,8 @@ class GradientLikelihood:
       ||g||^2 / variance for the estimated `energy` ||g||^2, so that 0.01 means as much under any noise.
     - Without noise the limit of the former, ||r||^2 / (2 ||g||^2): about the cosine distance where that is small.
       What was zeroed costs nothing up to the bound, what was rounded nothing within the rounding.
+    - Under noise that hides which entries were zeroed before it, both weighed by how certain each is (`seen`). The
+      bound is then the smallest entry of a tensor that was almost certainly kept.
     - Signs: `sign_disagreement`.
 
     All numbers come from the problem, so problems with different scales are lanes of one program.
@@ -123,7 +178,14 @@ class GradientLikelihood:
         if channel.signs:
             return sign_disagreement(imagined, sent)
         rest = residuals(channel, imagined, sent)
-        if channel.law == "laplacian":
-            scale = jnp.sqrt(channel.variance / 2)
-            return 2 * scale * _total(jax.tree.map(lambda r: jnp.sum(absolute(r)), rest)) / energy(channel, sent)
-        return _total(jax.tree.map(lambda r: jnp.sum(jnp.square(r)), rest)) / (2 * energy(channel, sent))
+
+        def cost(size):
+            # Times the variance; sqrt(2 variance) is twice the scale of a Laplacian.
+            if channel.law == "laplacian":
+                return jnp.sqrt(2.0 * channel.variance) * absolute(size)
+            return jnp.square(size) / 2
+
+        def of_tensor(certain, seen, zeroed):
+            return jnp.sum(certain * cost(seen) + (1.0 - certain) * cost(zeroed))
+
+        return _total(jax.tree.map(of_tensor, rest.certain, rest.seen, rest.zeroed)) / energy(channel, sent)
