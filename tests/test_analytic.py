@@ -42,6 +42,17 @@ def test_the_input_of_a_linear_layer_is_exact(scale):
     np.testing.assert_allclose(input_from_all_rows(kernel, bias), inputs[0], rtol=1e-5, atol=1e-5)
 
 
+def test_pruned_rows_still_give_the_input_where_one_entry_is_left():
+    inputs = draw_inputs(1)
+    kernel, bias = gradients(inputs)
+    pruned = jnp.where(jnp.abs(kernel) >= jnp.median(jnp.abs(kernel)), kernel, 0.0)
+    left = np.asarray(jnp.any(pruned != 0, axis=1))
+    assert 10 < left.sum() < len(left)
+    found = np.asarray(input_from_all_rows(pruned, bias))
+    np.testing.assert_allclose(found[left], inputs[0][left], rtol=1e-4)
+    np.testing.assert_array_equal(found[~left], 0)
+
+
 def test_all_rows_stand_noise_better_than_one():
     inputs = draw_inputs(1)
     kernel, bias = gradients(inputs)

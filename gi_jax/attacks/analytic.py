@@ -37,17 +37,22 @@ def input_from_row(kernel_gradient: jax.Array, bias_gradient: jax.Array, row: in
 def input_from_all_rows(kernel_gradient: jax.Array, bias_gradient: jax.Array) -> jax.Array:
     """The x that explains all rows best: argmin_x sum_i ||dL/dW_i - dL/db_i x||^2, exact where one row is.
 
+    Entries of dL/dW that are zero are left out: a pixel of an exact gradient is zero in every row or in none, so they
+    were dropped by a defense, or their row says nothing.
+
     Args:
       kernel_gradient: [d, units].
       bias_gradient: [units], not all zero.
 
     Returns:
-      [d]; NaN if no bias has a gradient. Rows count by the square of their bias's gradient, so that noise on the rest
-      hardly matters.
+      [d]; 0 where all rows are, NaN if no bias has a gradient. Rows count by the square of their bias's gradient, so
+      that noise on the rest hardly matters.
     """
     largest = jnp.max(jnp.abs(bias_gradient))  # squares of small gradients would be 0 in float32
     weights = bias_gradient / largest
-    return (kernel_gradient / largest) @ weights / jnp.vdot(weights, weights)
+    with jax.default_matmul_precision("highest"):
+        told = jnp.where(kernel_gradient != 0, 1.0, 0.0) @ jnp.square(weights)
+        return (kernel_gradient / largest) @ weights / jnp.where(told == 0, 1.0, told)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ is the same for all values, x [N] are the values of the N private pictures there
 InstaHide shows |y| only: a problem of phase retrieval with real numbers, for which n well above N is enough.
 """
 
-from functools import partial
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,18 @@ RELAXATION = 0.75
 """Of the averaged reflections: 1 wanders forever, 0 stops at the next local minimum."""
 
 
+def _exact(function):
+    """With matmuls in float32 on every device; accelerators round their operands to three digits by default."""
+
+    @wraps(function)
+    def run(*args, **options):
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **options)
+
+    return run
+
+
+@_exact
 @partial(jax.jit, static_argnames=("num_pictures", "flipped", "num_steps"))
 def decode_paper(
     encodings: Images, mapping: Mapping, num_pictures: int, *, flipped: bool, num_steps: int = 1000
@@ -72,6 +84,7 @@ def decode_paper(
     return values.reshape(num_pictures, *encodings.shape[1:])
 
 
+@_exact
 @partial(jax.jit, static_argnames="num_pictures")
 def decode_mixup(
     encodings: Images,
@@ -102,6 +115,7 @@ def decode_mixup(
     return values.reshape(num_pictures, *encodings.shape[1:])
 
 
+@_exact
 def decode_instahide(
     key: Key,
     encodings: Images,

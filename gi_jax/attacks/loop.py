@@ -194,6 +194,7 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
     losses, alive = jax.device_get((states.best_loss, states.alive))
     logits = states.best.label_logits
     probabilities = None if logits is None else jax.device_get(jax.nn.softmax(logits))
+    known = jax.device_get(problems.labels)
     if (copies := problems.copies) > 1:
         images, probabilities = _merged(problems, images, probabilities, copies)
 
@@ -202,7 +203,7 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
         if probabilities is not None:
             labels = probabilities[victim, point, restart]
         else:
-            labels = None if problems.labels is None else jax.device_get(problems.labels[victim])
+            labels = None if known is None else known[victim]
         return Reconstruction(
             images=images[victim, point, restart],
             labels=labels,

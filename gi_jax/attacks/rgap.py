@@ -279,6 +279,13 @@ class RecursiveInversion:
                 "R-GAP after local steps: their mean gradient mixes several models; expected one step, or to be taken "
                 "for one (assume_steps=1)"
             )
+        try:
+            jax.devices("cpu")
+        except RuntimeError as error:
+            raise checks.InputError(
+                "R-GAP runs on the CPU, which JAX was told to leave alone: expected cpu among JAX_PLATFORMS, such as "
+                "cuda,cpu"
+            ) from error
         for layer in analyze(problems.network, problems.params, problems.image_shape):
             if layer.fails:
                 raise checks.InputError(

@@ -23,7 +23,8 @@ def environment() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "backend": jax.default_backend(),
         "device": device.device_kind,
-        "devices": jax.device_count(),
+        "devices": jax.local_device_count(),
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
     }
 
 

@@ -116,7 +116,7 @@ class Rate(NamedTuple):
 
 def _rates(store):
     here, found = environment(), {}
-    same = ("device", "devices", "cores", "processor")
+    same = ("device", "devices", "cores", "processor", "matmul_precision")
     for row in itertools.chain(store, _trained(store)):
         timing = row["timing"]
         if not timing or any(row["environment"].get(name) != here[name] for name in same):

@@ -38,12 +38,12 @@ class Factored:
 
     def inner(self, other: jax.Array) -> jax.Array:
         """Inner product with a gradient in the shape of the kernel."""
-        return jnp.vdot(self.rows @ other.reshape(self.rows.shape[-1], -1), self.cotangents)
+        return jnp.vdot(self.rows @ other.reshape(self.rows.shape[-1], -1), self.cotangents, precision="highest")
 
     def square(self) -> jax.Array:
         """Squared norm: the inner product of the two Gram matrices."""
         rows, cotangents = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (self.rows, self.cotangents))
-        return jnp.vdot(rows @ rows.T, cotangents @ cotangents.T)
+        return jnp.vdot(rows @ rows.T, cotangents @ cotangents.T, precision="highest")
 
 
 def is_factored(leaf) -> bool:

@@ -40,11 +40,11 @@ def absolute_distance(imagined: Gradients, observed: Gradients, layer_weights: G
 
 def _inner(a, b: jax.Array) -> jax.Array:
     # Inner products as such, not as sums of products: lanes that share `observed` then never copy it.
-    return a.inner(b) if is_factored(a) else jnp.vdot(a, b)
+    return a.inner(b) if is_factored(a) else jnp.vdot(a, b, precision="highest")
 
 
 def _square(a) -> jax.Array:
-    return a.square() if is_factored(a) else jnp.vdot(a, a)
+    return a.square() if is_factored(a) else jnp.vdot(a, a, precision="highest")
 
 
 def _map(function, imagined, *others):

@@ -266,7 +266,8 @@ def observe(
         _check_local(local, assumed, threat, n, order_known)
     if assumed is None:
         local = several(local, n)
-    sent = send(victim, threat.client, defense, key, local)
+    with jax.default_matmul_precision("highest"):  # accelerators would round the evidence to three digits
+        sent = send(victim, threat.client, defense, key, local)
     granted = dict(labels_known=labels_known, defense_known=defense_known, order_known=order_known, assumed=assumed)
     return grant(victim, sent, threat, defense, local=local, **granted)
 
