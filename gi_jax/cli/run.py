@@ -45,7 +45,13 @@ def add_parser(commands) -> None:
     add("--engine", default="local", metavar="local|ray", help="this process, or tasks of Ray (default: local)")
     add("--address", metavar="A", help="with --engine ray: of a running cluster (default: one on this machine)")
     add("--cpus", type=float, default=1, metavar="C", help="with --engine ray: CPUs of a task (default: 1)")
-    add("--gpus", type=float, default=0, metavar="G", help="with --engine ray: GPUs of a task (default: 0)")
+    add(
+        "--gpus",
+        type=float,
+        default=0,
+        metavar="G",
+        help="with --engine ray: GPUs of a task; 0 runs on CPUs (default: 0)",
+    )
     add(
         "--distributed",
         action="store_true",

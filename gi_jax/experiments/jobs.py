@@ -181,7 +181,7 @@ def run_jobs_on_ray(
       store: where rows go.
       execution: how each is run; `data_dir` is a path on every machine.
       address: of a running cluster; None starts one on this machine.
-      cpus_per_job, gpus_per_job: what a task occupies.
+      cpus_per_job, gpus_per_job: what a task occupies; without GPUs it runs on CPUs, whatever the machine has.
       on_event: told how jobs end.
 
     Returns:
@@ -200,7 +200,7 @@ def run_jobs_on_ray(
         ray.init(address=address, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:
         options = {"num_cpus": cpus_per_job, "num_gpus": gpus_per_job, "max_retries": RETRIES}
-        task = ray.remote(_in_worker).options(**options)
+        task = ray.remote(_in_worker).options(**options, runtime_env={"env_vars": _share_of_gpu(gpus_per_job)})
         if execution.data_dir is not None:
             execution = dataclasses.replace(execution, data_dir=str(Path(execution.data_dir).expanduser().resolve()))
         waiting = {task.remote(job, store.folder.resolve(), execution): job for job in chosen}
@@ -219,6 +219,14 @@ def run_jobs_on_ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _share_of_gpu(gpus: float) -> dict[str, str]:
+    """Variables that keep JAX in a task of Ray to its part of a GPU, or away from them all."""
+    if gpus == 0:
+        return {"JAX_PLATFORMS": "cpu"}
+    # JAX takes three quarters of a GPU's memory at once.
+    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.75 * gpus:g}"} if gpus < 1 else {}
 
 
 def _in_worker(job, folder, execution):
