@@ -7,8 +7,10 @@ import shutil
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from gi_jax import cli
 from gi_jax.checks import InputError
 from gi_jax.experiments import catalogue, environment, estimate, perform, train_checkpoint, training
 from gi_jax.experiments.cells import Cell, DistributionSpec
@@ -120,6 +122,42 @@ def test_seeds_of_a_training_are_one_job_with_a_row_each(tmp_path, monkeypatch):
         assert row["spec"]["seed"] == cell.spec.seed == row["result"]["network"]["seed"]
         assert row["result"]["epochs"][-1]["loss"] == pytest.approx(alone.result["epochs"][-1]["loss"], rel=1e-4)
         assert row["timing"]["seconds_per_step"] > 0 and row["timing"]["lanes"] == 2
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Weights of seed 1 that are not finite."""
+    start = training.Study.start
+
+    def spoiled(study, seeds):
+        state, keys = start(study, seeds)
+        bad = jnp.array([seed == 1 for seed in seeds])
+        spoil = lambda leaf: jnp.where(bad.reshape(-1, *[1] * (leaf.ndim - 1)), jnp.nan, leaf)  # noqa: E731
+        return state._replace(params=jax.tree.map(spoil, state.params)), keys
+
+    monkeypatch.setattr(training.Study, "start", spoiled)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_seed_that_diverges_spoils_no_other(lanes, poisoned, tmp_path):
+    spec = dataclasses.replace(NETWORK, model="mlp")
+    found = training.run_seeds(spec, (0, 1, 2), out=tmp_path, lanes=lanes, timing=False)
+    assert found.result["complete"] and found.diverged == {1: 1} and found.result["diverged"] == {"1": 1}
+    assert [one.weights.origin.seed for one in found.outcomes] == [0, 2]
+    alone = training.run_training(dataclasses.replace(spec, seed=2), timing=False)
+    assert found.outcomes[1].result["epochs"][-1]["loss"] == pytest.approx(alone.result["epochs"][-1]["loss"], rel=1e-4)
+    with pytest.raises(InputError, match="the loss is nan at step 1"):
+        training.run_seeds(spec, (1,), lanes=1, timing=False)
+
+
+def test_a_seed_that_diverges_is_a_row(poisoned, tmp_path):
+    cells = tuple(Cell(dataclasses.replace(NETWORK, model="mlp", seed=seed)) for seed in (0, 1))
+    store = Store(tmp_path)
+    assert run_jobs([cells], store, Execution()) == []
+    good, bad = (store.get(cell.id) for cell in cells)
+    assert good["result"]["test_accuracy"] > 0
+    assert bad["result"] == {"test_accuracy": None, "diverged": 1}
+    assert cli.main(["rows", "--store", str(tmp_path)]) == 0
 
 
 def test_seeds_that_do_not_fit_side_by_side_are_trained_in_smaller_groups(monkeypatch):

@@ -84,7 +84,8 @@ def _line(row):
         words += [f"{result['attack']} on {spec['data']}, batch size {spec['batch_size']}, {result['defense']}"]
     elif row["kind"] == "training":
         accuracy = result["test_accuracy"]
-        words += ["" if accuracy is None else f"accuracy {100 * accuracy:.2f} %"]
+        failed = f"diverged at step {result['diverged']}" if "diverged" in result else ""
+        words += [failed if accuracy is None else f"accuracy {100 * accuracy:.2f} %"]
         words += [f"{spec['model']} on {spec['data']}, {spec['defense']}, seed {spec['seed']}"]
     else:
         words += [", ".join([spec["data"], *spec.get("defenses", ())])]

@@ -117,6 +117,8 @@ def run(options) -> int:
         if seeds is not None:
             say(f"seed {outcome.weights.origin.seed}")
         _print_training(say, outcome)
+    for seed, step in trained.diverged.items() if seeds is not None else ():
+        say(f"seed {seed} diverged at step {step}: its loss is not a finite number")
     if seeds is not None and (accuracy := trained.result["test_accuracy"]) is not None:
         spread = "" if accuracy["std"] is None else f" +- {100 * accuracy['std']:.2f}"
         say(f"test accuracy of {len(outcomes)} seeds: {100 * accuracy['mean']:.2f}{spread} %")
@@ -136,6 +138,8 @@ def _seeds(options) -> tuple[int, ...] | None:
         if options.lanes is not None:
             raise InputError(f"--lanes {options.lanes} with one seed: expected --seeds or --num-seeds")
         return None
+    if options.seed:
+        raise InputError(f"--seed {options.seed} with --seeds or --num-seeds: expected --seeds with that among them")
     if options.num_seeds is not None and options.num_seeds < 1:
         raise InputError(f"num_seeds={options.num_seeds}: expected 1 or above")
     return options.seeds if options.num_seeds is None else tuple(range(options.num_seeds))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from gi_jax import metrics
 from gi_jax.experiments import labels, weights
 from gi_jax.experiments.attack import run_sweep
 from gi_jax.experiments.cells import Cell
@@ -85,7 +86,8 @@ def _attack(job, store, execution, on_report, should_stop):
         folder = network_folder(job[0].network, store, execution, on_report, should_stop)
         specs = [dataclasses.replace(spec, **weights.settings_of(folder)) for spec in specs]
     folder = _folder(store, UNFINISHED, _digest(job))
-    execution = dataclasses.replace(execution, data_dir=_data_dir(specs[0], execution), reference_scoring=True)
+    how = dict(data_dir=_data_dir(specs[0], execution), reference_scoring=metrics.has_lpips())
+    execution = dataclasses.replace(execution, **how)
 
     def watched(report):
         on_report(report)
@@ -147,7 +149,7 @@ def _trainings(job, store, execution, on_report, should_stop):
     wall = (time.monotonic() - began) / len(job)
     for cell, result in zip(job, results, strict=True):
         timing = result.pop("timing") | {"wall_seconds": wall}
-        yield _row(cell, {"test_accuracy": result["network"]["test_accuracy"], **result}, timing, {})
+        yield _row(cell, result, timing, {})
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -157,17 +159,22 @@ def _train(specs, folder, execution, timing, on_report, should_stop):
     data_dir = _data_dir(specs[0], execution)
     if len(specs) == 1:
         outcomes = [run_training(specs[0], data_dir, **how)]
-        complete, shared = outcomes[0].result["complete"], {}
+        complete, shared, diverged = outcomes[0].result["complete"], {}, {}
     else:
         found = run_seeds(specs[0], tuple(spec.seed for spec in specs), data_dir, **how)
         outcomes, complete, shared = found.outcomes, found.result["complete"], found.result["timing"]
+        diverged = found.diverged
     if not complete:
         raise KeyboardInterrupt
-    results = []
-    for outcome in outcomes:
-        result = {key: value for key, value in outcome.result.items() if key not in ("complete", "environment", "spec")}
-        results.append(result | {"timing": result["timing"] | shared})
-    return results
+    results = {outcome.weights.origin.seed: _without_frame(outcome.result, shared) for outcome in outcomes}
+    results |= {seed: {"test_accuracy": None, "diverged": step, "timing": {}} for seed, step in diverged.items()}
+    return [results[spec.seed] for spec in specs]
+
+
+def _without_frame(result, shared):
+    """The result of a training, with what is measured once for several, and without what a row has anyway."""
+    kept = {key: value for key, value in result.items() if key not in ("complete", "environment", "spec")}
+    return {"test_accuracy": result["network"]["test_accuracy"], **kept, "timing": result["timing"] | shared}
 
 
 def network_folder(

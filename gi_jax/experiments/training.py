@@ -51,9 +51,16 @@ class TrainingOutcome(NamedTuple):
 
 
 class SeedsOutcome(NamedTuple):
-    """What the trainings of several seeds yield: that of each, and what they have in common."""
+    """What the trainings of several seeds yield.
+
+    Attributes:
+      outcomes: of each, in the order of the seeds; those that diverged, or were not begun, are left out.
+      diverged: seed to the step at which its loss was no finite number any more.
+      result: the content of `training.json`: what they have in common.
+    """
 
     outcomes: tuple[TrainingOutcome, ...]
+    diverged: dict[int, int]
     result: dict
 
 
@@ -127,7 +134,7 @@ def run_seeds(
       others: as for `run_training`.
 
     Raises:
-      InputError: as `run_training`.
+      InputError: as `run_training`; a loss that is not finite ends the training of its seed only, unless all do.
     """
     checks.distinct("seeds", map(str, seeds))
     _check_times(checkpoint_epochs, spec, out)
@@ -139,6 +146,7 @@ def run_seeds(
     found = {seed: read(folders[seed], specs[seed]) for seed in seeds} if resume else dict.fromkeys(seeds)
     study = Study(spec, data_dir)
     left = tuple(seed for seed in seeds if found[seed] is None)
+    diverged = {}
     if out is not None:
         if resume:
             left, lanes = _as_before(out, {specs[seed].fingerprint: seed for seed in seeds}, left, lanes)
@@ -150,6 +158,12 @@ def run_seeds(
         title = f"seed {', '.join(map(str, group))}, "
         try:
             outcomes = run.train(resume, on_report, should_stop, title)
+        except training.Diverged as error:
+            if len(diverged) + len(group) == len(seeds):
+                raise
+            if out is not None:
+                train_checkpoint.remove(out)
+            outcomes, run.diverged = [None] * len(group), [step or error.step for step in run.diverged]
         except jax.errors.JaxRuntimeError as error:
             if len(group) == 1 or not is_out_of_memory(error):
                 raise
@@ -158,23 +172,26 @@ def run_seeds(
                 train_checkpoint.remove(out)  # of the larger group
             continue
         found |= zip(group, outcomes, strict=True)
+        diverged |= {seed: step for seed, step in zip(group, run.diverged, strict=True) if step is not None}
         resume, left = False, left[len(group) :]  # what is resumed from was this group's
-        if not all(outcome.result["complete"] for outcome in outcomes):
+        if not all(outcome.result["complete"] for outcome in outcomes if outcome is not None):
             break
     outcomes = tuple(found[seed] for seed in seeds if found[seed] is not None)
-    complete = len(outcomes) == len(seeds) and all(outcome.result["complete"] for outcome in outcomes)
+    done = len(outcomes) + len(diverged) == len(seeds)
+    complete = done and all(outcome.result["complete"] for outcome in outcomes)
     accuracies = [outcome.weights.origin.test_accuracy for outcome in outcomes]
     result = {
         "complete": complete,
         "environment": environment(),
         "spec": dataclasses.asdict(spec),
         "seeds": list(seeds),
+        "diverged": {str(seed): step for seed, step in diverged.items()},
         "test_accuracy": _mean_and_std(accuracies),
         "timing": {"lanes": lanes} | (study.time_steps(outcomes[0].weights) if timing and complete else {}),
     }
     if out is not None:
         _write_json(out / RECORD, result)
-    return SeedsOutcome(outcomes, result)
+    return SeedsOutcome(outcomes, diverged, result)
 
 
 def _together(fingerprints) -> str:
@@ -245,11 +262,13 @@ class _Run:
         specs = [dataclasses.replace(study.spec, seed=seed) for seed in seeds]
         self.specs, self.fingerprint = specs, _together(spec.fingerprint for spec in specs)
         self.rows = [[] for _ in seeds]
+        self.diverged = [None] * len(seeds)  # since which step
         self.losses, self.correct = [], []
         self.seconds = {"first_chunk": 0.0, "steps": 0.0, "test": 0.0}
         self.step = 0
 
-    def train(self, resume, on_report, should_stop, title) -> list[TrainingOutcome]:
+    def train(self, resume, on_report, should_stop, title) -> list[TrainingOutcome | None]:
+        """The outcome of each seed, None where its loss was not finite any more."""
         study, recipe = self.study, self.study.setup.recipe
         state, keys = study.start(self.seeds)
         watch = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(self.seeds)), training.watch(recipe))
@@ -269,6 +288,7 @@ class _Run:
             scale=lambda: self.watch.scale,
             active=None if recipe.patience is None or len(self.seeds) == 1 else self._active,
         ):
+            self._note_diverged(progress.losses)
             self.losses += progress.losses.T.tolist()
             self.correct += (progress.correct.T / recipe.batch_size).tolist()
             self.seconds["first_chunk" if self.step == first else "steps"] += progress.seconds
@@ -276,7 +296,8 @@ class _Run:
             if on_report is not None:
                 epoch = f"{title}epoch {1 + (self.step - 1) // study.per_epoch} of {math.ceil(recipe.epochs)}"
                 seen, total = (step * recipe.batch_size for step in (self.step, ends[-1]))
-                on_report(Report(epoch, seen, total, float(progress.losses.mean())))
+                finite = progress.losses[np.isfinite(progress.losses)]
+                on_report(Report(epoch, seen, total, float(finite.mean())))
             done = self.step == ends[-1]
             if self.step % study.per_epoch == 0 or done:
                 self._close_epoch(state)
@@ -294,8 +315,14 @@ class _Run:
         return self._finish(state, stopped)
 
     def _active(self):
-        patience = self.study.setup.recipe.patience
-        return jnp.full(len(self.seeds), True) if patience is None else self.watch.waited < patience
+        patience, alive = self.study.setup.recipe.patience, jnp.array([step is None for step in self.diverged])
+        return alive if patience is None else alive & (self.watch.waited < patience)
+
+    def _note_diverged(self, losses):
+        finite = np.isfinite(losses)
+        for lane in np.flatnonzero(~finite.all(1)):
+            if self.diverged[lane] is None:
+                self.diverged[lane] = self.step + 1 + int(finite[lane].argmin())
 
     def _close_epoch(self, state, scored=True):
         study, began, active = self.study, time.monotonic(), self._active().tolist()
@@ -319,13 +346,15 @@ class _Run:
     def _keep(self, state, epochs):
         scores = self.study.score(self.study.tested, state)
         for lane, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
+            if self.diverged[lane] is not None:
+                continue
             accuracy = None if scores is None else scores[lane].accuracy
             kept = folder / f"epoch-{epochs:g}"
             kept.mkdir(parents=True, exist_ok=True)
             weights.save(kept / weights.NAME, self.study.weights(seed, state, lane, accuracy))
 
     def _records(self):
-        names = ("fingerprint", "step", "rows", "losses", "correct", "seconds")
+        names = ("fingerprint", "step", "rows", "losses", "correct", "seconds", "diverged")
         return {name: getattr(self, name) for name in names}
 
     def _resumed(self, state, watch):
@@ -337,9 +366,12 @@ class _Run:
             setattr(self, name, value)
         return state, watch
 
-    def _finish(self, state, stopped) -> list[TrainingOutcome]:
+    def _finish(self, state, stopped) -> list[TrainingOutcome | None]:
         study, outcomes = self.study, []
         for lane, (spec, folder) in enumerate(zip(self.specs, self.folders, strict=True)):
+            if self.diverged[lane] is not None:
+                outcomes.append(None)
+                continue
             rows = self.rows[lane]
             trained = study.weights(spec.seed, state, lane, rows[-1]["test_accuracy"])
             result = {

@@ -3,13 +3,14 @@
 from gi_jax.training.augment import crop_and_flip
 from gi_jax.training.epoch import Epoch, draw_epoch, over_lanes, run_steps
 from gi_jax.training.evaluate import Score, evaluate
-from gi_jax.training.loop import Progress, advance, epoch_ends, step_of, steps_per_epoch, training_keys
+from gi_jax.training.loop import Diverged, Progress, advance, epoch_ends, step_of, steps_per_epoch, training_keys
 from gi_jax.training.recipe import SCHEDULES, Recipe, Watch, look, watch
 from gi_jax.training.step import Pool, Setup, TrainState, start, train_step
 from gi_jax.training.timing import measure
 
 __all__ = [
     "SCHEDULES",
+    "Diverged",
     "Epoch",
     "Pool",
     "Progress",

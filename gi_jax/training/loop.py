@@ -18,13 +18,21 @@ CHUNK_SECONDS = 0.5
 """Steps are not waited for one by one; this is about how long until the next look."""
 
 
+class Diverged(checks.InputError):
+    """The loss of every training side by side is not a finite number any more; `step` says since when."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
 class Progress(NamedTuple):
     """Where a training stands after a chunk of steps.
 
     Attributes:
       step: steps done.
       state: [lanes]; given away with the next chunk; take what you need before.
-      losses: float [lanes, chunk], of each step's batch.
+      losses: float [lanes, chunk], of each step's batch; not finite from the step on where a lane diverged.
       correct: int [lanes, chunk], correctly classified pictures of each batch.
       seconds: of the chunk; the first one's includes compilation.
     """
@@ -98,7 +106,7 @@ def advance(
       scale, active: asked before every chunk; see `run_steps`. None: 1, and all.
 
     Raises:
-      InputError: as soon as a loss is not finite.
+      Diverged: as soon as no lane has finite losses.
     """
     total, chunk, epoch, current = ends[-1], 1, None, None
     per_epoch = steps_per_epoch(len(pool.labels), setup.recipe.batch_size)
@@ -124,12 +132,14 @@ def advance(
         )
         losses, correct = (values[:, :count] for values in jax.device_get((losses, correct)))
         seconds = time.monotonic() - began
-        if not np.isfinite(losses).all():
-            bad = int(np.argmin(np.isfinite(losses).all(0)))
-            value = losses[:, bad][~np.isfinite(losses[:, bad])][0]
-            raise checks.InputError(
-                f"the loss is {value} at step {step + bad + 1} of {total}; expected a finite number: lower the "
-                f"learning rate (now {setup.recipe.learning_rate:g})"
+        finite = np.isfinite(losses)
+        if not finite.all(1).any():
+            lane = int(np.argmax(finite.argmin(1)))
+            bad = int(finite[lane].argmin())
+            raise Diverged(
+                f"the loss is {losses[lane, bad]} at step {step + bad + 1} of {total}; expected a finite number: lower "
+                f"the learning rate (now {setup.recipe.learning_rate:g})",
+                step + bad + 1,
             )
         step += count
         yield Progress(step, state, losses, correct, seconds)
