@@ -81,6 +81,9 @@ def attack(seed, where, column="none", middle=0.4, labels="known", batch_size=1)
                 ("paper", "true", 0.8),
             )
         ]
+        papers = block["decoded"][1]
+        mismatched = [{"lpips_vgg": 1.2 * row["lpips_vgg"]} for row in papers["images"]]
+        papers["reference_summary"] = metrics.summarize(mismatched)
         decoded = pictures(rng, middle)
     row = {
         "cell": f"{seed:016x}",
@@ -159,6 +162,7 @@ def _alpha_bn():
 def _protocol():
     yield attack(0, {"switch": "all", "value": "reference"})
     yield attack(1, {"switch": "all", "value": "corrected"}, middle=0.5)
+    yield attack(9, {"switch": "match", "value": "both"}, middle=0.6, batch_size=16)
     for number, switch in enumerate(("box", "bn_var", "mask_pruned", "bn_stats")):
         yield attack(2 + number, {"switch": switch, "value": "corrected"}, middle=0.4 + 0.02 * number)
 
@@ -180,7 +184,7 @@ def _table1():
 
 
 def _figure1():
-    for panel, count in (("cifar10", 3), ("imagenet", 2)):
+    for panel, count in (("cifar10", 3), ("large", 2)):
         for number, bn in enumerate(("exact", "infer", "proxy")[:count]):
             yield attack(number, {"panel": panel, "bn": bn}, middle=0.2 + 0.2 * number, batch_size=16)
 

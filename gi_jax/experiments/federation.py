@@ -85,6 +85,15 @@ class FederationSpec:
                 f"local_batch_size={self.local_batch_size} without local steps: a client that sends a gradient takes "
                 "it on all pictures of the round; give local_steps, or batch_size for fewer pictures"
             )
+        if self.local_steps is None and self.local_rate != FederationSpec.local_rate:
+            raise checks.InputError(
+                f"local_rate={self.local_rate:g} without local steps: a client that sends a gradient takes no step; "
+                "give local_steps, or server_rate for the server's"
+            )
+        if self.partition != "dirichlet" and self.alpha != FederationSpec.alpha:
+            raise checks.InputError(
+                f"alpha={self.alpha:g} with partition={self.partition!r}: expected partition dirichlet, or no alpha"
+            )
         if self.test_pictures is not None:
             checks.positive(test_pictures=self.test_pictures)
         defenses.parse(self.defense)

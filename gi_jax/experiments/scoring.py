@@ -10,8 +10,8 @@ from gi_jax import attacks, defenses, metrics
 from gi_jax.attacks.labels import choose
 from gi_jax.experiments.confidence import predictive_power
 from gi_jax.experiments.spec import AttackSpec
-from gi_jax.experiments.victims import Victims, pictures
-from gi_jax.threat import VIEWS, ImageSpace, Victim, observe
+from gi_jax.experiments.victims import Victims, pictures, told
+from gi_jax.threat import VIEWS, ImageSpace, Shared, Victim, observe
 
 
 def score(
@@ -40,8 +40,7 @@ def score(
         np.concatenate([batch[permutation] for batch, permutation in zip(arrays, order, strict=True)])
         for arrays in (images, found["spread"])
     )
-    nets = ("vgg", "alex") if min(matched.shape[1:3]) >= 31 and matched.shape[3] == 3 else ()
-    rows = metrics.score(truth.reshape(matched.shape), matched, nets)
+    rows = metrics.score(truth.reshape(matched.shape), matched, metrics.nets_for(matched.shape[1:]))
     losses, alive = found["losses"], found["alive"]
     for number, row in enumerate(rows):
         batch = number // spec.pictures_per_update
@@ -152,6 +151,7 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps
         victims.age,
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
         _label_words(spec, victims, assumed_steps, known),
+        *_words_of_shares(spec),
         "The adversary knows the size of the batch and the normalization of the data.",
         *_words_of_encoding(spec, victims, defense),
         *_defense_words(spec, defense, known),
@@ -159,6 +159,15 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]
+
+
+def _words_of_shares(spec):
+    """Of a sum: what the adversary is granted of each client apart."""
+    if spec.view == "server":
+        return ()
+    exact = spec.threat.shared in (Shared.EXACT, Shared.EXACT_UNBIASED)
+    what = ["statistics"] * exact + ["labels"] * ("known" in spec.labels)
+    return (f"ORACLE: these {' and '.join(what)} are those of each client apart; a sum shows neither.",) if what else ()
 
 
 def _words_of_view(spec, assumed_steps):
@@ -199,14 +208,16 @@ def _known(spec, victim, defense):
     if defense == "none" or spec.attacker == "plain" or spec.assume_steps is not None or spec.view != "server":
         return ()
     granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))
-    return jax.eval_shape(granted, victim, key=jax.random.key(0)).known
+    return told(spec, jax.eval_shape(granted, victim, key=jax.random.key(0)).known)
 
 
 def _defense_words(spec, defense, known):
     if defense == "none":
         return ("The client applies no defense.",)
     applies = f"The client applies {defense} before it sends"
-    if spec.attacker == "plain":
+    if attacks.ATTACKS[spec.attack_name].closed_form:
+        return (f"{applies}; the attack is a closed form, which does not adapt to what it is told of that.",)
+    if spec.attacker == "plain" or (spec.attacker == "encodings" and not known):
         return (f"{applies}; the adversary is not told, and its attack does not adapt.",)
     if spec.assume_steps is not None:
         return (
@@ -216,8 +227,9 @@ def _defense_words(spec, defense, known):
     if spec.view != "server":
         return (f"Every client applies {defense} before it sends; the attack on their sum does not adapt to it.",)
     adapted = "; ".join(attacks.adaptation_words(known)) or "there is nothing to adapt to"
+    knows = "that and the parameters" if spec.attacker == "adaptive" else "how pictures are encoded, nothing else of it"
     return (
-        f"{applies}; the adversary knows that and the parameters, but not the client's random choices.",
+        f"{applies}; the adversary knows {knows}, but not the client's random choices.",
         f"The attack adapts: {adapted}.",
     )
 

@@ -13,7 +13,7 @@ from gi_jax.models import MODELS, Normalize
 from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat, LocalTraining, Shared
 
 CLIENT_BN = ("running", "batch")
-ATTACKERS = ("adaptive", "plain")
+ATTACKERS = ("adaptive", "encodings", "plain")
 LABELS = ("known", "auto", "optimize", *METHODS)
 ORDERS = ("unknown", "known")
 BOXES = ("valid", "reference")
@@ -86,7 +86,8 @@ class AttackSpec:
         key of `gi_jax.attacks.labels.METHODS` (recovered from the gradient first). Several: a run for each, under each
         of the defenses, in this order; a single one may be given as a string. None: what the published attack has.
       attack: a key of `ATTACKS`; None takes the strongest known for the threat model.
-      attacker: `adaptive` is told the defense, its parameters included, and fits the attack to it; `plain` is not.
+      attacker: `adaptive` is told the defense, its parameters included, and fits the attack to it; `encodings` is told
+        how pictures are encoded, and nothing of what is done to the gradient; `plain` neither.
       tv, bn_prior, learning_rate: weights and rate; None takes the default of the threat model.
       steps, restarts: of the attack.
       box: what keeps its guesses valid: `valid` (pictures in [0, 1]) or `reference` (that of the paper's published

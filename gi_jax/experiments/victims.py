@@ -15,7 +15,7 @@ from gi_jax.defenses.batch import encode_victim
 from gi_jax.experiments import weights
 from gi_jax.experiments.decode import public_pictures
 from gi_jax.experiments.spec import AttackSpec
-from gi_jax.threat import AttackProblem, ImageSpace, Mapping, Victim, check_problem, look, observe, one_hot
+from gi_jax.threat import AttackProblem, Fact, ImageSpace, Mapping, Mixed, Victim, check_problem, look, observe, one_hot
 from gi_jax.threat.views import average
 from gi_jax.types import Images, Params
 
@@ -155,15 +155,22 @@ def observe_all(
                 defense=defenses.parse(defense),
                 key=jax.random.fold_in(key, number),
                 labels_known=labels_known,
-                defense_known=spec.attacker == "adaptive",
+                defense_known=spec.attacker != "plain",
                 **local,
             )
             for number in range(update * size, (update + 1) * size)
         ]
+        sent = [dataclasses.replace(problem, known=told(spec, problem.known)) for problem in sent]
         for problem in sent:
             check_problem(problem)
         problems += look(spec.view, sent, spec.threat, aggregate=_aggregate(spec, update))
     return problems
+
+
+def told(spec: AttackSpec, facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
+    """Of the facts about a defense, those that the attacker of a specification is told."""
+    wanted = {"adaptive": object, "encodings": Mixed, "plain": ()}[spec.attacker]
+    return tuple(fact for fact in facts if isinstance(fact, wanted))
 
 
 def make_problems(

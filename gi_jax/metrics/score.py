@@ -138,9 +138,7 @@ def reference_scores(
     check_images(originals=originals, reconstructions=reconstructions)
     checks.all_finite("originals", originals)
     check_unit_range(originals=originals, reconstructions=reconstructions)
-    mean, std = _per_channel("mean", mean), _per_channel("std", std)
-    checks.positive(**{f"std[{channel}]": value for channel, value in enumerate(std)})
-    targets, recovered = ((np.asarray(x, np.float32) - mean) / std for x in (originals, reconstructions))
+    targets, recovered = (_normalized(images, mean, std) for images in (originals, reconstructions))
     data_range = np.ptp(targets, axis=(1, 2, 3))[None, :]
     error = np.maximum(mse_matrix(recovered, targets), np.finfo(np.float64).tiny)
     with np.errstate(divide="ignore"):  # an original of one color has no range: minus infinity, never the maximum
@@ -151,6 +149,37 @@ def reference_scores(
     same = np.eye(len(targets), dtype=bool) if one_to_one else of_batch[:, None] == of_batch
     psnr_of, lpips_of = np.where(same, decibels, -np.inf).max(1), np.where(same, distances, np.inf).min(1)
     return _rows({"psnr": psnr_of, "lpips_vgg": lpips_of})
+
+
+def reference_decoded_scores(
+    originals: Images, decoded: Images, mean: Sequence[float], std: Sequence[float]
+) -> list[Row]:
+    """The scoring `reference` of decoded pictures: LPIPS between two ranges that do not fit.
+
+    The original of the same index is normalized by mean and std, the decoded picture lies in [-1, 1], and both are
+    handed to the network as they are (GradAttack, `examples/calc_metric.py`).
+
+    Args:
+        originals: float [n, h, w, 3] in [0, 1], finite.
+        decoded: float [n, h, w, 3] in [0, 1].
+        mean: [3], of the data set's normalization.
+        std: [3], likewise, above zero.
+
+    Returns:
+        One row per picture: lpips_vgg; `None` where it is not finite.
+
+    Raises:
+        InputError: as `reference_scores`.
+    """
+    check_images(originals=originals, decoded=decoded)
+    targets = _normalized(originals, mean, std)
+    return _rows({"lpips_vgg": lpips(targets, 2 * np.asarray(decoded, np.float32) - 1, "vgg", value_range="raw")})
+
+
+def _normalized(images: Images, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    mean, std = _per_channel("mean", mean), _per_channel("std", std)
+    checks.positive(**{f"std[{channel}]": value for channel, value in enumerate(std)})
+    return (np.asarray(images, np.float32) - mean) / std
 
 
 def _rows(columns: Mapping[str, Sequence[float]]) -> list[Row]:

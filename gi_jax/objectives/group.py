@@ -41,7 +41,7 @@ class GroupConsistency:
 
 
 def _mean_over_restarts(images: Images) -> Images:
-    # A restart that broke takes no part.
+    # A restart that is not finite takes no part; one that diverged since counts with the last finite pictures it had.
     whole = jnp.all(jnp.isfinite(images))
     total, count = jax.lax.psum((jnp.where(whole, images, 0.0), jnp.float32(whole)), RESTARTS)
     return total / jnp.maximum(count, 1.0)

@@ -57,6 +57,12 @@ class BatchNormThreat:
                 "use; expected 'batch', or share some"
             )
 
+        if self.client == Normalize.GIVEN and self.shared == Shared.NOTHING:
+            raise checks.InputError(
+                "client normalization 'given' with shared='nothing': running statistics that the adversary does not "
+                "have are not modelled; expected shared='running', or client 'batch'"
+            )
+
     def words(self) -> tuple[str, ...]:
         """The threat model in sentences, oracles named."""
         client = {

@@ -21,6 +21,12 @@ UNTRAINED = (
 )
 
 
+LARGE = (
+    "The picture is an embedded photograph, in place of one of ImageNet, and the network is at its initialization. The "
+    "paper says of its own only that it is not recognizable where statistics are inferred."
+)
+
+
 def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
     """What is asked, and a section a panel."""
     settings = published.settings()["figure1"]
@@ -69,7 +75,10 @@ def _panel(found, panel, settings):
                 float((lpips or psnr or {"count": 0})["count"]),
             )
         )
-    blocks = [Text(_words(cells, settings["order"])), Table(columns, tuple(rows))]
+    ordered = settings["order"] if panel != "large" else None
+    blocks = [Text(_words(cells, ordered)), Table(columns, tuple(rows))]
+    if panel == "large":
+        blocks.insert(0, Text(LARGE))
     if any(one is not None and one.row["network"] is None for one in cells.values()):
         blocks.insert(0, Text(UNTRAINED))
     grid = picture_grid(list(cells.items()), f"Attackers on {panel}")
@@ -77,13 +86,17 @@ def _panel(found, panel, settings):
 
 
 def _words(cells, order):
-    means = {kind: leakage.number(leakage.own(cells[kind]), "mean") for kind in order}
+    """What came out, beside the order of the paper if it has one."""
+    means = {kind: leakage.number(leakage.own(one), "mean") for kind, one in cells.items()}
     means = {kind: value for kind, value in means.items() if value is not None}
     if not means:
         return "What came out: nothing was run yet."
     text = ", ".join(f"{kind} {value:.2f}" for kind, value in means.items())
-    if len(means) < len(order):
+    if len(means) < len(cells):
         return f"What came out: average LPIPS {text}; the rest is missing."
     ranked = sorted(means, key=means.get)
+    words = f"What came out: average LPIPS {text}. From most to least leaked: {', '.join(ranked)}"
+    if order is None:
+        return f"{words}."
     agrees = "the order of the paper" if ranked == order else f"not the order of the paper, which is {', '.join(order)}"
-    return f"What came out: average LPIPS {text}. From most to least leaked: {', '.join(ranked)}; this is {agrees}."
+    return f"{words}; this is {agrees}."

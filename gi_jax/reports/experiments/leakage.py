@@ -37,13 +37,11 @@ def protocol_block(found: Found | None) -> dict | None:
 def published_protocol(found: Found | None) -> dict | None:
     """Summary of LPIPS that compares with the paper's tables.
 
-    That is the paper's scoring of what was attacked; where pictures were encoded, the score of what the paper's decoder
-    made of the recovered encodings, against the original of the same index.
+    That is the paper's scoring of what was attacked; where pictures were encoded, of what the paper's decoder made of
+    the recovered encodings, against the original of the same index.
     """
     block = protocol_block(found)
-    if block is None:
-        return None
-    return block["summary"].get(LPIPS) if "decoder" in block else reference(found)
+    return None if block is None else block.get("reference_summary", {}).get(LPIPS)
 
 
 def per_picture(block: dict | None) -> list[float]:

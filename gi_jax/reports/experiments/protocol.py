@@ -18,7 +18,9 @@ SWITCHES = {
     "count for all; corrected: one to one.",
     "mix_index": "The published code encodes the last, smaller batch with the wrong rows of the mapping.",
     "decode": "The published InstaHide decoder cannot recover signs; corrected: sign-aware.",
-    "mask_pruned": "The published attack does not use that pruned entries are visible as zeros.",
+    "mask_pruned": "The published attack does not use that pruned entries are visible as zeros; corrected: it compares "
+    "them with the bound that the kept ones give, by a likelihood in place of the cosine, and smooths the more, the "
+    "fewer entries it sees.",
 }
 SCORED_ONLY = ("lpips_range", "match")
 """Switches of the paper's scoring, which this library's does not have."""
@@ -32,10 +34,11 @@ def _scores(found, switch, value):
     base = first(found, switch=BASE, value="reference")
     match switch, value:
         case (("lpips_range" | "match"), _):
-            # The same reconstructions, scored in two ways.
-            if base is None:
+            # The same reconstructions, scored in two ways; whom they are matched with shows in batches of several.
+            one = base if switch == "lpips_range" else first(found, switch=switch)
+            if one is None:
                 return {OWN: None, PAPER: None}
-            row = base.row["result"]
+            row = one.row["result"]
             summaries = row["reference_summary"] if value == "reference" else row["mended_summaries"][switch]
             return {OWN: None, PAPER: summaries[leakage.LPIPS]}
         case "decode", _:
@@ -44,7 +47,8 @@ def _scores(found, switch, value):
         case "mix_index", _:
             return {OWN: _decoder(first(found, switch=switch, value=value), paper=True), PAPER: None}
         case _, "reference":
-            one = first(found, switch=switch, value="reference") or base
+            has_own = any(one.where["switch"] == switch and one.where["value"] == value for one in found)
+            one = first(found, switch=switch, value=value) if has_own else base
         case _:
             one = first(found, switch=switch, value="corrected")
     return {OWN: leakage.own(one), PAPER: leakage.reference(one)}

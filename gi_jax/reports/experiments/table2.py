@@ -31,10 +31,17 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
 
 
 class Trainings(NamedTuple):
-    """Trainings of a column, a number a seed: accuracies in per cent, and times over that without a defense."""
+    """Trainings of a column.
+
+    Attributes:
+      accuracies: per cent, of each seed that did not diverge.
+      ratios: times of a step over that without a defense, as often as it was measured.
+      diverged: how many did.
+    """
 
     accuracies: list[float]
     ratios: list[float]
+    diverged: int
 
     @property
     def accuracy(self) -> float | None:
@@ -45,8 +52,11 @@ class Trainings(NamedTuple):
 def trainings(found: Sequence[Found], column: str) -> Trainings:
     """Those of a column that ran."""
     rows = [one.row for one in select(found, what="training", column=column)]
-    ratios = [row["timing"]["ratio"] for row in rows if row["timing"].get("ratio") is not None]
-    return Trainings([100 * row["result"]["test_accuracy"] for row in rows], ratios)
+    # Seeds that were trained together were timed once.
+    ratios = sorted({row["timing"]["ratio"] for row in rows if row["timing"].get("ratio") is not None})
+    accuracies = [row["result"]["test_accuracy"] for row in rows]
+    reached = [100 * accuracy for accuracy in accuracies if accuracy is not None]
+    return Trainings(reached, [1.0] if rows and column == "none" else ratios, len(rows) - len(reached))
 
 
 def _introduction(found):
@@ -87,7 +97,7 @@ def _utility(found, columns):
                 _known(time),
                 Cell(ratio, _spread(trained.ratios, "{:.2f}")),
                 _known(leakage.difference(ratio, time)),
-                float(len(trained.accuracies)),
+                Cell(float(len(trained.accuracies)), f"{trained.diverged} diverged" if trained.diverged else ""),
             )
         )
     heads = (
@@ -101,7 +111,8 @@ def _utility(found, columns):
         Column("seeds", "{:.0f}", " "),
     )
     caption = (
-        "Ours: mean over seeds, with the standard deviation over seeds under it (divided by n - 1). "
+        "Ours: mean over seeds, with the standard deviation over seeds under it (divided by n - 1); the time is "
+        "measured once for seeds that were trained together. "
         f"Published: means of {published.settings()['training_runs']} runs."
     )
     return Section(
@@ -193,7 +204,7 @@ def _comparison(cells, batch_size, comparable):
     caption = (
         "By the published scoring (each reconstruction takes the nearest original of its "
         "batch; picture values as the network sees them). MixUp and InstaHide: what the paper's decoder makes of the "
-        "recovered encodings, scored against the original of the same index by this library's rules. Marked: the "
+        "recovered encodings, in [-1, 1], against the original of the same index as the network sees it. Marked: the "
         "defense under which least leaked."
     )
     return Table(heads, tuple(rows), caption)

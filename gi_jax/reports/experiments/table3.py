@@ -92,6 +92,7 @@ def _measured(found, paper):
         if not speed:
             continue
         environment = one.row["environment"]
+        speed /= environment.get("devices", 1)  # hours of one
         for batch in dict.fromkeys((pictures, int(paper.assumptions.batch_size))):
             seconds = batch / speed
             attack_hours = seconds * paper.attack_iterations / 3600
