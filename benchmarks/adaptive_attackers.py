@@ -21,7 +21,7 @@ from rich.table import Table
 
 from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.environment import environment
-from gi_jax.experiments.spec import ATTACKERS, AttackSpec
+from gi_jax.experiments.spec import AttackSpec
 
 DEFENSES = (
     "none",
@@ -49,13 +49,14 @@ DEFENSES = (
 """Every defense, most at a strength that troubles the plain attacker, and one pair in both orders."""
 QUICK = ("prune:p=0.99", "gaussian:sigma=0.03")
 
+ATTACKERS = ("plain", "adaptive")
 METRICS = ("psnr", "lpips_vgg")
 
 
 def measure(defense: str, pictures: int, steps: int) -> dict[str, object]:
     """A row: means over the pictures of each metric for each attacker, and each picture's PSNR."""
     row: dict[str, object] = {"defense": defense}
-    for attacker in reversed(ATTACKERS):
+    for attacker in ATTACKERS:
         model = "convnet_group" if defense.startswith("dpsgd") else "convnet"  # DP-SGD refuses BatchNorm
         spec = AttackSpec(model=model, num_batches=pictures, steps=steps, defenses=(defense,), attacker=attacker)
         with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +69,7 @@ def measure(defense: str, pictures: int, steps: int) -> dict[str, object]:
 
 def cells(row: dict[str, object]) -> list[str]:
     """The row as text: defense, PSNR plain and adaptive and their difference, LPIPS likewise, n."""
-    psnr, lpips = ([row[f"{metric} {attacker}"] for attacker in reversed(ATTACKERS)] for metric in METRICS)
+    psnr, lpips = ([row[f"{metric} {attacker}"] for attacker in ATTACKERS] for metric in METRICS)
     return [
         row["defense"],
         *(f"{value:.1f}" for value in psnr),

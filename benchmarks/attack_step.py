@@ -85,6 +85,13 @@ FULL = (
     Point(16, 1, "patches"),
     Point(1, 1, "lax"),
 )
+WIDE = (
+    *(Point(1, lanes) for lanes in (64, 256)),
+    *(Point(1, lanes, lowering) for lanes in (16, 64) for lowering in ("patches", "winograd")),
+    Point(16, 16),
+    Point(16, 16, "patches"),
+)
+"""What fills an accelerator besides, and how lanes are convolved there best."""
 
 
 class Launch(NamedTuple):
@@ -263,9 +270,10 @@ def measure(report: Report, quick: bool) -> None:
     if torch is None:
         report.note("PyTorch is not installed, so the comparison is left out: pip install 'gi_jax[bench]'.")
     try:
-        for point in QUICK if quick else FULL:
+        wide = () if jax.default_backend() == "cpu" else WIDE
+        for point in QUICK if quick else FULL + wide:
             # Enough steps that what a launch does once (turning weights over) does not count for much.
-            pictures = point.images * point.side**2 / 32**2
+            pictures = point.images * point.side**2 / 32**2 / (1 if jax.default_backend() == "cpu" else 30)
             steps = max(1, int((32 if quick or pictures >= 32 else 48) / pictures))
             samples = measure_point(report, point, torch, rounds=2 if quick else 3, steps=steps)
             _add_ratios(report.ratios, point, samples)

@@ -122,17 +122,21 @@ class Share(NamedTuple):
       point: eight lanes.
       steps: of a round.
       rounds: recorded, after one of warm-up.
+      spread: lanes lie on all devices of a process, not on the first.
     """
 
     point: Point
     steps: int
     rounds: int
+    spread: bool = True
 
 
 def on_devices(share: Share, results: Path) -> None:
     """What a process does: attacks on all its devices, saves pictures and losses, prints its seconds a step as JSON."""
     start = launch(share.point)
-    problems, states = plan.on_all_devices(start.problems, start.states)
+    problems, states = start.problems, start.states
+    if share.spread:
+        problems, states = plan.on_all_devices(problems, states)
     states = loop.compile_ahead(start.attack, problems, states)
     progress, taken = attacks.advance(start.attack, problems, states, chunk=share.steps), []
     for _ in range(1 + share.rounds):
@@ -140,17 +144,19 @@ def on_devices(share: Share, results: Path) -> None:
         states, _ = next(progress)
         taken.append((time.perf_counter() - began) / share.steps)
     np.savez(results, pictures=states.candidate.images, losses=states.info.parts["matching"])
-    print(json.dumps({"devices": jax.device_count(), "seconds": taken[1:]}))
+    print(json.dumps({"devices": jax.local_device_count() if share.spread else 1, "seconds": taken[1:]}))
 
 
 def start_process(share: Share, devices: int | None, results: Path) -> dict:
-    """Runs `on_devices` with so many virtual devices of a CPU; None for the real ones.
+    """Runs `on_devices` with so many virtual devices of a CPU; None for the real ones, beside this process's memory.
 
     Raises:
       RuntimeError: with the last lines of a process that failed.
     """
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(harness.ROOT), *filter(None, sys.path)])}
-    if devices is not None:
+    if devices is None:
+        variables |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    else:
         flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(FLAG)]
         variables |= {"XLA_FLAGS": " ".join([*flags, f"{FLAG}={devices}"]), "JAX_PLATFORMS": "cpu"}
     code = (
@@ -163,20 +169,24 @@ def start_process(share: Share, devices: int | None, results: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_devices(report: Report, share: Share, counts: tuple[int | None, ...]) -> None:
-    """A process for each number of devices, one after the other; ratios are over the first."""
-    first = None
-    for count in counts:
+def measure_devices(report: Report, share: Share, counts: tuple[int, ...] = ()) -> None:
+    """A process for each number of virtual devices, one after the other; without any, one real device and all.
+
+    Ratios are over the first.
+    """
+    first, real = None, not counts
+    shares = [share._replace(spread=spread) for spread in (False, True)] if real else [share] * len(counts)
+    for number, (one, count) in enumerate(zip(shares, counts or (None, None), strict=True)):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "results.npz"
-            found, results = start_process(share, count, path), dict(np.load(path))
+            found, results = start_process(one, count, path), dict(np.load(path))
         seconds = Sample(tuple(found["seconds"]))
         first = first or (seconds, results)
         apart = {
             "pixels apart": float(np.abs(results["pictures"] - first[1]["pictures"]).max()),
             "losses apart": float(np.abs(results["losses"] / first[1]["losses"] - 1).max()),
         }
-        name = f"{found['devices']} {'real' if count is None else 'virtual'}"
+        name = f"{found['devices']} {'real' if real else 'virtual'}"
         report.figures.append(
             {
                 "axis": "devices",
@@ -186,7 +196,7 @@ def measure_devices(report: Report, share: Share, counts: tuple[int | None, ...]
             }
             | apart
         )
-        if count != counts[0]:
+        if number:
             ratio = f"devices_{share.point.name}_{name.replace(' ', '_')}"
             report.ratios[f"{ratio}_vs_1"] = seconds.over(first[0])
             report.ratios |= {f"{ratio}_{what.replace(' ', '_')}": Sample((value,)) for what, value in apart.items()}
@@ -197,8 +207,9 @@ def measure(report: Report, quick: bool) -> None:
     for axis in QUICK if quick else FULL:
         measure_axis(report, axis, rounds=3 if quick else 5)
     share = Share(Point(1, 8, model="convnet"), steps=8, rounds=3 if quick else 5)
-    counts = (1, 8) if quick else (1, 2, 4, 8)
-    measure_devices(report, share, (*counts, None) if jax.local_device_count() > 1 else counts)
+    measure_devices(report, share, (1, 8) if quick else (1, 2, 4, 8))
+    if jax.local_device_count() > 1:
+        measure_devices(report, share)
     share = Share(Point(1, 8, model="resnet18"), steps=4, rounds=5)
     if not quick:
         measure_devices(report, share, (1, 8))
