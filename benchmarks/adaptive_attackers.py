@@ -41,6 +41,7 @@ DEFENSES = (
     "quantize:bits=4",
     "soteria:p=0.5",
     "prune:p=0.9 + gaussian:sigma=0.003",
+    "prune:p=0.5 + gaussian:sigma=0.03",
     "gaussian:sigma=0.003 + prune:p=0.9",
     "mixup:k=4",
     "intra_instahide:k=4",
