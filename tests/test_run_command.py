@@ -1,6 +1,10 @@
 """`gi-jax run`, `report` and `rows` as a user meets them."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -89,3 +93,28 @@ def test_missing_data_are_found_before_anything_runs(ran, capsys):
     error = capsys.readouterr().err
     assert "nowhere" in error and error.count("\n") == 1
     assert len(Store(ran / "store")) == 1
+
+
+ON_A_HOST = """
+from types import SimpleNamespace
+import jax
+from gi_jax.cli.run import _rank
+print(*_rank(SimpleNamespace(shard="1/1")), jax.process_count())
+"""
+
+
+def test_hosts_that_are_joined_get_a_shard_each_and_wait_for_nobody():
+    with socket.socket() as free:
+        port = next(port for port in range(61_440, 65_536) if free.connect_ex(("127.0.0.1", port)))
+    # As Open MPI names hosts; JAX takes the port from the number of the job, in units of 4096.
+    common = {"OMPI_MCA_orte_hnp_uri": f"{(port - 61_440) * 2**12}.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", ON_A_HOST],
+            env=os.environ | common | {f"OMPI_COMM_WORLD_{name}": str(rank) for name in ("RANK", "LOCAL_RANK")},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [host.communicate(timeout=120)[0].split() for host in hosts] == [["1", "2", "1"], ["2", "2", "1"]]

@@ -4,9 +4,6 @@ import dataclasses
 import json
 import math
 import signal
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -445,32 +442,6 @@ def test_times_that_a_kill_prevented_are_measured_on_resuming(tmp_path):
     after = run_training(spec, out=tmp_path, resume=True).result
     assert after["timing"]["seconds_per_step"] > 0 and after["epochs"] == before["epochs"]
     assert json.loads((tmp_path / "training.json").read_text()) == after
-
-
-ON_TWO_HOSTS = """
-import sys
-from pathlib import Path
-import jax
-rank, folder = int(sys.argv[1]), Path(sys.argv[3]) / sys.argv[1]
-jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, rank)
-assert (jax.process_index(), jax.process_count()) == (rank, 2)
-jax.distributed.shutdown()
-if rank == 1:
-    from gi_jax.experiments import train_checkpoint
-    state = jax.numpy.arange(3.0)
-    train_checkpoint.save(folder, 4, state, {"fingerprint": "f"})
-    found, records = train_checkpoint.load(folder, "f", state)
-    assert found.tolist() == [0, 1, 2] and records == {"fingerprint": "f"}
-"""
-
-
-def test_a_host_of_several_saves_without_waiting_for_the_others(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    script = [sys.executable, "-c", ON_TWO_HOSTS]
-    hosts = [subprocess.Popen([*script, str(rank), str(port), str(tmp_path)]) for rank in range(2)]
-    assert [host.wait(timeout=120) for host in hosts] == [0, 0]
 
 
 def test_an_unfinished_training_is_not_that_of_other_settings(tmp_path):

@@ -1,6 +1,7 @@
 """`gi-jax run`: computes the cells of named experiments that a store lacks."""
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -121,23 +122,29 @@ def run(options) -> int:
     return 0
 
 
-def _rank(options) -> tuple[int, int]:
-    """The place of this host among those that jax.distributed joins, as a shard."""
-    import jax
+_ASK_FOR_RANK = (
+    "import jax; jax.distributed.initialize(); print(jax.process_index(), jax.process_count()); "
+    "jax.distributed.shutdown()"
+)
 
+
+def _rank(options) -> tuple[int, int]:
+    """The place of this host among those that jax.distributed joins, as a shard.
+
+    A process of its own asks: hosts share nothing but the store, and in one that has joined others JAX, and libraries
+    on it, would wait for them.
+    """
     if options.shard != "1/1":
         raise InputError(f"--shard {options.shard} with --distributed: the rank of the host is its shard; leave it out")
-    try:
-        jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
+    asked = subprocess.run([sys.executable, "-c", _ASK_FOR_RANK], capture_output=True, text=True)
+    if asked.returncode:
+        reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise InputError(
-            f"--distributed: {str(error).partition(chr(10))[0]}; expected a cluster that jax.distributed recognizes; "
-            "or give --shard I/N on each host"
-        ) from error
-    rank = jax.process_index() + 1, jax.process_count()
-    # The hosts share nothing from here on but the store: none is to wait for another, or to fall with it.
-    jax.distributed.shutdown()
-    return rank
+            f"--distributed: {reason}; expected a cluster that jax.distributed recognizes; or give --shard I/N on each "
+            "host"
+        )
+    index, count = asked.stdout.split()[-2:]
+    return int(index) + 1, int(count)
 
 
 def _check_data(cells, data_dir) -> None:

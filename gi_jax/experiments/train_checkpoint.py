@@ -4,8 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from gi_jax import checks
 
 NAME = "unfinished"
@@ -77,15 +75,7 @@ class _manager:
     def __enter__(self):
         import orbax.checkpoint as ocp
 
-        # Hosts that jax.distributed joined share nothing but the store: none waits for the others.
-        own = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=own, active_processes={own}, barrier_sync_key_prefix=str(own)
-        )
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=1, enable_async_checkpointing=False, create=False, multiprocessing_options=alone
-        )
-        (self.folder / NAME).mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager((self.folder / NAME).absolute(), options=options)
         return self.manager, ocp.args
 

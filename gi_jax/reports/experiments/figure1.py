@@ -22,8 +22,8 @@ UNTRAINED = (
 
 
 LARGE = (
-    "The picture is an embedded photograph, in place of one of ImageNet, and the network is at its initialization. The "
-    "paper says of its own only that it is not recognizable where statistics are inferred."
+    "The picture is an embedded photograph in place of one of ImageNet, of which the paper says only that it is not "
+    "recognizable where statistics are inferred."
 )
 
 
