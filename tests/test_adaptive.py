@@ -25,11 +25,12 @@ from gi_jax.objectives import (
 )
 from gi_jax.objectives.channel import READ, read
 from gi_jax.objectives.likelihood import energy, fraction_seen, seen, sign_disagreement
-from gi_jax.threat import RUNNING, Clipped, Fact, Mixed, Noisy, Quantized, Signs, Update, Zeroed
+from gi_jax.threat import RUNNING, Clipped, Fact, Mixed, Noisy, Quantized, Rounded, Signs, Update, Zeroed
 
 SENT = {"b": jnp.array([0.0, 1.0]), "w": jnp.array([[3.0, 0.0]])}
 OTHER = {"b": jnp.array([1.0, 3.0]), "w": jnp.array([[-1.0, 2.0]])}
 BOUND = {"b": 1.0, "w": 3.0}
+ROUNDED = Rounded(spacing={"b": 2.0, "w": 10.0}, scale=0.5)
 
 GAUSSIAN = Noisy(distribution="gaussian", scale=0.5)
 LAPLACIAN = Noisy(distribution="laplacian", scale=0.5)
@@ -89,6 +90,10 @@ def weighted(kept, again=False):
         ((Quantized(width={"b": 1.0, "w": 3.0}),), (1 + 1) / 20),
         ((Quantized(width={"b": 0.5, "w": 1.0}), Quantized(width={"b": 0.5, "w": 2.0})), (1 + 1) / 20),
         ((Quantized(width={"b": 0.5, "w": 1.0}), Zeroed(bound={"b": 0.1, "w": 9.0})), (0.16 + 2.25 + 9) / 20),
+        # Shares 0.5, 1 (on the tangent at 0.9), 0.4 and 0.2 of the spacing.
+        ((ROUNDED,), 0.25 * (1 - np.log(0.5 * 0.1 * 0.6 * 0.8)) / (10 - 4 * 0.25)),
+        ((ROUNDED, GAUSSIAN), 25 / (2 * (10 - 4 * 0.5))),
+        ((Zeroed(bound=BOUND), ROUNDED), 0.25 * (1 - np.log(0.1 * 0.6)) / (10 - 2 * 0.25)),
         ((Clipped(bound=100.0),), 2 * 10 * (1 - np.sqrt(1 / 10) * 0) / 20),
         ((Signs(),), (0 + 1 / 3) / 2),
         ((Mixed(k=4),), 25 / 20),
@@ -197,6 +202,16 @@ def test_under_noise_the_truth_beats_what_is_away_from_it(problem, gradient, fac
     np.testing.assert_allclose(at[1], expected, rtol=0.1)
 
 
+def test_under_random_rounding_the_truth_beats_what_is_away_from_it(problem):
+    wide = {"w": jnp.float32(np.random.default_rng(0).standard_normal(10_000))}
+    rounding = defenses.parse("qsgd:levels=20")
+    sent, _ = rounding(jax.random.key(1)).update(wide, rounding(jax.random.key(1)).init(wide))
+    known = under(problem, *rounding.known(sent, 1), sent=sent)
+    at = [likelihood(known, {"w": factor * wide["w"]}) for factor in (0.8, 1.0, 1.2)]
+    assert at[1] < min(at[0], at[2])
+    np.testing.assert_allclose(energy(read(known), sent), jnp.vdot(wide["w"], wide["w"]), rtol=0.05)
+
+
 DIFFERENTIATED = {
     "gaussian": (GAUSSIAN,),
     "laplacian": (LAPLACIAN,),
@@ -209,13 +224,17 @@ DIFFERENTIATED = {
 }
 
 
-@pytest.mark.parametrize("facts", [*DIFFERENTIATED, "quantized", "bounded"])
+@pytest.mark.parametrize("facts", [*DIFFERENTIATED, "quantized", "randomly rounded", "bounded"])
 def test_derivatives_agree_with_finite_differences(facts):
     victim = toy_victim(PLAIN)
     with jax.enable_x64(True):
         problem = as_float64(toy_problem(victim, RUNNING))
         every = lambda value: jax.tree.map(lambda _: value, problem.observed)  # noqa: E731
-        more = {"quantized": (Quantized(width=every(0.01)),), "bounded": (Zeroed(bound=every(0.01)),)}
+        more = {
+            "quantized": (Quantized(width=every(0.01)),),
+            "randomly rounded": (Rounded(spacing=every(0.02), scale=0.01),),
+            "bounded": (Zeroed(bound=every(0.01)),),
+        }
         known = dataclasses.replace(problem, observed=pruned(problem.observed), known=(DIFFERENTIATED | more)[facts])
         objective = Objective(parts={"matching": GradientLikelihood()})
         loss = lambda x: objective(known, Candidate(x))[0]  # noqa: E731

@@ -504,7 +504,7 @@ def test_nothing_that_was_dropped_is_above_the_bound(text):
 
 def test_what_an_adversary_reads_off_what_was_sent():
     (levels,) = parse("qsgd:levels=2").known({"a": jnp.array([3.0, -6.0, 3.0, 0.0])}, 4)
-    assert levels.distribution == "gaussian"
+    assert levels.spacing == {"a": 3.0}
     np.testing.assert_allclose(levels.scale, np.sqrt((54 - 36) / 4))  # two spacings of 3 are the norm
     (steps,) = parse("quantize:bits=3").known(SENT, 4)
     assert isinstance(steps, Quantized)

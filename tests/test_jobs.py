@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gi_jax import cli
@@ -146,8 +147,23 @@ def test_a_seed_that_diverges_spoils_no_other(lanes, poisoned, tmp_path):
     assert [one.weights.origin.seed for one in found.outcomes] == [0, 2]
     alone = training.run_training(dataclasses.replace(spec, seed=2), timing=False)
     assert found.outcomes[1].result["epochs"][-1]["loss"] == pytest.approx(alone.result["epochs"][-1]["loss"], rel=1e-4)
-    with pytest.raises(InputError, match="the loss is nan at step 1"):
+    with pytest.raises(InputError, match="no loss is a finite number from step 1 on"):
         training.run_seeds(spec, (1,), lanes=1, timing=False)
+
+
+def test_seeds_that_all_diverge_one_after_the_other_are_refused(monkeypatch):
+    advance = training.training.advance
+
+    def poisoned(*arguments, **options):
+        for number, progress in enumerate(advance(*arguments, **options)):
+            losses = np.array(progress.losses)
+            losses[min(number, 1)] = np.nan  # one lane after the other
+            yield progress._replace(losses=losses)
+
+    monkeypatch.setattr(training.training, "advance", poisoned)
+    spec = dataclasses.replace(NETWORK, model="mlp", recipe="published", epochs=9.0)
+    with pytest.raises(InputError, match="no loss is a finite number"):
+        training.run_seeds(spec, (0, 1), lanes=2)
 
 
 def test_a_seed_that_diverges_is_a_row(poisoned, tmp_path):
@@ -157,6 +173,9 @@ def test_a_seed_that_diverges_is_a_row(poisoned, tmp_path):
     good, bad = (store.get(cell.id) for cell in cells)
     assert good["result"]["test_accuracy"] > 0
     assert bad["result"] == {"test_accuracy": None, "diverged": 1}
+    alone = Store(tmp_path / "alone")
+    assert run_jobs([cells[1:]], alone, Execution()) == []
+    assert alone.get(cells[1].id)["result"] == bad["result"]
     assert cli.main(["rows", "--store", str(tmp_path)]) == 0
 
 

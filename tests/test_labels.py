@@ -250,6 +250,7 @@ FACTS = {
         (1, "noisy", "bias_sign"),
         (1, "mixed and clipped", "soft"),
         (8, "clipped", "bias_corrected"),
+        (8, "mixed and clipped", "bias_corrected"),
         (8, "pruned", "bias_counts"),
     ],
 )

@@ -10,7 +10,7 @@ from gi_jax import checks
 from gi_jax.attacks.base import Attack
 from gi_jax.attacks.gradient_descent import GradientDescent
 from gi_jax.objectives import GradientLikelihood, GradientMatching, NoisePrior, TotalVariation
-from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Noisy, Quantized, Signs, Zeroed
+from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Noisy, Quantized, Rounded, Signs, Zeroed
 
 Parts = dict[str, object]
 """The parts of an `Objective`, by name."""
@@ -41,7 +41,7 @@ def _zeroed(parts: Parts, fact: Zeroed) -> Parts:
     return _likelihood(scarce, fact)
 
 
-def _noisy(parts: Parts, fact: Noisy) -> Parts:
+def _noisy(parts: Parts, fact: Noisy | Rounded) -> Parts:
     magnitude = any(isinstance(part, TotalVariation) and part.magnitude for part in parts.values())
     return _likelihood(parts, fact) | {"noise_prior": NoisePrior(magnitude=magnitude)}
 
@@ -65,6 +65,7 @@ ADAPTATIONS: dict[type, Adaptation] = {
     ),
     Noisy: Adaptation(_noisy, "it weighs gradient and smoothness by the law and the scale of the noise"),
     Quantized: Adaptation(_likelihood, "it accepts every entry that rounds to what was sent"),
+    Rounded: Adaptation(_noisy, "it weighs gradient and smoothness by the odds of the rounding"),
     Clipped: Adaptation(
         _likelihood,
         "it clips what it imagines to the length that was sent, the mean where examples were clipped one by one",
@@ -80,12 +81,12 @@ ADAPTATIONS: dict[type, Adaptation] = {
 def adapt(attack: Attack, problem: AttackProblem) -> Attack:
     """The attack with the objective that fits what `problem.known` says of the client's defense.
 
-    - Facts about the gradient (`Zeroed`, `Noisy`, `Quantized`, `Clipped`, `Signs`) replace `GradientMatching`, its
-      layer weights included, by `GradientLikelihood`, which reads them all in order (`gi_jax.objectives.channel`), at
-      the weight of a cosine, or at 1 in place of a distance in the gradient's own units.
-    - `Zeroed` makes total variation count the more, the fewer entries are seen; `Noisy` adds `NoisePrior`, so that the
-      whole is a posterior where the likelihood's weight is 1; `Signs` takes a weight of total variation of at least
-      0.01 (best of 0.0003 to 0.03 on three photographs).
+    - Facts about the gradient (all but `Mixed`) replace `GradientMatching`, its layer weights included, by
+      `GradientLikelihood`, which reads them all in order (`gi_jax.objectives.channel`), at the weight of a cosine, or
+      at 1 in place of a distance in the gradient's own units.
+    - `Zeroed` makes total variation count the more, the fewer entries are seen; `Noisy` and `Rounded` add `NoisePrior`,
+      so that the whole is a posterior where the likelihood's weight is 1; `Signs` takes a weight of total variation of
+      at least 0.01 (best of 0.0003 to 0.03 on three photographs).
     - `Mixed` takes total variation of |x| where signs are flipped. Weights stay: the 0.1 that Huang et al. (2021) found
       best for MixUp, on a trained network with batch statistics, costs 21 dB on the photographs.
 

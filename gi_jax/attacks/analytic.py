@@ -16,7 +16,7 @@ import numpy as np
 from gi_jax import checks
 from gi_jax.attacks.closed_form import closed_form
 from gi_jax.attacks.gradient_descent import GradientDescent
-from gi_jax.threat import AttackProblem
+from gi_jax.threat import AttackProblem, Zeroed
 from gi_jax.types import Images, Key
 
 
@@ -34,24 +34,23 @@ def input_from_row(kernel_gradient: jax.Array, bias_gradient: jax.Array, row: in
     return kernel_gradient[:, row] / bias_gradient[row]
 
 
-def input_from_all_rows(kernel_gradient: jax.Array, bias_gradient: jax.Array) -> jax.Array:
+def input_from_all_rows(kernel_gradient: jax.Array, bias_gradient: jax.Array, *, dropped: bool = False) -> jax.Array:
     """The x that explains all rows best: argmin_x sum_i ||dL/dW_i - dL/db_i x||^2, exact where one row is.
-
-    Entries of dL/dW that are zero are left out: a pixel of an exact gradient is zero in every row or in none, so they
-    were dropped by a defense, or their row says nothing.
 
     Args:
       kernel_gradient: [d, units].
       bias_gradient: [units], not all zero.
+      dropped: entries of dL/dW that are zero were set to it, so they are left out.
 
     Returns:
-      [d]; 0 where all rows are, NaN if no bias has a gradient. Rows count by the square of their bias's gradient, so
-      that noise on the rest hardly matters.
+      [d]; 0 where all rows are left out, NaN if no bias has a gradient. Rows count by the square of their bias's
+      gradient, so that noise on the rest hardly matters.
     """
     largest = jnp.max(jnp.abs(bias_gradient))  # squares of small gradients would be 0 in float32
     weights = bias_gradient / largest
     with jax.default_matmul_precision("highest"):
-        told = jnp.where(kernel_gradient != 0, 1.0, 0.0) @ jnp.square(weights)
+        counted = (kernel_gradient != 0) | (not dropped)
+        told = jnp.where(counted, 1.0, 0.0) @ jnp.square(weights)
         return (kernel_gradient / largest) @ weights / jnp.where(told == 0, 1.0, told)
 
 
@@ -65,7 +64,8 @@ class FirstLayer:
     def __call__(self, key: Key, problem: AttackProblem) -> Images:
         del key
         kernel, bias = _first_layer(problem)
-        return input_from_all_rows(kernel, bias).reshape(problem.image_shape)
+        dropped = any(isinstance(fact, Zeroed) for fact in problem.known)
+        return input_from_all_rows(kernel, bias, dropped=dropped).reshape(problem.image_shape)
 
     def check(self, problems: AttackProblem) -> None:
         """Raises an `InputError` unless there is one picture, a linear first layer, and a gradient of its bias."""

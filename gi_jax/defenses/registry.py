@@ -23,10 +23,11 @@ from gi_jax.defenses.quantization import (
     quantize_uniformly,
     send_signs,
     stochastic_scale,
+    stochastic_width,
     uniform_width,
 )
 from gi_jax.defenses.representation import prune_representation
-from gi_jax.threat import Clipped, Fact, Noisy, Quantized, Signs, Zeroed
+from gi_jax.threat import Clipped, Fact, Noisy, Quantized, Rounded, Signs, Zeroed
 
 
 class Kind(enum.StrEnum):
@@ -221,7 +222,9 @@ DEFENSES = {
     ),
     "qsgd": Entry(
         lambda key, levels: quantize_stochastically(levels, key),
-        lambda sent, batch_size, levels: (Noisy(distribution="gaussian", scale=stochastic_scale(levels, sent)),),
+        lambda sent, batch_size, levels: (
+            Rounded(spacing=stochastic_width(sent), scale=stochastic_scale(levels, sent)),
+        ),
         Kind.HEURISTIC,
         {"levels": Parameter("steps from 0 to the norm of a tensor; a whole number, 1 or above", int)},
         "rounds at random to a few levels, unbiased",

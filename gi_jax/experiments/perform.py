@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gi_jax import metrics
+from gi_jax import metrics, training
 from gi_jax.experiments import labels, weights
 from gi_jax.experiments.attack import run_sweep
 from gi_jax.experiments.cells import Cell
@@ -145,7 +145,10 @@ def _trainings(job, store, execution, on_report, should_stop):
     folder = _folder(store, UNFINISHED, _digest(job))
     specs = [cell.spec for cell in job]
     began = time.monotonic()
-    results = _train(specs, folder, execution, True, on_report, should_stop)
+    try:
+        results = _train(specs, folder, execution, True, on_report, should_stop)
+    except training.Diverged as error:
+        results = [_diverged(step) for step in error.steps]
     wall = (time.monotonic() - began) / len(job)
     for cell, result in zip(job, results, strict=True):
         timing = result.pop("timing") | {"wall_seconds": wall}
@@ -167,8 +170,12 @@ def _train(specs, folder, execution, timing, on_report, should_stop):
     if not complete:
         raise KeyboardInterrupt
     results = {outcome.weights.origin.seed: _without_frame(outcome.result, shared) for outcome in outcomes}
-    results |= {seed: {"test_accuracy": None, "diverged": step, "timing": {}} for seed, step in diverged.items()}
+    results |= {seed: _diverged(step) for seed, step in diverged.items()}
     return [results[spec.seed] for spec in specs]
+
+
+def _diverged(step):
+    return {"test_accuracy": None, "diverged": step, "timing": {}}
 
 
 def _without_frame(result, shared):

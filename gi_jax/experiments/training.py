@@ -159,11 +159,10 @@ def run_seeds(
         try:
             outcomes = run.train(resume, on_report, should_stop, title)
         except training.Diverged as error:
-            if len(diverged) + len(group) == len(seeds):
-                raise
             if out is not None:
                 train_checkpoint.remove(out)
-            outcomes, run.diverged = [None] * len(group), [step or error.step for step in run.diverged]
+            outcomes = [None] * len(group)
+            run.diverged = [before or step for before, step in zip(run.diverged, error.steps, strict=True)]
         except jax.errors.JaxRuntimeError as error:
             if len(group) == 1 or not is_out_of_memory(error):
                 raise
@@ -177,6 +176,12 @@ def run_seeds(
         if not all(outcome.result["complete"] for outcome in outcomes if outcome is not None):
             break
     outcomes = tuple(found[seed] for seed in seeds if found[seed] is not None)
+    if len(diverged) == len(seeds):
+        raise training.Diverged(
+            f"no loss is a finite number from step {max(diverged.values())} on, of {len(seeds)} seeds: lower the "
+            f"learning rate (now {study.setup.recipe.learning_rate:g})",
+            [diverged[seed] for seed in seeds],
+        )
     done = len(outcomes) + len(diverged) == len(seeds)
     complete = done and all(outcome.result["complete"] for outcome in outcomes)
     accuracies = [outcome.weights.origin.test_accuracy for outcome in outcomes]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax import checks
-from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Noisy, Quantized, Signs, Zeroed
+from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Noisy, Quantized, Rounded, Signs, Zeroed
 from gi_jax.types import Gradients
 
 VARIANCE = {"gaussian": 1.0, "laplacian": 2.0}
@@ -34,8 +34,9 @@ class Channel(NamedTuple):
         is known of them).
       kept: the same names to the share that was not zeroed.
       hidden: name of a tensor to the `Hidden` zeros in it.
-      law, variance: distribution of the noise on every entry, a key of `VARIANCE` (that of a sum is taken as normal),
-        and its variance in the units of what was sent. None and 0 without noise.
+      law, variance: distribution of the noise on every entry, a key of `VARIANCE` or `rounding` (that of a sum is taken
+        as normal), and its variance in the units of what was sent, a mean over entries. None and 0 without noise.
+      spacing: of `rounding`, a scalar a tensor, in the structure of the gradient.
       width: a scalar a tensor, in the structure of the gradient: rounding moved no entry further. None without.
       norm: c is unknown, from 0 to 1, and the l2 norm of c g at most this. None for c = 1.
       signs: nothing but the signs of the entries means anything.
@@ -46,6 +47,7 @@ class Channel(NamedTuple):
     hidden: dict[str, Hidden]
     law: str | None = None
     variance: jax.Array | float = 0.0
+    spacing: Gradients | None = None
     width: Gradients | None = None
     norm: jax.Array | float | None = None
     signs: bool = False
@@ -77,6 +79,15 @@ def _noisy(channel: Channel, fact: Noisy, names: list[str]) -> Channel:
     )
 
 
+def _rounded(channel: Channel, fact: Rounded, names: list[str]) -> Channel:
+    return channel._replace(
+        bounds=dict.fromkeys(channel.bounds, jnp.inf),  # it made zeros of its own
+        law="rounding" if channel.law is None else "gaussian",
+        variance=channel.variance + jnp.square(fact.scale),
+        spacing=fact.spacing,
+    )
+
+
 def _quantized(channel: Channel, fact: Quantized, names: list[str]) -> Channel:
     width = fact.width if channel.width is None else jax.tree.map(jnp.add, channel.width, fact.width)
     return channel._replace(width=width)
@@ -104,6 +115,7 @@ READ: dict[type, Callable[[Channel, Fact, list[str]], Channel]] = {
     Zeroed: _zeroed,
     Noisy: _noisy,
     Quantized: _quantized,
+    Rounded: _rounded,
     Clipped: _clipped,
     Signs: _signs,
     Mixed: _mixed,

@@ -137,6 +137,26 @@ def _bound(channel, name, sent, certain):
     return jnp.min(jnp.abs(sent), where=certain > _CERTAIN, initial=jnp.inf)
 
 
+def _cost(channel, rest, spacing):
+    """-variance log p(residual), up to a constant."""
+    match channel.law:
+        case "laplacian":
+            return jnp.sqrt(2.0 * channel.variance) * absolute(rest)
+        case "rounding":
+            return -channel.variance * _log_odds_of_rounding(absolute(rest) / spacing)
+        case _:
+            return jnp.square(rest) / 2
+
+
+_FURTHEST = 0.9
+
+
+def _log_odds_of_rounding(moved):
+    """log(1 - moved), the probability of a move by this share of the spacing; from 0.9 on its tangent, not infinity."""
+    within = jnp.minimum(moved, _FURTHEST)
+    return jnp.log1p(-within) - (moved - within) / (1 - _FURTHEST)
+
+
 def sign_disagreement(imagined: Gradients, sent: Gradients) -> jax.Array:
     """Share of the imagined gradient whose sign is not the one that was sent, in [0, 1]; 0 where all signs agree.
 
@@ -161,6 +181,7 @@ class GradientLikelihood:
 
     - Normal noise: ||r||^2 / (2 sigma^2) for the `residuals` r. Laplacian noise: ||r||_1 / scale. Both in units of
       ||g||^2 / variance for the estimated `energy` ||g||^2, so that 0.01 means as much under any noise.
+    - Random rounding: -sum log(1 - |r| / spacing), the probability that an entry is rounded to what was sent.
     - Without noise the limit of the former, ||r||^2 / (2 ||g||^2): about the cosine distance where that is small.
       What was zeroed costs nothing up to the bound, what was rounded nothing within the rounding.
     - Under noise that hides which entries were zeroed before it, both weighed by how certain each is (`seen`). The
@@ -178,14 +199,10 @@ class GradientLikelihood:
         if channel.signs:
             return sign_disagreement(imagined, sent)
         rest = residuals(channel, imagined, sent)
+        spacing = channel.spacing if channel.law == "rounding" else jax.tree.map(lambda _: 1.0, sent)
 
-        def cost(size):
-            # Times the variance; sqrt(2 variance) is twice the scale of a Laplacian.
-            if channel.law == "laplacian":
-                return jnp.sqrt(2.0 * channel.variance) * absolute(size)
-            return jnp.square(size) / 2
+        def of_tensor(certain, seen, zeroed, spacing):
+            seen, zeroed = (_cost(channel, size, spacing) for size in (seen, zeroed))
+            return jnp.sum(certain * seen + (1.0 - certain) * zeroed)
 
-        def of_tensor(certain, seen, zeroed):
-            return jnp.sum(certain * cost(seen) + (1.0 - certain) * cost(zeroed))
-
-        return _total(jax.tree.map(of_tensor, rest.certain, rest.seen, rest.zeroed)) / energy(channel, sent)
+        return _total(jax.tree.map(of_tensor, rest.certain, rest.seen, rest.zeroed, spacing)) / energy(channel, sent)

@@ -2,7 +2,7 @@
 
 from gi_jax.threat.batch_norm import RUNNING, THREATS, BatchNormThreat, Shared
 from gi_jax.threat.client import Batch, ClientStep, Update, client_update, cross_entropy
-from gi_jax.threat.knowledge import Clipped, Fact, Mixed, Noisy, Quantized, Signs, Zeroed
+from gi_jax.threat.knowledge import Clipped, Fact, Mixed, Noisy, Quantized, Rounded, Signs, Zeroed
 from gi_jax.threat.local import LocalTraining, Trained, train_locally
 from gi_jax.threat.mapping import Mapping
 from gi_jax.threat.problem import (
@@ -36,6 +36,7 @@ __all__ = [
     "Mixed",
     "Noisy",
     "Quantized",
+    "Rounded",
     "Sent",
     "Shared",
     "Signs",

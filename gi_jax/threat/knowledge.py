@@ -68,6 +68,20 @@ class Quantized:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """Every entry was rounded up or down at random to a multiple of its tensor's spacing, without bias.
+
+    Attributes:
+      spacing: a scalar a tensor, in the structure of the gradient; infinite where it is not known.
+      scale: standard deviation of what that added to an entry, in the units of the gradient; a scalar.
+    """
+
+    spacing: Gradients
+    scale: jax.Array | float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class Clipped:
     """The gradient was scaled down, as a whole or an example's at a time: its length says nothing.
 
@@ -92,4 +106,4 @@ class Mixed:
     flipped: bool = _static(default=False)
 
 
-Fact = Zeroed | Noisy | Signs | Quantized | Clipped | Mixed
+Fact = Zeroed | Noisy | Signs | Quantized | Rounded | Clipped | Mixed

@@ -19,11 +19,11 @@ CHUNK_SECONDS = 0.5
 
 
 class Diverged(checks.InputError):
-    """The loss of every training side by side is not a finite number any more; `step` says since when."""
+    """The loss of every training side by side is not a finite number any more; `steps` says of each since when."""
 
-    def __init__(self, message: str, step: int):
+    def __init__(self, message: str, steps: list[int]):
         super().__init__(message)
-        self.step = step
+        self.steps = steps
 
 
 class Progress(NamedTuple):
@@ -134,12 +134,12 @@ def advance(
         seconds = time.monotonic() - began
         finite = np.isfinite(losses)
         if not finite.all(1).any():
-            lane = int(np.argmax(finite.argmin(1)))
-            bad = int(finite[lane].argmin())
+            bad = finite.argmin(1)
+            lane = int(bad.argmax())
             raise Diverged(
-                f"the loss is {losses[lane, bad]} at step {step + bad + 1} of {total}; expected a finite number: lower "
-                f"the learning rate (now {setup.recipe.learning_rate:g})",
-                step + bad + 1,
+                f"the loss is {losses[lane, bad[lane]]} at step {step + bad[lane] + 1} of {total}; expected a finite "
+                f"number: lower the learning rate (now {setup.recipe.learning_rate:g})",
+                (step + bad + 1).tolist(),
             )
         step += count
         yield Progress(step, state, losses, correct, seconds)

@@ -4,7 +4,7 @@ import numpy as np
 
 from gi_jax.attacks.labels.counts import allocate
 from gi_jax.attacks.labels.head import LazyDummies, find_head
-from gi_jax.threat import AttackProblem, Noisy
+from gi_jax.threat import AttackProblem, Noisy, Rounded
 
 
 def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
@@ -24,7 +24,7 @@ def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     """
     head = find_head(problem)
     probabilities, features = dummies()
-    scales = [float(fact.scale) for fact in problem.known if isinstance(fact, Noisy)]
+    scales = [float(fact.scale) for fact in problem.known if isinstance(fact, Noisy | Rounded)]
     present = head.bias_gradient < -3 * sum(scales)
     by_rows = present | (head.kernel_gradient.min(0) < 0)
     if features.min() >= 0 and not scales and by_rows.sum() <= head.batch_size:

@@ -121,7 +121,7 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
         return "soft", "one mixed picture, no bias: the size of its features is searched for"
     if batch_size == 1:
         return "idlg", "one picture, no bias: the label's row opposes all others, whatever the sign of the features"
-    if mixed and has_bias:
+    if mixed and has_bias and not clipped:
         return "bias_counts", (
             "several mixtures and a bias: its gradient counts classes; which mixture has which is not told apart, so "
             "labels known or optimize fit better"

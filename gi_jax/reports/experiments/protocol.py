@@ -38,9 +38,8 @@ def _scores(found, switch, value):
             one = base if switch == "lpips_range" else first(found, switch=switch)
             if one is None:
                 return {OWN: None, PAPER: None}
-            row = one.row["result"]
-            summaries = row["reference_summary"] if value == "reference" else row["mended_summaries"][switch]
-            return {OWN: None, PAPER: summaries[leakage.LPIPS]}
+            mended = one.row["result"].get("mended_summaries", {}).get(switch, {}).get(leakage.LPIPS)
+            return {OWN: None, PAPER: leakage.reference(one) if value == "reference" else mended}
         case "decode", _:
             one = first(found, switch=switch)
             return {OWN: _decoder(one, paper=value == "reference"), PAPER: None}
@@ -57,7 +56,7 @@ def _scores(found, switch, value):
 def _decoder(found, *, paper):
     """Summary of what a decoder makes of true encodings."""
     blocks = [] if found is None else found.row["result"]["runs"]
-    return next((one["summary"][leakage.LPIPS] for one in blocks if (one["decoder"] == "paper") == paper), None)
+    return next((one["summary"].get(leakage.LPIPS) for one in blocks if (one["decoder"] == "paper") == paper), None)
 
 
 def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:

@@ -91,8 +91,8 @@ def _measured(found, paper):
         pictures = one.row["spec"]["batch_size"]
         if not speed:
             continue
-        environment = one.row["environment"]
-        speed /= environment.get("devices", 1)  # hours of one
+        environment, model = one.row["environment"], one.row["spec"]["model"]
+        name, devices = environment["device"], environment.get("devices", 1)
         for batch in dict.fromkeys((pictures, int(paper.assumptions.batch_size))):
             seconds = batch / speed
             attack_hours = seconds * paper.attack_iterations / 3600
@@ -101,7 +101,7 @@ def _measured(found, paper):
             how = "as measured" if batch == pictures else f"scaled from batch size {pictures}"
             rows.append(
                 (
-                    Cell(environment["device"], f"{environment['processor']}; {one.row['spec']['model']}"),
+                    Cell(f"{devices} x {name}" if devices > 1 else name, f"{environment['processor']}; {model}"),
                     Cell(float(batch), how),
                     seconds,
                     attack_hours,
