@@ -50,7 +50,7 @@ def likelihood(problem, imagined):
     return float(GradientLikelihood()(problem, None, Update(imagined, {})))
 
 
-def weighted(kept, again=False):
+def weighted(kept, bounded=False, again=False):
     """Sum of w (a - b)^2 / 2 + (1 - w) excess^2 / 2, for P(kept | b) = w under noise of variance 0.25, written out."""
     total = 0.0
     for name, sent in SENT.items():
@@ -58,9 +58,9 @@ def weighted(kept, again=False):
         size = max(np.mean(b**2) - 0.25, 0) / kept
         density = lambda variance: np.exp(-(b**2) / (2 * variance)) / np.sqrt(variance)  # noqa: E731, B023
         w = kept * density(0.25 + size) / (kept * density(0.25 + size) + (1 - kept) * density(0.25))
-        bound = min(np.abs(b[w > 0.99]), default=np.inf)
+        bound = min(np.abs(b[w > (1 - w) * 10 * b.size]), default=np.inf) if bounded else np.inf
         if again:
-            w, bound = w * (b != 0), np.inf
+            w = w * (b != 0)
         total += np.sum(w * (a - b) ** 2 / 2 + (1 - w) * np.maximum(np.abs(a) - bound, 0) ** 2 / 2)
     return total
 
@@ -85,6 +85,7 @@ def weighted(kept, again=False):
         ((Zeroed(kept=0.0), GAUSSIAN), 0),  # noise alone
         ((Zeroed(tensors=("w",), kept=0.0), GAUSSIAN), 5 / (2 * (10 - 4 * 0.25))),
         ((Zeroed(kept=0.3), GAUSSIAN), weighted(0.3) / (10 - 4 * 0.25)),
+        ((Zeroed(kept=0.3, bound=BOUND), GAUSSIAN), weighted(0.3, bounded=True) / (10 - 4 * 0.25)),
         ((Zeroed(kept=0.3), GAUSSIAN, Zeroed(kept=0.5)), weighted(0.3, again=True) / (10 - 2 * 0.25)),
         ((GAUSSIAN, Zeroed()), (4 + 16) / (2 * (10 - 2 * 0.25))),
         ((Quantized(width={"b": 1.0, "w": 3.0}),), (1 + 1) / 20),
@@ -92,6 +93,7 @@ def weighted(kept, again=False):
         ((Quantized(width={"b": 0.5, "w": 1.0}), Zeroed(bound={"b": 0.1, "w": 9.0})), (0.16 + 2.25 + 9) / 20),
         # Shares 0.5, 1 (on the tangent at 0.9), 0.4 and 0.2 of the spacing.
         ((ROUNDED,), 0.25 * (1 - np.log(0.5 * 0.1 * 0.6 * 0.8)) / (10 - 4 * 0.25)),
+        ((Rounded(spacing={"b": 0.2, "w": 0.5}, scale=0.5),), 25 / (2 * (10 - 4 * 0.25))),
         ((ROUNDED, GAUSSIAN), 25 / (2 * (10 - 4 * 0.5))),
         ((Zeroed(bound=BOUND), ROUNDED), 0.25 * (1 - np.log(0.1 * 0.6)) / (10 - 2 * 0.25)),
         ((Clipped(bound=100.0),), 2 * 10 * (1 - np.sqrt(1 / 10) * 0) / 20),
@@ -232,7 +234,7 @@ def test_derivatives_agree_with_finite_differences(facts):
         every = lambda value: jax.tree.map(lambda _: value, problem.observed)  # noqa: E731
         more = {
             "quantized": (Quantized(width=every(0.01)),),
-            "randomly rounded": (Rounded(spacing=every(0.02), scale=0.01),),
+            "randomly rounded": (Rounded(spacing=every(5.0), scale=0.01),),
             "bounded": (Zeroed(bound=every(0.01)),),
         }
         known = dataclasses.replace(problem, observed=pruned(problem.observed), known=(DIFFERENTIATED | more)[facts])
@@ -264,8 +266,9 @@ def test_noise_on_top_hides_zeros_and_noise_below_does_not(problem):
     np.testing.assert_allclose([fraction_seen(below, SENT), fraction_seen(above, SENT)], [2 / 4, 0.3], rtol=1e-6)
     assert not below.hidden and not above.bounds
     again = read(under(problem, Zeroed(kept=0.3), GAUSSIAN, Zeroed(tensors=("b",), kept=0.5), LAPLACIAN))
-    np.testing.assert_allclose(again.hidden["w"], (0.3, 0.75), rtol=1e-6)
-    np.testing.assert_allclose(again.hidden["b"], (0.15, 0.5), rtol=1e-6)
+    np.testing.assert_allclose(again.hidden["w"], (0.3, 0.75, False), rtol=1e-6)
+    np.testing.assert_allclose(again.hidden["b"], (0.15, 0.5, False), rtol=1e-6)
+    assert read(under(problem, Zeroed(bound=BOUND), GAUSSIAN)).hidden["b"].bounded
     assert read(under(problem, GAUSSIAN)).hidden == {}
 
 
@@ -273,7 +276,7 @@ def test_noise_on_top_hides_zeros_and_noise_below_does_not(problem):
 def test_hidden_zeros_show_themselves_where_the_noise_is_small(problem, law):
     wanted = likelihood(under(problem, Zeroed(bound=BOUND)), OTHER)
     for scale in (0.0, 1e-5):
-        facts = Zeroed(kept=0.5), Noisy(distribution=law, scale=scale)
+        facts = Zeroed(kept=0.5, bound=BOUND), Noisy(distribution=law, scale=scale)
         np.testing.assert_allclose(seen(read(under(problem, *facts)), SENT)["b"], [0, 1], atol=1e-3)
         if law == "gaussian":
             np.testing.assert_allclose(likelihood(under(problem, *facts), OTHER), wanted, rtol=1e-3)

@@ -20,10 +20,12 @@ class Hidden(NamedTuple):
     Attributes:
       kept: share that was not zeroed; a scalar.
       variance: of all noise since, which is all that the others hold; a scalar.
+      bounded: whether those that were kept are the largest.
     """
 
     kept: jax.Array | float
     variance: jax.Array | float
+    bounded: jax.Array | bool
 
 
 class Channel(NamedTuple):
@@ -69,11 +71,12 @@ def _noisy(channel: Channel, fact: Noisy, names: list[str]) -> Channel:
     variance = VARIANCE[checks.one_of("distribution of noise", fact.distribution, VARIANCE)] * jnp.square(fact.scale)
     hidden = dict(channel.hidden)
     for name, kept in channel.kept.items():
-        hidden[name] = Hidden(hidden[name].kept * kept if name in hidden else kept, 0.0)
+        before = hidden.get(name, Hidden(1.0, 0.0, True))
+        hidden[name] = Hidden(before.kept * kept, 0.0, before.bounded & jnp.isfinite(channel.bounds[name]))
     return channel._replace(
         bounds={},
         kept={},
-        hidden={name: Hidden(kept, before + variance) for name, (kept, before) in hidden.items()},
+        hidden={name: one._replace(variance=one.variance + variance) for name, one in hidden.items()},
         law=fact.distribution if channel.law is None else "gaussian",
         variance=channel.variance + variance,
     )

@@ -25,7 +25,7 @@ def seen(channel: Channel, sent: Gradients) -> Gradients:
 
     def certain(name, tensor):
         shown = jnp.where(tensor != 0, 1.0, 0.0) if name in channel.bounds else jnp.ones(tensor.shape)
-        return shown * _kept(channel, channel.hidden[name], tensor) if name in channel.hidden else shown
+        return shown * jax.nn.sigmoid(_odds(channel, name, tensor)) if name in channel.hidden else shown
 
     return _map_named(certain, sent, sent)
 
@@ -36,13 +36,14 @@ def _map_named(function, sent, *trees):
     return tree.unflatten(map(function, names_of(sent), *map(tree.flatten_up_to, trees)))
 
 
-def _kept(channel, hidden, tensor):
-    """P(not zeroed | sent) of each entry of a tensor: noise alone against noise and a kept entry of its usual size."""
+def _odds(channel, name, tensor):
+    """log P(not zeroed | sent) / P(zeroed | sent) of each entry: noise and an entry of usual size, or noise alone."""
+    hidden = channel.hidden[name]
     tiny = jnp.finfo(tensor.dtype).tiny ** 0.5
     kept_size = jnp.mean(jnp.square(tensor)) - hidden.kept * channel.variance - (1 - hidden.kept) * hidden.variance
     spread = channel.variance + jnp.maximum(kept_size, 0.0) / jnp.maximum(hidden.kept, tiny)
     odds = _log_density(channel.law, tensor, spread + tiny) - _log_density(channel.law, tensor, hidden.variance + tiny)
-    return jax.nn.sigmoid(odds + jnp.log(hidden.kept) - jnp.log1p(-hidden.kept))
+    return odds + jnp.log(hidden.kept) - jnp.log1p(-hidden.kept)
 
 
 def _log_density(law, size, variance):
@@ -59,7 +60,7 @@ def energy(channel: Channel, sent: Gradients) -> jax.Array:
     """
 
     def noise(name, tensor):
-        kept, least = channel.hidden.get(name, Hidden(1.0, 0.0))
+        kept, least, _ = channel.hidden.get(name, Hidden(1.0, 0.0, True))
         count = jnp.sum(tensor != 0) if name in channel.bounds else tensor.size
         return jnp.stack([count, count * (kept * channel.variance + (1 - kept) * least)])
 
@@ -116,34 +117,35 @@ def residuals(channel: Channel, imagined: Gradients, sent: Gradients) -> Residua
     def beyond(size, slack):
         return size if slack is None else size - jnp.clip(size, -slack, slack)
 
-    def zeroed(name, a, b, certain, width):
+    def zeroed(name, a, b, width):
         if name not in channel.bounds and name not in channel.hidden:
             return jnp.zeros(())
-        return beyond(a, _bound(channel, name, b, certain) + (0.0 if width is None else width))
+        return beyond(a, _bound(channel, name, b) + (0.0 if width is None else width))
 
     from_sent = _map_named(lambda name, a, b, width: beyond(a - b, width), sent, imagined, sent, widths)
-    return Residuals(from_sent, _map_named(zeroed, sent, imagined, sent, certain, widths), certain)
+    return Residuals(from_sent, _map_named(zeroed, sent, imagined, sent, widths), certain)
 
 
-_CERTAIN = 0.99
-
-
-def _bound(channel, name, sent, certain):
-    """No entry of a tensor that was zeroed was larger."""
+def _bound(channel, name, sent):
+    """No entry of a tensor that was zeroed was larger. Where noise hides which were, the smallest that surely was not:
+    among all entries of the tensor a mistake is expected one time in ten."""
     if name not in channel.hidden:
         return channel.bounds[name]
     if name in channel.bounds:
         return jnp.inf  # of which zeros it speaks is unknown
-    return jnp.min(jnp.abs(sent), where=certain > _CERTAIN, initial=jnp.inf)
+    certain = _odds(channel, name, sent) > jnp.log(10.0 * sent.size)
+    return jnp.where(channel.hidden[name].bounded, jnp.min(jnp.abs(sent), where=certain, initial=jnp.inf), jnp.inf)
 
 
-def _cost(channel, rest, spacing):
+def _cost(channel, rest, spacing, sent):
     """-variance log p(residual), up to a constant."""
     match channel.law:
         case "laplacian":
             return jnp.sqrt(2.0 * channel.variance) * absolute(rest)
         case "rounding":
-            return -channel.variance * _log_odds_of_rounding(absolute(rest) / spacing)
+            odds = _log_odds_of_rounding(absolute(rest) / spacing)
+            fine = jnp.mean(jnp.abs(sent)) > spacing
+            return jnp.where(fine, jnp.square(rest) / 2, -channel.variance * odds)
         case _:
             return jnp.square(rest) / 2
 
@@ -181,11 +183,13 @@ class GradientLikelihood:
 
     - Normal noise: ||r||^2 / (2 sigma^2) for the `residuals` r. Laplacian noise: ||r||_1 / scale. Both in units of
       ||g||^2 / variance for the estimated `energy` ||g||^2, so that 0.01 means as much under any noise.
-    - Random rounding: -sum log(1 - |r| / spacing), the probability that an entry is rounded to what was sent.
+    - Random rounding: -sum log(1 - |r| / spacing), the probability that an entry is rounded to what was sent, in
+      tensors most of whose entries are below the spacing; in others normal noise. (A variance a tensor would be right
+      there too, and is harder to follow: at 256 levels 18 dB on six photographs, against 34 with that of all.)
     - Without noise the limit of the former, ||r||^2 / (2 ||g||^2): about the cosine distance where that is small.
       What was zeroed costs nothing up to the bound, what was rounded nothing within the rounding.
-    - Under noise that hides which entries were zeroed before it, both weighed by how certain each is (`seen`). The
-      bound is then the smallest entry of a tensor that was almost certainly kept.
+    - Under noise that hides which entries were zeroed before it, both weighed by how certain each is (`seen`). If
+      there is a bound, it is then the smallest entry of a tensor that surely was not.
     - Signs: `sign_disagreement`.
 
     All numbers come from the problem, so problems with different scales are lanes of one program.
@@ -201,8 +205,9 @@ class GradientLikelihood:
         rest = residuals(channel, imagined, sent)
         spacing = channel.spacing if channel.law == "rounding" else jax.tree.map(lambda _: 1.0, sent)
 
-        def of_tensor(certain, seen, zeroed, spacing):
-            seen, zeroed = (_cost(channel, size, spacing) for size in (seen, zeroed))
+        def of_tensor(certain, seen, zeroed, spacing, sent):
+            seen, zeroed = (_cost(channel, size, spacing, sent) for size in (seen, zeroed))
             return jnp.sum(certain * seen + (1.0 - certain) * zeroed)
 
-        return _total(jax.tree.map(of_tensor, rest.certain, rest.seen, rest.zeroed, spacing)) / energy(channel, sent)
+        costs = jax.tree.map(of_tensor, rest.certain, rest.seen, rest.zeroed, spacing, sent)
+        return _total(costs) / energy(channel, sent)
