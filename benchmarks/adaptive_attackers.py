@@ -38,6 +38,7 @@ DEFENSES = (
     "dpsgd:clip=3,sigma=0.003",
     "sign",
     "qsgd:levels=16",
+    "qsgd:levels=256",
     "quantize:bits=4",
     "soteria:p=0.5",
     "prune:p=0.9 + gaussian:sigma=0.003",
