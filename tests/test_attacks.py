@@ -687,3 +687,12 @@ def test_the_truth_is_a_fixed_point_under_exact_statistics():
 
 def start_at_truth(key, problem):
     return truth(toy_victim(TinyNet(4), n=3))
+
+
+@pytest.mark.parametrize("lowering", ["lax", "patches", "winograd"])
+def test_the_loop_is_a_program_for_accelerators_too(lowering):
+    victim = toy_victim(create_network("convnet", 4, lowering=lowering), n=1, side=16)
+    attack = attacks.create("layerwise", num_steps=3)
+    problems, states = begin(attack, [toy_problem(victim, THREATS["exact"])])
+    export = jax.export.export(loop._advance, platforms=["cuda", "tpu"])
+    assert export(attack, problems, states, jnp.int32(2)).platforms == ("cuda", "tpu")

@@ -61,7 +61,7 @@ def energy(channel: Channel, sent: Gradients) -> jax.Array:
 
     def noise(name, tensor):
         kept, least, _ = channel.hidden.get(name, Hidden(1.0, 0.0, True))
-        count = jnp.sum(tensor != 0) if name in channel.bounds else tensor.size
+        count = _count_shown(channel, name, tensor)
         return jnp.stack([count, count * (kept * channel.variance + (1 - kept) * least)])
 
     count, expected = _total(_map_named(noise, sent, sent))
@@ -74,13 +74,18 @@ def energy(channel: Channel, sent: Gradients) -> jax.Array:
 
 def fraction_seen(channel: Channel, sent: Gradients) -> jax.Array:
     """Entries that were not zeroed over all entries, in (0, 1]: of hidden zeros the expected number, at least one."""
-    counts = _map_named(lambda name, tensor: _count_seen(channel, name, tensor), sent, sent)
+
+    def count(name, tensor):
+        kept = channel.hidden[name].kept if name in channel.hidden else 1.0
+        return kept * _count_shown(channel, name, tensor)
+
+    counts = _map_named(count, sent, sent)
     return jnp.maximum(_total(counts), 1) / sum(tensor.size for tensor in jax.tree.leaves(sent))
 
 
-def _count_seen(channel, name, tensor):
-    count = jnp.sum(tensor != 0) if name in channel.bounds else tensor.size
-    return count * channel.hidden[name].kept if name in channel.hidden else count
+def _count_shown(channel, name, tensor):
+    """Entries that do not show that they were zeroed."""
+    return jnp.sum(tensor != 0) if name in channel.bounds else tensor.size
 
 
 class Residuals(NamedTuple):
@@ -127,12 +132,12 @@ def residuals(channel: Channel, imagined: Gradients, sent: Gradients) -> Residua
 
 
 def _bound(channel, name, sent):
-    """No entry of a tensor that was zeroed was larger. Where noise hides which were, the smallest that surely was not:
-    among all entries of the tensor a mistake is expected one time in ten."""
+    """No entry of a tensor that was zeroed was larger."""
     if name not in channel.hidden:
         return channel.bounds[name]
     if name in channel.bounds:
         return jnp.inf  # of which zeros it speaks is unknown
+    # Noise hides which were: the smallest that surely was not. One time in ten one of all entries is mistaken for it.
     certain = _odds(channel, name, sent) > jnp.log(10.0 * sent.size)
     return jnp.where(channel.hidden[name].bounded, jnp.min(jnp.abs(sent), where=certain, initial=jnp.inf), jnp.inf)
 
