@@ -496,6 +496,8 @@ def test_models_of_clients_are_tested_one_by_one():
         (["--client-bn", "bach"], "did you mean 'batch'"),
         (["--rounds", "0"], "rounds=0"),
         (["--local-batch-size", "2"], "without local steps"),
+        (["--local-lr", "0.05"], "local_rate=0.05 without local steps"),
+        (["--partition", "iid", "--alpha", "0.1"], "alpha=0.1 with partition='iid'"),
         (["--batch-norm", "silobn"], "without BatchNorm"),
         (["--clients", "9999"], "take fewer clients"),
         (["--defense", "prun:p=0.5"], "did you mean 'prune'"),

@@ -13,7 +13,9 @@ from gi_jax import attacks
 from gi_jax.checks import InputError
 from gi_jax.experiments import plan
 from gi_jax.experiments.attack import run_attack, run_sweep
+from gi_jax.experiments.session import Session
 from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.victims import make_victims
 
 SMALL = AttackSpec(steps=5, num_batches=3, model="lenet", tv=0.01, image_size=16)
 
@@ -149,3 +151,10 @@ def test_eight_devices_give_what_one_gives(tmp_path):
     script = [sys.executable, "-c", ON_EIGHT, str(tmp_path)]
     subprocess.run(script, check=True, env=environment, cwd=Path(__file__).parent.parent)
     np.testing.assert_allclose(one.reconstructions[0], np.load(tmp_path / "eight.npy"), atol=2e-3)
+
+
+def test_a_launch_that_is_too_large_shrinks_from_its_own_size(tmp_path):
+    session = Session({"0": [SMALL]}, "f", Execution(lanes=2048), tmp_path, make_victims(SMALL), None)
+    (launch,) = session.launches("0")
+    session.shrink("0", RuntimeError("RESOURCE_EXHAUSTED"))
+    assert session.limits["0"] == len(launch.updates) // 2

@@ -612,3 +612,9 @@ def test_weights_that_do_not_fit_are_one_line(case, command, trained, tmp_path, 
     assert cli.main([command, "--weights", str(path), *arguments, "--out", str(tmp_path / "out")]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_one_seed_and_several_are_refused_together(tmp_path, capsys):
+    assert cli.main(["train", "--seed", "7", "--num-seeds", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "--seed 7 with --seeds or --num-seeds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

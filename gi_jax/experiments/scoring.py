@@ -216,7 +216,7 @@ def _defense_words(spec, defense, known):
         return ("The client applies no defense.",)
     applies = f"The client applies {defense} before it sends"
     if attacks.ATTACKS[spec.attack_name].closed_form:
-        return (f"{applies}; the attack is a closed form, which does not adapt to what it is told of that.",)
+        return (f"{applies}; the attack is a closed form: no objective is fitted to that.",)
     if spec.attacker == "plain" or (spec.attacker == "encodings" and not known):
         return (f"{applies}; the adversary is not told, and its attack does not adapt.",)
     if spec.assume_steps is not None:
