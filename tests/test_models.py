@@ -14,7 +14,7 @@ from problems import QUICK, draw_weights, leaf_names, random_like, relative_erro
 from gi_jax import models
 from gi_jax.checks import InputError
 from gi_jax.models import FlaxNetwork, FunctionNetwork, Normalize, count_parameters
-from gi_jax.models.conv import LOWERINGS, convolve
+from gi_jax.models.lowerings import LOWERINGS, convolve
 from gi_jax.models.factors import Factored, pays
 from gi_jax.models.layers import BatchNorm, Conv, Linear, group_norm
 from gi_jax.threat.batch_norm import running_average
@@ -320,8 +320,8 @@ def test_lowerings_agree(size, stride, shape):
         found = {name: compute(name, *inputs, stride, size // 2, directions) for name in LOWERINGS}
         assert found["lax"]["value"].shape[1] == (side + 2 * (size // 2) - size) // stride + 1
         for what, expected in found["lax"].items():
-            assert relative_error(found["patches"][what], expected) < 1e-12, what
-            assert relative_error(found["winograd"][what], expected) < 1e-12, what
+            for name in LOWERINGS:
+                assert relative_error(found[name][what], expected) < 1e-12, (what, name)
 
 
 def test_winograd_takes_half_the_multiplications():
@@ -343,13 +343,48 @@ def equations(closed):
                 yield from equations(inner)
 
 
-def test_lowerings_agree_in_lanes_with_weights_of_their_own():
-    images, kernels = random_like((np.zeros((3, 2, 6, 6, 2), "f4"), np.zeros((3, 3, 3, 2, 4), "f4")))
-    found = [
-        jax.vmap(lambda x, k, name=name: convolve(x, k, stride=2, padding=1, lowering=name))(images, kernels)
-        for name in LOWERINGS
-    ]
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("own", [(True, False, False), (False, True, True), (True, True, True), (False, False, True)])
+def test_lowerings_agree_in_lanes(own):
+    """Whether lanes have images, kernels and tangents of their own, or share them."""
+    with jax.enable_x64(True):
+        images, kernel = jnp.zeros((2, 6, 6, 2)), jnp.zeros((3, 3, 2, 4))
+        one = (images, kernel, (images, kernel))
+        alone = random_like(one, 0)
+        lanes = random_like(jax.tree.map(lambda leaf: jnp.zeros((3, *leaf.shape)), one), 1)
+        inputs = [mine if has else shared for has, mine, shared in zip(own, lanes, alone, strict=True)]
+        axes = tuple(0 if has else None for has in own)
+
+        def compute(name):
+            return jax.jit(
+                jax.vmap(lambda x, k, along: convolution_and_derivatives(name, x, k, 2, 1, along), axes),
+                compiler_options=QUICK,
+            )(*inputs)
+
+        expected = compute("lax")
+        for name in LOWERINGS:
+            assert relative_error(compute(name), expected) < 1e-12, name
+
+
+def test_the_lowering_for_lanes_convolves_with_shared_weights_and_multiplies_with_others():
+    images, kernel = jnp.zeros((5, 2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4))
+
+    def operations(function, *axes):
+        mapped = jax.vmap(function, axes)
+        inputs = [images if axis == 0 else images[0] for axis in axes[:1]]
+        inputs += [kernel if axis is None else jnp.zeros((5, *kernel.shape)) for axis in axes[1:]]
+        text = jax.jit(mapped).lower(*inputs).as_text()
+        return "stablehlo.convolution" in text, "stablehlo.dot_general" in text
+
+    def outputs(images, kernel):
+        return convolve(images, kernel, stride=1, padding=1, lowering="lanes")
+
+    def loss(images, kernel):
+        return jnp.sum(outputs(images, kernel) ** 2)
+
+    assert operations(outputs, 0, None) == (True, False)
+    assert operations(outputs, None, 0) == (False, True)
+    assert operations(jax.grad(loss), 0, None) == (True, False)
+    assert operations(jax.grad(loss, 1), 0, None) == (True, True)  # weights shared by all, gradients their own
 
 
 def test_a_network_is_the_same_function_in_every_lowering():
@@ -359,7 +394,8 @@ def test_a_network_is_the_same_function_in_every_lowering():
     for lowering in LOWERINGS:
         network = jax.jit(models.create("convnet", 4, lowering=lowering), static_argnums=3, compiler_options=QUICK)
         logits.append(network(params, batch_stats, x, Normalize.BATCH)[0])
-    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+    for other in logits[1:]:
+        np.testing.assert_allclose(logits[0], other, rtol=1e-4, atol=1e-5)
 
 
 # The gradient of a kernel in factors.

@@ -3,8 +3,8 @@
 An attack differentiates a convolution twice, inside a compiled loop, with a different tangent weight in every lane.
 XLA's CPU backend has a fast path for convolutions in the entry computation only: in a loop body, or under `vmap` with
 per-lane weights, it falls back to naive loops that are many times slower. What is written with matmuls has only
-slices, pads and matmuls as derivatives and stays fast everywhere; a GPU has fast convolutions of its own.
-`benchmarks/attack_step.py` measures them.
+slices, pads and matmuls as derivatives and stays fast everywhere. A GPU has fast convolutions of its own, for weights
+that lanes share: `gi_jax.models.lanes`. `benchmarks/attack_step.py` measures them all.
 """
 
 import math
@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-
-from gi_jax import checks
 
 
 def patches(images: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
@@ -108,17 +106,6 @@ def convolve_lax(images: jax.Array, kernel: jax.Array, stride: int, padding: int
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-
-
-LOWERINGS = {"patches": convolve_patches, "winograd": convolve_winograd, "lax": convolve_lax}
-
-
-def convolve(images: jax.Array, kernel: jax.Array, *, stride: int, padding: int, lowering: str) -> jax.Array:
-    """Convolution by the named lowering; `auto` takes Winograd's on a CPU and the backend's own kernels elsewhere."""
-    if lowering == "auto":
-        lowering = "winograd" if jax.default_backend() == "cpu" else "lax"
-    checks.one_of("convolution lowering", lowering, LOWERINGS)
-    return LOWERINGS[lowering](images, kernel, stride, padding)
 
 
 # The matmul of the patches, with derivatives that spare a CPU the turning over of big matrices in memory. Its matmul

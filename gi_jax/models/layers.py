@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax.models import factors
-from gi_jax.models.conv import convolve, patches
+from gi_jax.models.conv import patches
+from gi_jax.models.lowerings import convolve
 
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of PyTorch's convolutions and linear layers."""
