@@ -16,7 +16,7 @@ from gi_jax.checks import InputError
 from gi_jax.models import FlaxNetwork, FunctionNetwork, Normalize, count_parameters
 from gi_jax.models.lowerings import LOWERINGS, convolve
 from gi_jax.models.factors import Factored, pays
-from gi_jax.models.layers import BatchNorm, Conv, Linear, group_norm
+from gi_jax.models.layers import BatchNorm, Conv, Linear, group_norm, moments
 from gi_jax.threat.batch_norm import running_average
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "resnet18.json").read_text())
@@ -276,6 +276,23 @@ def test_large_means_do_not_cost_the_variance_its_digits():
         {"params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}}, x, mutable=["statistics"]
     )
     np.testing.assert_allclose(written["statistics"]["var"], np.float64(x).var(), rtol=1e-3)
+
+
+def test_the_derivatives_of_the_moments_are_those_of_their_formulas():
+    def plainly(x):
+        return x.mean((0, 1)), x.var((0, 1))
+
+    def three_orders(function):
+        def loss(x):
+            mean, var = function(x)
+            return jnp.sum(jnp.sin(mean) * var**2)
+
+        along = lambda x: tree_dot(jax.grad(loss)(x), direction)  # noqa: E731
+        return loss(x), jax.grad(loss)(x), jax.grad(along)(x), jax.jvp(jax.grad(along), (x,), (direction,))
+
+    with jax.enable_x64(True):
+        x, direction = random_like((jnp.zeros((4, 3, 2)), jnp.zeros((4, 3, 2))))
+        assert relative_error(three_orders(moments), three_orders(plainly)) < 1e-12
 
 
 # A convolution is the same in every lowering: in value, gradient and second derivative.
