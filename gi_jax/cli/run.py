@@ -1,6 +1,7 @@
 """`gi-jax run`: computes the cells of named experiments that a store lacks."""
 
 import argparse
+import fnmatch
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ examples:
       CIFAR-10 and a small network; interrupted by Ctrl-C or killed, the same command goes on
   gi-jax run table2 --scale paper --limit 4 --out store
       the first four cells that are missing
+  gi-jax run table2 --scale paper --match '*batch size 1, none' --match '*batch size 1, prune:p=0.99' --out store
+      two columns at batch size 1
   gi-jax run table2 --scale paper --shard 2/8 --out /shared/store
       every eighth job; several machines may share a store
   gi-jax run table2 --scale paper --engine ray --address auto --gpus 1 --out /shared/store
@@ -40,6 +43,12 @@ def add_parser(commands) -> None:
     add("--out", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
     add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
     add("--limit", type=int, metavar="N", help="stop after N cells (those of one launch are not separated)")
+    add(
+        "--match",
+        action="append",
+        metavar="PATTERN",
+        help="only cells whose words, those of the progress bar, match a pattern with * and ?; repeat it for more",
+    )
     add("--shard", default="1/1", metavar="I/N", help="of all jobs every N-th from the I-th on (default: 1/1)")
     add("--estimate", action="store_true", help="print what is missing and what it costs, and run nothing")
     add("--lanes", type=int, metavar="N", help="batches x restarts side by side (default: fills the device)")
@@ -81,6 +90,13 @@ def run(options) -> int:
         raise InputError("--address, --cpus and --gpus are of --engine ray: expected that, or none of them")
     store = Store(options.out)
     listed = [job for name in names for job in jobs([one.cell for one in catalogue.placed(name, options.scale)])]
+    if options.match:
+        listed = [job for job in listed if any(_matches(cell, options.match) for cell in job)]
+        if not listed:
+            raise InputError(
+                f"--match {' '.join(options.match)}: no cell of {' '.join(names)} has such words; expected a pattern for "
+                f"words such as {placed[0].cell.words!r}"
+            )
     chosen = selected(list(dict.fromkeys(listed)), store, options.limit, shard)
     cells = dict.fromkeys(cell for job in chosen for cell in job if cell.id not in store)
     console = terminal.stdout()
@@ -120,6 +136,10 @@ def run(options) -> int:
         return 2
     console.print(f"rows: {store.path}   next: gi-jax report {' '.join(names)} --store {options.out}", highlight=False)
     return 0
+
+
+def _matches(cell, patterns):
+    return any(fnmatch.fnmatchcase(cell.words, pattern) for pattern in patterns)
 
 
 _ASK_FOR_RANK = (

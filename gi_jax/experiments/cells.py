@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gi_jax import checks
 from gi_jax.experiments.decode import DecodeSpec
-from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.spec import AttackSpec, described
 from gi_jax.experiments.training import TrainSpec
 
 
@@ -53,7 +53,7 @@ class Cell:
     def description(self) -> dict:
         """The cell as plain values, which its row begins with."""
         network = None if self.network is None else dataclasses.asdict(self.network)
-        return {"kind": self.kind, "spec": dataclasses.asdict(self.spec), "network": network}
+        return {"kind": self.kind, "spec": described(self.spec), "network": network}
 
     @property
     def id(self) -> str:

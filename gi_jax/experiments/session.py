@@ -2,10 +2,12 @@
 
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 
@@ -13,6 +15,7 @@ from gi_jax import attacks, checks, defenses, metrics
 from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.decode import EncodedRun, Pool
+from gi_jax.experiments.environment import environment
 from gi_jax.experiments.plan import (
     Launch,
     check_memory,
@@ -60,6 +63,22 @@ class RunOutcome(NamedTuple):
     encoded: EncodedRun | None
 
 
+class _Running(NamedTuple):
+    """A launch after some of its chunks.
+
+    Attributes:
+      name: "group/launch".
+      timing: seconds so far.
+      states: of its lanes, on the device.
+      arrays: fetches what it has found, which waits for the device.
+    """
+
+    name: str
+    timing: dict[str, float]
+    states: attacks.AttackState
+    arrays: Callable[[], dict]
+
+
 class Session:
     """The mutable part of a run: what is finished, what is under way, and the file that holds both.
 
@@ -90,8 +109,9 @@ class Session:
                 "--reference-scoring out, or take larger pictures"
             )
         self.finished = {}  # "group/launch" -> arrays of that launch
-        self.running = None  # (name, arrays so far, timing, states)
+        self.running = None  # the `_Running` launch
         self.history = []
+        self.environment = environment()  # of the last steps
         self.saved_at = time.monotonic()
         self.restored = None
         self._assumed = {}  # group -> number of local steps, and what else was tried
@@ -159,6 +179,7 @@ class Session:
             self.devices = int(content.get("devices", 1))
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
+            self.environment = json.loads(content["environment"]) if "environment" in content else self.environment
             self._assumed = {
                 name: (steps, {int(number): misfit for number, misfit in tried.items()})
                 for name, (steps, tried) in json.loads(content.get("assumed", "{}")).items()
@@ -171,10 +192,12 @@ class Session:
             "finished": self.finished,
             "history": json.dumps(self.history),
             "assumed": json.dumps(self._assumed),
+            "environment": json.dumps(self.environment),
         }
         if self.running is not None:
-            name, _, timing, states = self.running
-            content["running"] = {"name": name, "timing": timing, "states": serialization.to_state_dict(states)}
+            name, timing, states, _ = self.running
+            states = serialization.to_state_dict(jax.device_get(states))
+            content["running"] = {"name": name, "timing": timing, "states": states}
         elif self.restored is not None:
             content["running"] = self.restored
         checkpoint.save(self.out, self.fingerprint, content)
@@ -230,19 +253,21 @@ class Session:
             stacked, states = on_all_devices(stacked, serialization.from_state_dict(states, self.restored["states"]))
             timing = dict(self.restored["timing"])
         began = time.monotonic()
+        self.environment = environment()
         states = self.compile(attack, stacked, states)
         timing["compile_seconds"] += time.monotonic() - began
         began = time.monotonic()
         for latest, progress in attacks.advance(attack, stacked, states, chunk=self.execution.chunk):
             timing["run_seconds"] += time.monotonic() - began
-            arrays = _arrays(stacked, latest, launch, timing)
             # A copy: the next chunk is given the states themselves, and may be interrupted.
-            self.running, self.restored = (name, arrays, dict(timing), jax.tree.map(np.array, latest)), None
+            kept, so_far = jax.tree.map(jnp.copy, latest), dict(timing)
+            self.running = _Running(name, so_far, kept, partial(_arrays, stacked, kept, launch, so_far))
+            self.restored = None
             self._note(group, name, progress)
             if time.monotonic() - self.saved_at > self.execution.save_seconds:
                 self.save()
             began = time.monotonic()
-        self.finished[name] = self.running[1]
+        self.finished[name] = self.running.arrays()
         self.running = None
 
     def _note(self, group, name, progress):
@@ -276,7 +301,7 @@ class Session:
 
     def found(self, name, point):
         """Arrays of one run of a group, [updates, ...], as far as its launches got; None if nothing did."""
-        arrays = self.finished if self.running is None else self.finished | {self.running[0]: self.running[1]}
+        arrays = self.finished if self.running is None else self.finished | {self.running.name: self.running.arrays()}
         parts = [
             (arrays[f"{name}/{number}"], launch.points.index(point))
             for number, launch in enumerate(self.launches(name))

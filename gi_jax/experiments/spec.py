@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gi_jax import checks, defenses
+from gi_jax import checks, defenses, models
 from gi_jax.attacks import ATTACKS
 from gi_jax.attacks.labels import METHODS
 from gi_jax.models import MODELS, Normalize
@@ -17,6 +17,7 @@ ATTACKERS = ("adaptive", "encodings", "plain")
 LABELS = ("known", "auto", "optimize", *METHODS)
 ORDERS = ("unknown", "known")
 BOXES = ("valid", "reference")
+PRECISIONS = ("float32", "bfloat16")
 NUM_EPOCHS = (1, 2, 4, 8, 16)
 """Numbers of epochs that an adversary that is not told tries."""
 
@@ -92,6 +93,8 @@ class AttackSpec:
       steps, restarts: of the attack.
       box: what keeps its guesses valid: `valid` (pictures in [0, 1]) or `reference` (that of the paper's published
         code, whose constants, of CIFAR-10, belong to another normalization and cut dark and bright values off).
+      precision: in which the adversary imagines the client's step: `float32`, or `bfloat16` activations, which take
+        half the time on accelerators (and longer on CPUs). The client always computes in float32.
       defenses: one run each, in this order; each `name:parameter=value`, stages joined by ` + `.
       encodings: epochs in which a defense that encodes pictures encodes all of them, each time anew.
       seed: of starts and of the client's noise.
@@ -127,6 +130,7 @@ class AttackSpec:
     steps: int = 400
     restarts: int = 1
     box: str = "valid"
+    precision: str = "float32"
     defenses: tuple[str, ...] = ("none",)
     encodings: int = 1
     seed: int = 0
@@ -152,6 +156,7 @@ class AttackSpec:
             checks.one_of("bn", self.bn, THREATS)
         checks.one_of("attacker", self.attacker, ATTACKERS)
         checks.one_of("box", self.box, BOXES)
+        checks.one_of("precision", self.precision, PRECISIONS)
         checks.positive(clients=self.clients)
         checks.one_of("view", self.view, VIEWS)
         if self.view == "server" and self.clients > 1:
@@ -177,6 +182,13 @@ class AttackSpec:
                 f"labels='optimize': the attack {self.attack_name!r} is a closed form and optimizes nothing; expected "
                 "known, or a method that recovers labels first"
             )
+        if self.precision != "float32":
+            if ATTACKS[self.attack_name].closed_form:
+                raise checks.InputError(
+                    f"precision={self.precision!r}: the attack {self.attack_name!r} is a closed form, which solves "
+                    "equations; expected float32"
+                )
+            models.narrowed(models.create(self.model, 2), self.precision)
         checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
         checks.positive(encodings=self.encodings)
         for name in ("seed", "model_seed", "victim_seed"):
@@ -374,10 +386,21 @@ class AttackSpec:
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that are equal for equal specifications."""
-        settings = dataclasses.asdict(self)
+        settings = described(self)
         del settings["weights"]
         text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def described(spec) -> dict:
+    """A specification as plain values, by which it is known.
+
+    The precision is left out where it is float32, so that stores from before there was a choice stay valid.
+    """
+    settings = dataclasses.asdict(spec)
+    if settings.get("precision") == AttackSpec.precision:
+        del settings["precision"]
+    return settings
 
 
 DEMONSTRATION = ("none", "prune:p=0.95", "prune:p=0.99", "gaussian:sigma=0.03")

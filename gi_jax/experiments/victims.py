@@ -186,9 +186,12 @@ def make_problems(
     problems = observe_all(spec, victims, defense, labels_known=told, updates=updates, assumed_steps=assumed_steps)
     if spec.box == "reference":
         problems = [dataclasses.replace(problem, space=reference_box(problem.space)) for problem in problems]
-    if how in ("known", "optimize"):
-        return problems
-    return [problem.with_labels(recover_labels(spec, problem, how).labels) for problem in problems]
+    if how not in ("known", "optimize"):
+        problems = [problem.with_labels(recover_labels(spec, problem, how).labels) for problem in problems]
+    if spec.precision != "float32":
+        imagined = models.narrowed(victims[0].network, spec.precision)
+        problems = [dataclasses.replace(problem, network=imagined) for problem in problems]
+    return problems
 
 
 def reference_box(space: ImageSpace) -> ImageSpace:

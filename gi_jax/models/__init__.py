@@ -3,7 +3,16 @@
 from gi_jax.models.chain import Chain, Stage
 from gi_jax.models.factors import Factored, dense, is_factored
 from gi_jax.models.layers import Normalize
-from gi_jax.models.registry import MODELS, FlaxNetwork, FunctionNetwork, Network, count_parameters, create, probed
+from gi_jax.models.registry import (
+    MODELS,
+    FlaxNetwork,
+    FunctionNetwork,
+    Network,
+    count_parameters,
+    create,
+    narrowed,
+    probed,
+)
 
 __all__ = [
     "MODELS",
@@ -18,5 +27,6 @@ __all__ = [
     "create",
     "dense",
     "is_factored",
+    "narrowed",
     "probed",
 ]

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 class Factored:
     """The gradient rows^T @ cotangents of a kernel.
 
+    Its products are float32 at least, whatever the type of the factors.
+
     Attributes:
       rows: inputs of the matmul, [..., d].
       cotangents: derivative in its outputs, [..., features].
@@ -33,17 +35,26 @@ class Factored:
 
     def dense(self) -> jax.Array:
         """The gradient itself, in the shape of the kernel."""
-        free = tuple(range(self.rows.ndim - 1))
-        return jnp.tensordot(self.rows, self.cotangents, (free, free)).reshape(self.shape)
+        rows, cotangents = self._flat()
+        return (rows.T @ cotangents).reshape(self.shape)
 
     def inner(self, other: jax.Array) -> jax.Array:
         """Inner product with a gradient in the shape of the kernel."""
-        return jnp.vdot(self.rows @ other.reshape(self.rows.shape[-1], -1), self.cotangents, precision="highest")
+        rows, cotangents = self._flat()
+        return jnp.vdot(rows @ other.reshape(rows.shape[-1], -1), cotangents, precision="highest")
 
     def square(self) -> jax.Array:
         """Squared norm: the inner product of the two Gram matrices."""
-        rows, cotangents = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (self.rows, self.cotangents))
+        rows, cotangents = self._flat()
         return jnp.vdot(rows @ rows.T, cotangents @ cotangents.T, precision="highest")
+
+    def _flat(self):
+        return tuple(wide(leaf).reshape(-1, leaf.shape[-1]) for leaf in (self.rows, self.cotangents))
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """The same numbers in float32, unless they are wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def is_factored(leaf) -> bool:

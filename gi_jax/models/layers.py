@@ -58,7 +58,7 @@ def _centered(x, mean):
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, with the choice of statistics spelled out.
 
-    Reads `batch_stats` (mean, var; not in `BATCH` mode) and writes `statistics`: mean, biased var and count of this
+    Computes in float32 at least, and returns the type of its input. Reads `batch_stats` (mean, var; not in `BATCH` mode) and writes `statistics`: mean, biased var and count of this
     layer's input. Running averages are a pure function of the two (`gi_jax.threat.batch_norm.running_average`), so
     nothing is updated here.
     """
@@ -68,7 +68,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        features = x.shape[-1]
+        features, dtype, x = x.shape[-1], x.dtype, factors.wide(x)
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         given = {}
@@ -90,7 +90,7 @@ class BatchNorm(nn.Module):
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         shift = bias - mean * factor
         broadcast = (1,) * (x.ndim - 1) + (-1,)
-        return x * factor.reshape(broadcast) + shift.reshape(broadcast)
+        return (x * factor.reshape(broadcast) + shift.reshape(broadcast)).astype(dtype)
 
 
 group_norm = partial(nn.GroupNorm, num_groups=None, group_size=16, epsilon=1e-5, use_fast_variance=False)
@@ -98,7 +98,10 @@ group_norm = partial(nn.GroupNorm, num_groups=None, group_size=16, epsilon=1e-5,
 
 
 class Conv(nn.Module):
-    """Square convolution with explicit zero padding on both sides, as PyTorch counts it; no bias by default."""
+    """Square convolution with explicit zero padding on both sides, as PyTorch counts it; no bias by default.
+
+    Multiplies and returns numbers of type `dtype`, or leaves them as they are; the kernel and its gradient stay wide.
+    """
 
     features: int
     kernel_size: int = 3
@@ -106,6 +109,7 @@ class Conv(nn.Module):
     padding: int | None = None
     use_bias: bool = False
     lowering: str = "auto"
+    dtype: str | None = None
     kernel_init: Callable = torch_kernel
 
     @nn.compact
@@ -113,6 +117,8 @@ class Conv(nn.Module):
         size = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
         padding = size // 2 if self.padding is None else self.padding
+        if self.dtype is not None:
+            x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         height, width = ((extent + 2 * padding - size) // self.stride + 1 for extent in x.shape[1:3])
         weights = kernel.reshape(-1, self.features)
         if factors.pays(x.shape[0] * height * width, *weights.shape):
@@ -121,7 +127,7 @@ class Conv(nn.Module):
             y = convolve(x, kernel, stride=self.stride, padding=padding, lowering=self.lowering)
         if self.use_bias:
             bias = self.param("bias", torch_bias(size * size * x.shape[-1]), (self.features,))
-            y = y + bias.reshape(1, 1, 1, -1)
+            y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
         return y
 
 

@@ -146,6 +146,23 @@ def create(name: str, num_classes: int, **options) -> FlaxNetwork:
     return FlaxNetwork(MODELS[name].module(num_classes=num_classes, **options))
 
 
+def narrowed(network: FlaxNetwork, dtype: str) -> FlaxNetwork:
+    """The same network, which multiplies and keeps its activations in `dtype`, such as `bfloat16`.
+
+    Its weights, statistics, logits and gradients stay float32.
+
+    Raises:
+      InputError: for a network that has no such choice.
+    """
+    if not hasattr(network.module, "dtype"):
+        having = ", ".join(name for name in MODELS if hasattr(create(name, 2).module, "dtype"))
+        raise checks.InputError(
+            f"precision {dtype!r} with {type(network.module).__name__}: it computes in float32 only; expected float32, "
+            f"or a model among {having}"
+        )
+    return FlaxNetwork(network.module.clone(dtype=dtype))
+
+
 def count_parameters(params: Params) -> int:
     """How many numbers `params` holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -10,6 +10,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from gi_jax.models.factors import wide
 from gi_jax.models.layers import BatchNorm, Conv, Linear, Normalize
 
 STAGES = ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1))
@@ -25,17 +26,17 @@ class PreActBlock(nn.Module):
     features: int
     stride: int
     norm: Callable[..., nn.Module]
-    lowering: str
+    conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         a = nn.relu(self.norm(name="norm1")(x))
         shortcut = a
         if self.stride != 1 or x.shape[-1] != self.features:
-            shortcut = Conv(self.features, 1, self.stride, lowering=self.lowering, name="shortcut")(a)
-        y = Conv(self.features, 3, self.stride, lowering=self.lowering, name="conv1")(a)
+            shortcut = self.conv(self.features, 1, self.stride, name="shortcut")(a)
+        y = self.conv(self.features, 3, self.stride, name="conv1")(a)
         y = nn.relu(self.norm(name="norm2")(y))
-        return Conv(self.features, lowering=self.lowering, name="conv2")(y) + shortcut
+        return self.conv(self.features, name="conv2")(y) + shortcut
 
 
 class BasicBlock(nn.Module):
@@ -44,17 +45,17 @@ class BasicBlock(nn.Module):
     features: int
     stride: int
     norm: Callable[..., nn.Module]
-    lowering: str
+    conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.features:
-            shortcut = Conv(self.features, 1, self.stride, lowering=self.lowering, name="shortcut")(x)
+            shortcut = self.conv(self.features, 1, self.stride, name="shortcut")(x)
             shortcut = self.norm(name="shortcut_norm")(shortcut)
-        y = Conv(self.features, 3, self.stride, lowering=self.lowering, name="conv1")(x)
+        y = self.conv(self.features, 3, self.stride, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y))
-        y = Conv(self.features, lowering=self.lowering, name="conv2")(y)
+        y = self.conv(self.features, name="conv2")(y)
         return nn.relu(self.norm(name="norm2")(y) + shortcut)
 
 
@@ -62,11 +63,11 @@ class Stem(nn.Module):
     """The first convolution with its norm and ReLU; no pooling, for pictures of 32 pixels."""
 
     norm: Callable[..., nn.Module]
-    lowering: str
+    conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.relu(self.norm(name="norm")(Conv(64, lowering=self.lowering, name="conv")(x)))
+        return nn.relu(self.norm(name="norm")(self.conv(64, name="conv")(x)))
 
 
 class ResNet18(nn.Module):
@@ -74,7 +75,8 @@ class ResNet18(nn.Module):
 
     With `PreActBlock` there is no norm or ReLU after the last block, and the 4x4 mean of the reference experiments is
     the mean over the whole picture at 32x32: 17 norm layers, 56 tensors, 11,171,274 parameters for ten classes.
-    Normalizes with `norm`; unless given, with BatchNorm in the mode `normalize`.
+    Normalizes with `norm`; unless given, with BatchNorm in the mode `normalize`. Convolutions multiply, and activations
+    are kept, in `dtype`, such as `bfloat16`, if it is given.
     """
 
     num_classes: int
@@ -82,11 +84,13 @@ class ResNet18(nn.Module):
     norm: Callable[..., nn.Module] | None = None
     normalize: Normalize = Normalize.BATCH
     lowering: str = "auto"
+    dtype: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         norm = self.norm or partial(BatchNorm, self.normalize)
-        x = Stem(norm, self.lowering, name="block0")(images)
+        conv = partial(Conv, lowering=self.lowering, dtype=self.dtype)
+        x = Stem(norm, conv, name="block0")(images)
         for number, (features, stride) in enumerate(STAGES, start=1):
-            x = self.block(features, stride, norm, self.lowering, name=f"block{number}")(x)
-        return Linear(self.num_classes, name="head")(x.mean((1, 2)))
+            x = self.block(features, stride, norm, conv, name=f"block{number}")(x)
+        return Linear(self.num_classes, name="head")(wide(x).mean((1, 2)))

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gi_jax.models.factors import wide
 from gi_jax.models.layers import BatchNorm, Conv, Linear, Normalize
 
 
@@ -16,32 +17,35 @@ class ConvBlock(nn.Module):
     features: int
     stride: int
     norm: Callable[..., nn.Module]
-    lowering: str
+    conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = Conv(self.features, 3, self.stride, lowering=self.lowering, name="conv")(x)
+        x = self.conv(self.features, 3, self.stride, name="conv")(x)
         return nn.relu(self.norm(name="norm")(x))
 
 
 class ConvNet(nn.Module):
     """Three convolution blocks, a quarter of the height and width, linear head on all features.
 
-    Normalizes with `norm`; unless given, with BatchNorm in the mode `normalize`.
+    Normalizes with `norm`; unless given, with BatchNorm in the mode `normalize`. Convolutions multiply, and activations
+    are kept, in `dtype`, such as `bfloat16`, if it is given.
     """
 
     num_classes: int
     norm: Callable[..., nn.Module] | None = None
     normalize: Normalize = Normalize.BATCH
     lowering: str = "auto"
+    dtype: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         norm = self.norm or partial(BatchNorm, self.normalize)
+        conv = partial(Conv, lowering=self.lowering, dtype=self.dtype)
         x = images
         for number, (features, stride) in enumerate(((32, 1), (64, 2), (128, 2))):
-            x = ConvBlock(features, stride, norm, self.lowering, name=f"block{number}")(x)
-        return Linear(self.num_classes, name="head")(x.reshape(x.shape[0], -1))
+            x = ConvBlock(features, stride, norm, conv, name=f"block{number}")(x)
+        return Linear(self.num_classes, name="head")(wide(x).reshape(x.shape[0], -1))
 
 
 def wide_uniform(key, shape, dtype=jnp.float32):

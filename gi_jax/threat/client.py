@@ -103,7 +103,7 @@ def _forward(network, normalize, params, batch_stats, batch):
 
     _, statistics, rows = jax.eval_shape(run, {})
     kernels = _pick(params, rows)
-    outputs = jax.tree.map(lambda row, kernel: jnp.zeros((*row.shape[:-1], kernel.shape[-1])), rows, kernels)
+    outputs = jax.tree.map(lambda row, kernel: jnp.zeros((*row.shape[:-1], kernel.shape[-1]), row.dtype), rows, kernels)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (rows, statistics))
 
     def derivatives(probes):
