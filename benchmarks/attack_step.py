@@ -10,6 +10,11 @@ PyTorch's time over ours: above 1 we are faster. `scan_vs_step` is the time of a
 that of the same step as a program of its own: 1 means that the loop costs nothing, and less than 1 that what does not
 change from step to step, such as weights turned over for a matmul, is done once a launch instead of once a step.
 
+On an accelerator the points are others: as many lanes as fill it, and `bfloat16` activations beside float32 ones, whose
+matmuls are in the backend's default precision (TF32 on an H100). `floor_fraction` is the time of the nearer floor over
+ours: the useful work at the rate of a big float32 matmul, or, for a lane of its own, six passes over a float32
+gradient of 45 MB at the rate of a copy; both are measured in the same round.
+
 The useful work of an image-iteration is 6.9 GFLOP: seven passes (forward, cotangents of the input and of the weights,
 two matmuls each for the tangents of both) of 0.97 GFLOP, multiplications by padding zeros not counted, and no
 cotangent of the input in the passes that need none. Fractions of the peak divide the useful work by the time, and by
@@ -34,6 +39,7 @@ from gi_jax.attacks import loop
 from gi_jax.data import load
 
 USEFUL_FLOP = 6.9e9
+GRADIENT_BYTES, GRADIENT_PASSES = 4 * 11_171_274, 6
 TV = 0.1
 LEARNING_RATE = 0.1
 THREAT = threat.BatchNormThreat(
@@ -52,6 +58,7 @@ class Point(NamedTuple):
       step: time a single step as a program of its own, too.
       model: the network; PyTorch takes part with `resnet18`.
       side: pictures are side x side.
+      dtype: of the adversary's activations; None for float32.
     """
 
     batch: int
@@ -60,6 +67,7 @@ class Point(NamedTuple):
     step: bool = False
     model: str = "resnet18"
     side: int = 32
+    dtype: str | None = None
 
     @property
     def images(self) -> int:
@@ -69,7 +77,8 @@ class Point(NamedTuple):
     def name(self) -> str:
         lowering = "" if self.lowering == "auto" else f"_{self.lowering}"
         model = "" if self.model == "resnet18" else f"_{self.model}"
-        return f"b{self.batch}x{self.lanes}{lowering}{model}" + ("" if self.side == 32 else f"_{self.side}")
+        side, dtype = "" if self.side == 32 else f"_{self.side}", f"_{self.dtype}" if self.dtype else ""
+        return f"b{self.batch}x{self.lanes}{lowering}{model}{side}{dtype}"
 
 
 QUICK = (Point(16, 1), Point(1, 8), Point(8, 1, step=True, model="convnet"))
@@ -85,13 +94,13 @@ FULL = (
     Point(16, 1, "patches"),
     Point(1, 1, "lax"),
 )
-WIDE = (
-    *(Point(1, lanes) for lanes in (64, 256)),
-    *(Point(1, lanes, lowering) for lanes in (16, 64) for lowering in ("patches", "winograd")),
-    Point(16, 16),
-    Point(16, 16, "patches"),
+ACCELERATOR = (
+    *(Point(1, lanes) for lanes in (1, 64, 128, 256)),
+    *(Point(16, lanes) for lanes in (1, 16)),
+    *(Point(1, lanes, dtype="bfloat16") for lanes in (64, 256)),
+    Point(16, 16, dtype="bfloat16"),
 )
-"""What fills an accelerator besides, and how lanes are convolved there best."""
+"""What fills an accelerator."""
 
 
 class Launch(NamedTuple):
@@ -129,6 +138,8 @@ def _problems(batch: int, name: str, lowering: str, side: int) -> threat.AttackP
 def launch(point: Point) -> Launch:
     """The arguments for one point, before the first step. All lanes share one victim."""
     problems = _problems(point.batch, point.model, point.lowering, point.side)
+    if point.dtype is not None:
+        problems = dataclasses.replace(problems, network=models.narrowed(problems.network, point.dtype))
     attack = attacks.create("inverting_gradients", tv=TV, learning_rate=LEARNING_RATE, num_steps=10**6)
     attack = dataclasses.replace(jax.tree.map(jnp.float32, attack), num_steps=jnp.int32(10**6))  # no decay here
     states = attacks.start(attack, problems, attacks.lane_keys(jax.random.key(2), [0], point.lanes))
@@ -174,12 +185,29 @@ def step_by_step(program, steps: int) -> Callable[[Launch], attacks.AttackState]
     return call
 
 
-def measure_point(report: Report, point: Point, torch: Beside | None, *, rounds: int, steps: int) -> dict[str, Sample]:
-    """Compiles what `point` needs, runs all sides in turns, and adds a table row a side.
+def programs(point: Point, start: Launch) -> dict[str, tuple]:
+    """What is compiled for a point, by side."""
+    calls = {"loop": (loop._advance, *start, jnp.int32(1))}
+    return calls | {"step": (single_step, *start)} if point.step else calls
+
+
+def measure_point(
+    report: Report,
+    point: Point,
+    start: Launch,
+    built: dict[str, harness.Built],
+    torch: Beside | None,
+    *,
+    rounds: int,
+    steps: int,
+) -> dict[str, Sample]:
+    """Runs all sides in turns, and adds a table row a side.
 
     Args:
       report: gets the rows.
       point: what to measure.
+      start: of `launch`.
+      built: its `programs`.
       torch: the other side, if there is one.
       rounds: recorded rounds, after one of warm-up.
       steps: a round.
@@ -187,20 +215,17 @@ def measure_point(report: Report, point: Point, torch: Beside | None, *, rounds:
     Returns:
       Side to seconds per image-iteration (`matmul`: per FLOP); empty if nothing was measured.
     """
-    start = launch(point)
-    built = {"loop": harness.build(loop._advance, *start, jnp.int32(steps))}
-    if point.step:
-        built["step"] = harness.build(single_step, *start)
     needed, free = max(program.bytes for program in built.values()), harness.free_bytes()
     if free is not None and needed > free:
         report.note(f"{point.name}: left out for memory, needs {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free.")
         return {}
 
-    sides, runners = {"matmul": harness.matmul_peak()}, {}
-    if torch is not None and point.model == "resnet18":
+    sides, runners = {"matmul": harness.matmul_peak(), "copy": harness.copy_bandwidth()}, {}
+    if torch is not None and point.model == "resnet18" and point.dtype is None:
         settings = dict(tv=TV, learning_rate=LEARNING_RATE, device=torch("best_device"))
         torch("prepare", **lane_of(start.problems, start.states), **settings)
-        sides["torch"] = torch.side(steps, units=steps * point.batch)
+        its_steps = min(steps, 20)
+        sides["torch"] = torch.side(its_steps, units=its_steps * point.batch)
     for name, program in built.items():
         call = (in_loop if name == "loop" else step_by_step)(program.program, steps)
         # Each side donates its own copy of the states.
@@ -222,7 +247,7 @@ def measure_point(report: Report, point: Point, torch: Beside | None, *, rounds:
                 if point.model == "resnet18"
                 else None,
                 "matching loss": torch.loss if name == "torch" else runners[name].matching,
-                "after steps": steps * (rounds + 1),
+                "after steps": (its_steps if name == "torch" else steps) * (rounds + 1),
                 "compile s": built[name].seconds if name in built else None,
                 "program GB": built[name].bytes / 1e9 if name in built else None,
             }
@@ -235,6 +260,7 @@ def _add_ratios(ratios: dict[str, Sample], point: Point, samples: dict[str, Samp
         return
     if point.model == "resnet18":
         ratios[f"{point.name}_peak_fraction"] = _peak_fraction(samples, "loop", point)
+        ratios[f"{point.name}_floor_fraction"] = _floor_fraction(samples, point)
     if "torch" in samples:
         ratios[f"{point.name}_vs_torch"] = samples["torch"].over(samples["loop"])
     if "step" in samples:
@@ -244,6 +270,15 @@ def _add_ratios(ratios: dict[str, Sample], point: Point, samples: dict[str, Samp
 def _peak_fraction(samples: dict[str, Sample], name: str, point: Point) -> Sample:
     useful = USEFUL_FLOP * point.side**2 / 32**2
     return Sample(tuple(useful * value for value in samples["matmul"].values)).over(samples[name])
+
+
+def _floor_fraction(samples: dict[str, Sample], point: Point) -> Sample:
+    work, traffic = USEFUL_FLOP * point.side**2 / 32**2, GRADIENT_BYTES * GRADIENT_PASSES / point.batch
+    floors = [
+        max(work * flop, traffic * byte)
+        for flop, byte in zip(samples["matmul"].values, samples["copy"].values, strict=True)
+    ]
+    return Sample(tuple(floors)).over(samples["loop"])
 
 
 GOALS = {
@@ -270,12 +305,23 @@ def measure(report: Report, quick: bool) -> None:
     if torch is None:
         report.note("PyTorch is not installed, so the comparison is left out: pip install 'gi_jax[bench]'.")
     try:
-        wide = () if jax.default_backend() == "cpu" else WIDE
-        for point in QUICK if quick else FULL + wide:
+        cpu = jax.default_backend() == "cpu"
+        points = QUICK if quick else FULL if cpu else ACCELERATOR
+        starts = {point: launch(point) for point in ([] if cpu else points)}
+        built = harness.build_all(
+            {f"{point.name}/{side}": call for point in starts for side, call in programs(point, starts[point]).items()}
+        )
+        for point in points:
+            start = starts.pop(point, None) or launch(point)
+            calls = programs(point, start)
+            mine = {side: built.get(f"{point.name}/{side}") or harness.build(*call) for side, call in calls.items()}
             # Enough steps that what a launch does once (turning weights over) does not count for much.
-            pictures = point.images * point.side**2 / 32**2 / (1 if jax.default_backend() == "cpu" else 30)
-            steps = max(1, int((32 if quick or pictures >= 32 else 48) / pictures))
-            samples = measure_point(report, point, torch, rounds=2 if quick else 3, steps=steps)
+            pictures = point.images * point.side**2 / 32**2
+            if cpu:
+                steps = max(1, int((32 if quick or pictures >= 32 else 48) / pictures))
+            else:
+                steps = min(200, max(8, int(2000 / pictures)))
+            samples = measure_point(report, point, start, mine, torch, rounds=2 if quick else 3, steps=steps)
             _add_ratios(report.ratios, point, samples)
     finally:
         if torch is not None:

@@ -92,6 +92,9 @@ FULL = tuple(
 )
 """ResNet-18 takes four evaluations a lane, a quarter of an hour on two cores: seconds a lane-iteration do not depend
 on it."""
+ACCELERATOR = (
+    Case("resnet18", weights(1e-3, 1.0, 10), weights(1e-4, 1e-1, 10), victims=8, restarts=4, steps=19, turns=20),
+)
 IMAGE_SHAPE = (32, 32, 3)
 CHUNKS = 4
 """Looks at a launch: the job and the loop can take turns at each."""
@@ -232,7 +235,7 @@ def measure(report: Report, quick: bool) -> None:
     if torch is None:
         report.note("PyTorch is not installed, so its loop is left out: pip install 'gi_jax[bench]'.")
     try:
-        for case in QUICK if quick else FULL:
+        for case in QUICK if quick else FULL if jax.default_backend() == "cpu" else ACCELERATOR:
             measure_case(report, case, torch)
     finally:
         if torch is not None:

@@ -13,6 +13,7 @@ Peers that are not installed are left out, with a line on what to install. `torc
 CPU, and compiles ResNet-18 for minutes, so that a quick run leaves it out.
 """
 
+import argparse
 import time
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ import numpy as np
 from beside import Beside, lane_of
 from harness import Report
 
-from gi_jax import attacks, metrics
+from gi_jax import attacks, checks, metrics
 from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.victims import make_problems, make_victims, pictures
@@ -91,6 +92,7 @@ class Case(NamedTuple):
 
 QUICK = (Case(1, 4, 11, 2),)
 FULL = (Case(1, 16, 99, 3), Case(8, 2, 39, 2))
+ACCELERATOR = (Case(1, 64, 99, 3),)
 
 
 class Ours:
@@ -210,9 +212,11 @@ def quality(truth: np.ndarray, found: dict[int, np.ndarray]) -> dict[str, float 
       found: [n, h, w, c] by number of the victim; pictures of a batch are matched to the true ones.
     """
     matched = [pictures[metrics.match(pictures, truth[number])] for number, pictures in found.items()]
-    rows = metrics.score(np.concatenate([truth[number] for number in found]), np.concatenate(matched), ("vgg",))
-    psnr, lpips = (float(np.mean([row[name] for row in rows])) for name in ("psnr", "lpips_vgg"))
-    return {"PSNR": round(psnr, 2), "LPIPS": round(lpips, 4), "victims": len(found)}
+    nets = ("vgg",) if metrics.has_lpips() else ()
+    rows = metrics.score(np.concatenate([truth[number] for number in found]), np.concatenate(matched), nets)
+    psnr = float(np.mean([row["psnr"] for row in rows]))
+    lpips = round(float(np.mean([row["lpips_vgg"] for row in rows])), 4) if nets else None
+    return {"PSNR": round(psnr, 2), "LPIPS": lpips, "victims": len(found)}
 
 
 def installed(report: Report, quick: bool) -> dict[str, Peer]:
@@ -228,12 +232,24 @@ def installed(report: Report, quick: bool) -> dict[str, Peer]:
     return found
 
 
-def measure(report: Report, quick: bool) -> None:
-    """All cases."""
-    peers = installed(report, quick)
-    for case in QUICK if quick else FULL:
+def measure(report: Report, quick: bool, leave_out: list[str] | None = None) -> None:
+    """All cases.
+
+    Raises:
+      InputError: for an unknown peer.
+    """
+    for name in leave_out or ():
+        checks.one_of("peer", name, PEERS)
+        report.note(f"{name} is left out, as it was told.")
+    peers = {name: peer for name, peer in installed(report, quick).items() if name not in (leave_out or ())}
+    for case in QUICK if quick else FULL if jax.default_backend() == "cpu" else ACCELERATOR:
         measure_case(report, case, peers)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options beyond those of every benchmark."""
+    parser.add_argument("--leave-out", action="append", metavar="PEER", help="do not run this one; repeat it for more")
+
+
 if __name__ == "__main__":
-    harness.main("versus_peers", __doc__, measure)
+    harness.main("versus_peers", __doc__, measure, add_arguments)

@@ -401,3 +401,19 @@ def test_reports_gather_what_is_there(tmp_path):
     run_jobs([(cell,)], store, Execution())
     found = gather("figure2", "smoke", store)
     assert [one.row is not None for one in found] == [one.where["what"] == "distribution" for one in found]
+
+
+def test_a_machine_without_lpips_attacks_and_one_with_it_scores(whole, tmp_path, monkeypatch):
+    store, job = Store(tmp_path), jobs(CELLS)[0]
+    elsewhere = environment.environment() | {"device": "elsewhere"}
+    with monkeypatch.context() as patched:
+        patched.setattr(perform.metrics, "has_lpips", lambda: False)
+        patched.setattr("gi_jax.experiments.session.environment", lambda: elsewhere)
+        (event,) = run_jobs([job], store, Execution())
+    assert event.state == "failed" and "attacked, but not scored" in event.reason and len(store) == 0
+    monkeypatch.setattr("gi_jax.attacks.advance", None)  # nothing is attacked again
+    assert run_jobs([job], store, Execution()) == []
+    for cell in job:
+        row = store.get(cell.id)
+        assert row["environment"]["device"] == "elsewhere"
+        assert row["result"] == whole.get(cell.id)["result"] and row["result"]["summary"]["lpips_vgg"]

