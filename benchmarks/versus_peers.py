@@ -92,7 +92,7 @@ class Case(NamedTuple):
 
 QUICK = (Case(1, 4, 11, 2),)
 FULL = (Case(1, 16, 99, 3), Case(8, 2, 39, 2))
-ACCELERATOR = (Case(1, 64, 99, 3),)
+ACCELERATOR = (Case(1, 60, 99, 3),)
 
 
 class Ours:

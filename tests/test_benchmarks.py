@@ -88,12 +88,34 @@ def test_a_record_is_json_and_a_page_to_read(report, tmp_path):
 
 @pytest.mark.parametrize(("points", "goals"), [("QUICK", "QUICK_GOALS"), ("FULL", "GOALS")])
 def test_every_goal_is_a_ratio_that_a_run_measures(harness, attack_step, points, goals):
-    samples = {name: harness.Sample((1.0, 2.0)) for name in ("matmul", "torch", "loop", "step")}
+    samples = {name: harness.Sample((1.0, 2.0)) for name in ("matmul", "copy", "torch", "loop", "step")}
     ratios = {}
     for point in getattr(attack_step, points):
-        sides = samples if point.step else {name: samples[name] for name in ("matmul", "torch", "loop")}
+        sides = samples if point.step else {name: samples[name] for name in samples if name != "step"}
         attack_step._add_ratios(ratios, point, sides)
     assert set(getattr(attack_step, goals).values()) <= ratios.keys()
+
+
+@pytest.mark.parametrize(("copy", "expected"), [(1e-20, 6.9e9), (100.0, 100 * 6 * 4 * 11_171_274 / 2)])
+def test_the_nearer_floor_is_the_longer_time(harness, attack_step, copy, expected):
+    """Arithmetic where memory is fast, and else traffic, which the two pictures of a lane share."""
+    seconds = {"matmul": 1.0, "copy": copy, "loop": 2 * expected}
+    ratios = {}
+    attack_step._add_ratios(ratios, attack_step.Point(2, 3), {k: harness.Sample((v,)) for k, v in seconds.items()})
+    assert ratios["b2x3_floor_fraction"].median == pytest.approx(0.5)
+
+
+def test_precision_scores_what_was_saved(harness, monkeypatch, tmp_path):
+    precision = importlib.import_module("precision")
+    truth = precision.pictures(precision.make_victims(precision.AttackSpec(first=4, num_batches=2)).batches)
+    np.savez(tmp_path / "found.npz", **{name: truth + 0.01 * k for k, name in enumerate(precision.PRECISIONS, 1)})
+    monkeypatch.setattr(precision, "reconstruct", None)  # nothing is attacked
+    report = harness.Report()
+    precision.measure(report, quick=True, load=tmp_path / "found.npz")
+    assert [row["mean psnr"] for row in report.figures] == pytest.approx([40.0, 33.98, 30.46], abs=0.01)
+    assert report.ratios["bfloat16_psnr"].median == pytest.approx(30.46 / 40.0, abs=1e-3)
+    with pytest.raises(precision.InputError, match="expected a file of --save"):
+        precision.measure(report, quick=True, load=tmp_path / "none.npz")
 
 
 def test_every_defense_has_a_row_of_overhead_and_runs_on_every_network(harness):
@@ -173,7 +195,7 @@ def test_contenders_are_attacks_that_their_case_allows(harness):
             assert ("bn_prior" not in attack.objective.parts) or case.spec.threat.shared != RUNNING.shared
 
 
-SCRIPTS = ("attack_step", "scaling", "sweep", "time_to_quality", "training", "versus_peers")
+SCRIPTS = ("attack_step", "precision", "scaling", "sweep", "time_to_quality", "training", "versus_peers")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

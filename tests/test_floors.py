@@ -11,6 +11,7 @@ import gi_jax
 FLOORS = {
     "types": 0,
     "checks": 0,
+    "once": 0,
     "models": 1,
     "data": 1,
     "metrics": 1,

@@ -1,6 +1,7 @@
 """The networks: tables of their parts, PyTorch's initialization and numbers, and the lowerings of a convolution."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -14,9 +15,9 @@ from problems import QUICK, draw_weights, leaf_names, random_like, relative_erro
 from gi_jax import models
 from gi_jax.checks import InputError
 from gi_jax.models import FlaxNetwork, FunctionNetwork, Normalize, count_parameters
-from gi_jax.models.lowerings import LOWERINGS, convolve
 from gi_jax.models.factors import Factored, pays
 from gi_jax.models.layers import BatchNorm, Conv, Linear, group_norm, moments
+from gi_jax.models.lowerings import LOWERINGS, convolve
 from gi_jax.threat.batch_norm import running_average
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "resnet18.json").read_text())
@@ -526,3 +527,41 @@ def test_a_plain_function_is_a_network():
     for normalize in (Normalize.BATCH, Normalize.STRAIGHT_THROUGH):
         with pytest.raises(InputError, match=f"normalize='{normalize}': a plain function .* expected 'given'"):
             network(params, {}, images, normalize)
+
+
+# Activations half as wide.
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet18", "resnet18_basic", "convnet_group"])
+def test_a_narrowed_network_is_nearly_the_same_function_of_wide_weights(name):
+    network = models.create(name, 4)
+    narrow = models.narrowed(network, "bfloat16")
+    params, batch_stats = draw_weights(network, jax.random.key(1), 8)
+    x = random_like(np.zeros((2, 8, 8, 3), "f4"))
+
+    def loss(params, x, network):
+        logits, statistics = network(params, batch_stats, x, Normalize.GIVEN)
+        return jnp.sum(logits**2), (logits, statistics)
+
+    def compute(network):
+        run = jax.jit(jax.grad(partial(loss, network=network), argnums=(0, 1), has_aux=True), compiler_options=QUICK)
+        return run(params, x)
+
+    (gradients, _), (logits, statistics) = compute(narrow)
+    assert {leaf.dtype for leaf in jax.tree.leaves((gradients, logits, statistics))} == {jnp.dtype("float32")}
+    expected = compute(network)
+    assert 1e-4 < relative_error(logits, expected[1][0]) < 0.05
+    assert 1e-4 < relative_error(gradients, expected[0][0]) < 0.2
+
+
+def test_a_narrowed_network_multiplies_and_keeps_narrow_numbers():
+    network = models.narrowed(models.create("resnet18", 4), "bfloat16")
+    params, batch_stats = jax.eval_shape(lambda key: network.init(key, (8, 8, 3)), jax.random.key(0))
+    text = str(
+        jax.make_jaxpr(lambda *inputs: network(*inputs, Normalize.BATCH))(params, batch_stats, jnp.zeros((9, 8, 8, 3)))
+    )
+    products = [line for line in text.splitlines() if "= dot_general[" in line or "= conv_general" in line]
+    assert len(products) > 20 and sum(":bf16[" in line for line in products) >= len(products) - 1  # the head
+    assert models.narrowed(models.create("convnet", 4), "bfloat16") == models.create("convnet", 4, dtype="bfloat16")
+    with pytest.raises(InputError, match="LeNet: it computes in float32 only.*resnet18"):
+        models.narrowed(models.create("lenet", 4), "bfloat16")

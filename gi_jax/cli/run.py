@@ -94,8 +94,8 @@ def run(options) -> int:
         listed = [job for job in listed if any(_matches(cell, options.match) for cell in job)]
         if not listed:
             raise InputError(
-                f"--match {' '.join(options.match)}: no cell of {' '.join(names)} has such words; expected a pattern for "
-                f"words such as {placed[0].cell.words!r}"
+                f"--match {' '.join(options.match)}: no cell of {' '.join(names)} has such words; expected a pattern "
+                f"for words such as {placed[0].cell.words!r}"
             )
     chosen = selected(list(dict.fromkeys(listed)), store, options.limit, shard)
     cells = dict.fromkeys(cell for job in chosen for cell in job if cell.id not in store)

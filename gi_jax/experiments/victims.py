@@ -15,6 +15,7 @@ from gi_jax.defenses.batch import encode_victim
 from gi_jax.experiments import weights
 from gi_jax.experiments.decode import public_pictures
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.once import jit_once
 from gi_jax.threat import AttackProblem, Fact, ImageSpace, Mapping, Mixed, Victim, check_problem, look, observe, one_hot
 from gi_jax.threat.views import average
 from gi_jax.types import Images, Params
@@ -35,8 +36,8 @@ class Victims(NamedTuple):
     age: str
 
 
-_observe = jax.jit(observe, static_argnames=("threat", "defense", "labels_known", "defense_known", "order_known"))
-_encode = jax.jit(encode_victim, static_argnames="mixing")
+_observe = jit_once(observe, static_argnames=("threat", "defense", "labels_known", "defense_known", "order_known"))
+_encode = jit_once(encode_victim, static_argnames="mixing")
 
 
 def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:

