@@ -313,7 +313,9 @@ def measure(report: Report, quick: bool) -> None:
     try:
         cpu = jax.default_backend() == "cpu"
         points = QUICK if quick else FULL if cpu else ACCELERATOR
-        starts = {point: launch(point) for point in ([] if cpu else points)}
+        with jax.default_device(jax.devices("cpu")[0]):  # where the client's one step is soon compiled
+            starts = {point: launch(point) for point in ([] if cpu else points)}
+        starts = {point: jax.device_put(start, jax.devices()[0]) for point, start in starts.items()}
         built = harness.build_all(
             {f"{point.name}/{side}": call for point in starts for side, call in programs(point, starts[point]).items()}
         )
@@ -328,6 +330,8 @@ def measure(report: Report, quick: bool) -> None:
             else:
                 steps = min(200, max(8, int(2000 / pictures)))
             samples = measure_point(report, point, start, mine, torch, rounds=2 if quick else 3, steps=steps)
+            if samples:
+                print(f"{point.name}: {1 / samples['loop'].median:.4g} image-iterations a second", flush=True)
             _add_ratios(report.ratios, point, samples)
     finally:
         if torch is not None:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -237,7 +238,8 @@ def main(
 ) -> None:
     """Command line of a benchmark: `--quick`, `--json PATH`, `--records FOLDER`.
 
-    A full run leaves a record in the repository. A quick run keeps compiled programs in a cache for the next one;
+    A full run leaves a record in the repository; one that is stopped (Ctrl-C, SIGTERM) leaves what it has measured, and
+    ends with 130. A quick run keeps compiled programs in a cache for the next one;
     its compile times say so by being small.
 
     Args:
@@ -266,10 +268,15 @@ def main(
             f"The machine was busy before the start (load {load} on {cores} cores), so no figure here is to be quoted: "
             "thread pools suffer unequally from company, and PyTorch's suffers most."
         )
+    stopped = False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what `timeout` and schedulers send
     try:
         measure(report, options.quick, **own)
     except InputError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except KeyboardInterrupt:
+        stopped = True
+        report.note("Stopped before its end: this is what was measured until then.")
     report.environment["seconds"] = round(time.perf_counter() - begin, 1)
     report.print()
     if options.json:
@@ -277,6 +284,8 @@ def main(
         options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
     if not options.quick:
         print(f"record: {report.write_record(name, about, options.records)}")
+    if stopped:
+        sys.exit(130)
 
 
 @dataclass(frozen=True)
@@ -305,9 +314,12 @@ def build_all(calls: dict[str, tuple]) -> dict[str, Built]:
     Their seconds are then those of compiling in company.
     """
     cores = experiments_environment.environment()["cores"]
-    with ThreadPoolExecutor(max(1, cores // 3)) as pool:
+    pool = ThreadPoolExecutor(max(1, cores // 3))
+    try:
         waiting = {name: pool.submit(_compile, *_lower(*call)) for name, call in calls.items()}
         return {name: built.result() for name, built in waiting.items()}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _lower(function, *arguments):

@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import os
 import runpy
+import signal
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +87,30 @@ def test_a_record_is_json_and_a_page_to_read(report, tmp_path):
     assert "| b1x8_vs_torch | 2.50 (2.00..3.00) | 3 |" in page
     assert "| b1x8 | 0.15 (0.1..0.2) | - |" in page
     assert "b16x16 left out" in page
+
+
+def test_a_run_that_is_stopped_leaves_what_it_measured(harness, monkeypatch, tmp_path):
+    def measure(report, quick):
+        report.ratios["done"] = harness.Sample((3.0,))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("sys.argv", ["some.py", "--json", str(tmp_path / "found.json"), "--records", str(tmp_path)])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            harness.main("some", "About.", measure)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["ratios"] == {"done": 3.0} and "Stopped before its end" in found["notes"][-1]
+    assert any((folder / "record.json").exists() for folder in tmp_path.iterdir())
+
+
+def test_programs_that_are_compiled_side_by_side_are_those_compiled_alone(harness):
+    calls = {f"plus {n}": (jax.jit(lambda x, n=n: x + n), jnp.ones(3)) for n in range(4)}
+    built = harness.build_all(calls)
+    assert [float(built[name].program(jnp.ones(3))[0]) for name in calls] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("points", "goals"), [("QUICK", "QUICK_GOALS"), ("FULL", "GOALS")])
