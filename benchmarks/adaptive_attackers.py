@@ -60,7 +60,14 @@ def measure(defense: str, pictures: int, steps: int) -> dict[str, object]:
     row: dict[str, object] = {"defense": defense}
     for attacker in ATTACKERS:
         model = "convnet_group" if defense.startswith("dpsgd") else "convnet"  # DP-SGD refuses BatchNorm
-        spec = AttackSpec(model=model, num_batches=pictures, steps=steps, defenses=(defense,), attacker=attacker)
+        spec = AttackSpec(
+            attack="inverting_gradients",
+            model=model,
+            num_batches=pictures,
+            steps=steps,
+            defenses=(defense,),
+            attacker=attacker,
+        )
         with tempfile.TemporaryDirectory() as folder:
             (run,) = run_attack(spec, Path(folder)).result["runs"]
         row["n"] = len(run["images"])

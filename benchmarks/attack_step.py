@@ -24,6 +24,7 @@ half the multiplications, and factored gradients (`gi_jax.models.factors`) save 
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -261,6 +262,14 @@ def measure_point(
     return samples
 
 
+def _host():
+    """Computes on the CPU, where the client's one step is soon compiled, if JAX was not told to leave it alone."""
+    try:
+        return jax.default_device(jax.devices("cpu")[0])
+    except RuntimeError:
+        return nullcontext()
+
+
 def _add_ratios(ratios: dict[str, Sample], point: Point, samples: dict[str, Sample]) -> None:
     if not samples:
         return
@@ -313,7 +322,7 @@ def measure(report: Report, quick: bool) -> None:
     try:
         cpu = jax.default_backend() == "cpu"
         points = QUICK if quick else FULL if cpu else ACCELERATOR
-        with jax.default_device(jax.devices("cpu")[0]):  # where the client's one step is soon compiled
+        with _host():
             starts = {point: launch(point) for point in ([] if cpu else points)}
         starts = {point: jax.device_put(start, jax.devices()[0]) for point, start in starts.items()}
         built = harness.build_all(

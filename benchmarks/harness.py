@@ -282,7 +282,8 @@ def main(
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
-    if not options.quick:
+    if not options.quick and (report.ratios or report.figures):
+        name = f"{name}_stopped" if stopped else name  # beside a complete record of the day
         print(f"record: {report.write_record(name, about, options.records)}")
     if stopped:
         sys.exit(130)

@@ -60,10 +60,10 @@ def running(steps: int) -> dict[str, Setting]:
     """For running statistics: the default, the published rate, others, shorter schedules, restarts."""
     signed, soft = "inverting_gradients", "modern"
     return {
+        f"{soft}, rate 0.3": Setting(preset(soft, tv=1e-3, learning_rate=0.3), steps),
         f"{signed}, rate 1": Setting(preset(signed, tv=1e-3, learning_rate=1.0), steps),
         f"{signed}, rate 0.1": Setting(preset(signed, tv=1e-3), steps),
         f"{soft}, rate 0.1": Setting(preset(soft, tv=1e-3), steps),
-        f"{soft}, rate 0.3": Setting(preset(soft, tv=1e-3, learning_rate=0.3), steps),
         f"{signed}, rate 1, a quarter of the steps": Setting(preset(signed, tv=1e-3, learning_rate=1.0), steps // 4),
         f"{soft}, rate 0.3, a quarter of the steps": Setting(preset(soft, tv=1e-3, learning_rate=0.3), steps // 4),
         f"{soft}, rate 0.1, 4 restarts": Setting(preset(soft, 4, tv=1e-3), steps),

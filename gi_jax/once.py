@@ -10,7 +10,7 @@ def jit_once(function: Callable, **options) -> Callable:
     """`jax.jit` for a program that runs a few times: a GPU takes its first guess of a kernel.
 
     By default it times many kernels for each matmul and convolution, which for full float32 takes minutes, more than
-    such a program ever runs (an attack step on an H100, beside other compilations: 120 s; in its default precision 36
+    such a program ever runs (an attack step on an H100, beside other compilations: 120 s; in its default precision 29
     to 79). Inside other programs it is the plain function, and their compilation decides.
 
     Args:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from importlib.util import find_spec as find
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from gi_jax.experiments.plan import lanes_per_launch, make_attack
 from gi_jax.experiments.scoring import threat_words
 from gi_jax.experiments.session import Session
 from gi_jax.experiments.spec import AttackSpec, Execution
-from gi_jax.experiments.victims import encode_victims, make_victims, observe_all, reference_box
+from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, observe_all, reference_box
 from gi_jax.objectives import GradientMatching
 from gi_jax.threat import RUNNING, THREATS, ImageSpace, Mixed
 
@@ -141,7 +142,7 @@ def test_threat_model_decides_the_parts_of_the_attack(settings, threat, parts):
 def test_the_strongest_attack_is_taken_unless_one_is_named():
     names = {bn: AttackSpec(client_bn="batch", bn=bn).attack_name for bn in ("exact", "infer", "proxy")}
     assert names == {"exact": "layerwise", "infer": "layerwise", "proxy": "inverting_gradients"}
-    assert AttackSpec().attack_name == "inverting_gradients"
+    assert AttackSpec().attack_name == "modern"
     pruned = AttackSpec(client_bn="batch", defenses=("prune:p=0.9",))
     assert pruned.attack_name == "gradient_inversion_evaluation"  # the likelihood of a defense knows no layers
     assert AttackSpec(client_bn="batch", defenses=("mixup:k=4",)).attack_name == "layerwise"
@@ -153,11 +154,12 @@ def test_the_strongest_attack_is_taken_unless_one_is_named():
 @pytest.mark.parametrize(
     ("settings", "given"),
     [
-        ({}, {"tv": 1e-3, "learning_rate": 1.0, "num_steps": 400}),
+        ({}, {"tv": 1e-3, "learning_rate": 0.3, "num_steps": 400}),
+        ({"attack": "inverting_gradients"}, {"tv": 1e-3, "learning_rate": 1.0, "num_steps": 400}),
         ({"client_bn": "batch"}, {"num_steps": 400}),
         ({"client_bn": "batch", "bn": "infer"}, {"bn_prior": 0.003, "num_steps": 400}),
         ({"client_bn": "batch", "bn": "infer-reference"}, {"tv": 0.05, "learning_rate": 0.1, "num_steps": 400}),
-        ({"attack": "modern"}, {"tv": 1e-3, "learning_rate": 1.0, "num_steps": 400}),
+        ({"attack": "modern", "client_bn": "batch"}, {"tv": 0.05, "learning_rate": 0.1, "num_steps": 400}),
         ({"attack": "grad_inversion", "tv": 0.5, "steps": 7}, {"tv": 0.5, "bn_prior": 0.0, "num_steps": 7}),
         ({"attack": "grad_inversion", "client_bn": "batch"}, {"num_steps": 400}),
         ({"attack": "cpl", "tv": 0.0}, {"num_steps": 400}),
@@ -399,3 +401,35 @@ def test_the_published_box_cuts_dark_and_light_values_off():
     np.testing.assert_allclose(kept[0, 0, 0], space.low, atol=1e-6)
     np.testing.assert_allclose(kept[5, 0, 0], 0.5, atol=1e-6)
     np.testing.assert_allclose(kept[-1, 0, 0], space.high, atol=1e-6)
+
+
+def test_old_fingerprints_hold_and_precisions_are_told_apart():
+    assert AttackSpec().fingerprint == "0b86bb7a3d8de016"  # from before there was a precision
+    assert AttackSpec(precision="bfloat16").fingerprint != AttackSpec().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"precision": "float16"}, "did you mean 'bfloat16'"),
+        ({"precision": "bfloat16", "model": "lenet"}, "computes in float32 only"),
+        ({"precision": "bfloat16", "model": "rgap_cnn", "attack": "rgap"}, "a closed form"),
+    ],
+)
+def test_a_precision_that_cannot_be_is_refused(settings, said):
+    with pytest.raises(InputError, match=said):
+        AttackSpec(**settings)
+
+
+def test_an_attacker_in_bfloat16_finds_what_one_in_float32_does(tmp_path):
+    """Photographs; the client's gradient is the same float32 one."""
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        spec = AttackSpec(num_batches=2, steps=120, precision=precision)
+        victims = make_victims(spec)
+        (problem, _) = make_problems(spec, victims.batches, "none")
+        assert {leaf.dtype for leaf in jax.tree.leaves(problem.observed)} == {jnp.dtype("float32")}
+        assert getattr(problem.network.module, "dtype", None) == (None if precision == "float32" else precision)
+        outcome = run_attack(spec, tmp_path)
+        found[precision] = outcome.result["runs"][0]["summary"]["psnr"]["mean"]
+    assert min(found.values()) > 18 and abs(found["bfloat16"] - found["float32"]) < 6 and len(set(found.values())) == 2

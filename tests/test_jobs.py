@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from functools import partial
 
 import jax
@@ -407,13 +408,20 @@ def test_a_machine_without_lpips_attacks_and_one_with_it_scores(whole, tmp_path,
     store, job = Store(tmp_path), jobs(CELLS)[0]
     elsewhere = environment.environment() | {"device": "elsewhere"}
     with monkeypatch.context() as patched:
-        patched.setattr(perform.metrics, "has_lpips", lambda: False)
+        for module in (perform.metrics, sys.modules["gi_jax.metrics.perceptual"]):
+            patched.setattr(module, "has_lpips", lambda: False)
         patched.setattr("gi_jax.experiments.session.environment", lambda: elsewhere)
         (event,) = run_jobs([job], store, Execution())
-    assert event.state == "failed" and "attacked, but not scored" in event.reason and len(store) == 0
+        assert event.state == "failed" and "not scored" in event.reason and len(store) == 0
+        assert selected([job], store, None, (1, 1)) == []  # nothing is left to do here
+        decoding = Cell(DecodeSpec(defenses=("mixup:k=2",)))
+        (event,) = run_jobs([(decoding,)], store, Execution())
+        assert "not scored" in event.reason and len(store) == 0
+    assert selected([job], store, None, (1, 1)) == [job]
+    before = environment.environment()["time"]
     monkeypatch.setattr("gi_jax.attacks.advance", None)  # nothing is attacked again
     assert run_jobs([job], store, Execution()) == []
     for cell in job:
         row = store.get(cell.id)
-        assert row["environment"]["device"] == "elsewhere"
+        assert row["environment"]["device"] == "elsewhere" and row["finished"] >= before
         assert row["result"] == whole.get(cell.id)["result"] and row["result"]["summary"]["lpips_vgg"]

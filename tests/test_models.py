@@ -405,6 +405,28 @@ def test_the_lowering_for_lanes_convolves_with_shared_weights_and_multiplies_wit
     assert operations(jax.grad(loss, 1), 0, None) == (True, True)  # weights shared by all, gradients their own
 
 
+@pytest.mark.parametrize("own", [None, 0])
+def test_products_have_the_precision_of_where_they_stand(own):
+    """Not of where they are lowered, which for a primitive is after the program was traced."""
+
+    @jax.jit
+    def program(images, kernels):
+        def loss(images, kernel):
+            return jnp.sum(convolve(images, kernel, stride=1, padding=1, lowering="lanes") ** 2)
+
+        with jax.default_matmul_precision("highest"):
+            return jax.vmap(jax.grad(loss, argnums=(0, 1)), (0, own))(images, kernels)
+
+    kernel = jnp.zeros((3, 3, 3, 4) if own is None else (5, 3, 3, 3, 4))
+    text = program.lower(jnp.zeros((5, 2, 8, 8, 3)), kernel).as_text()
+    products = [
+        line for line in text.splitlines() if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]
+    assert len(products) >= 3
+    for line in products:
+        assert "HIGHEST" in line
+
+
 def test_a_network_is_the_same_function_in_every_lowering():
     x = random_like(np.zeros((2, 9, 9, 3), "f4"))
     params, batch_stats = draw_weights(models.create("convnet", 4), jax.random.key(1), 9)

@@ -94,8 +94,8 @@ def _adversary_arguments(parser) -> None:
     add(
         "--attack",
         metavar="NAME",
-        help="see gi-jax list attacks (default: inverting_gradients; where statistics are guessed, --bn exact or "
-        "infer, layerwise without and gradient_inversion_evaluation with a defense of the gradient)",
+        help="see gi-jax list attacks (default: modern; with --client-bn batch and --bn exact or infer layerwise, with "
+        "a defense of the gradient gradient_inversion_evaluation, with --bn proxy inverting_gradients)",
     )
     add(
         "--attacker",
@@ -121,7 +121,7 @@ def _adversary_arguments(parser) -> None:
         "--lr",
         type=float,
         metavar="L",
-        help="learning rate (default with one cosine: 1, or 0.1 with client-bn batch; else the attack's own)",
+        help="learning rate (default with one cosine: 1, modern 0.3, client-bn batch 0.1; else the attack's own)",
     )
     add("--steps", type=int, default=400, metavar="S", help="steps of the attack (default: 400)")
     add(
@@ -142,8 +142,8 @@ def _adversary_arguments(parser) -> None:
         "--precision",
         default="float32",
         metavar="float32|bfloat16",
-        help="the adversary's activations; bfloat16 takes half the time on accelerators and loses little, see "
-        "benchmarks (default: float32)",
+        help="the adversary's activations; bfloat16 takes half the bytes, for accelerators; it is slower on "
+        "CPUs (default: float32)",
     )
     add("--seed", type=int, default=0, metavar="K", help="of starts and noise (default: 0)")
 

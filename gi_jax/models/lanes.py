@@ -20,7 +20,10 @@ from gi_jax.models.conv import convolve_lax, patches
 
 
 class _Window(NamedTuple):
-    """A kernel of [size, size, channels, features] on pictures of [height, width, channels]."""
+    """A kernel of [size, size, channels, features] on pictures of [height, width, channels].
+
+    With the precision of its products, which is asked for where the convolution stands, and not where it is lowered.
+    """
 
     size: int
     stride: int
@@ -29,6 +32,7 @@ class _Window(NamedTuple):
     width: int
     channels: int
     features: int
+    precision: str | None
 
     def images(self, count: int) -> tuple[int, ...]:
         return (count, self.height, self.width, self.channels)
@@ -57,7 +61,8 @@ def convolve_lanes(images: jax.Array, kernel: jax.Array, stride: int, padding: i
     Returns:
       [n, h', w', features].
     """
-    window = _Window(kernel.shape[0], stride, padding, *images.shape[1:], kernel.shape[-1])
+    precision = jax.config.jax_default_matmul_precision
+    window = _Window(kernel.shape[0], stride, padding, *images.shape[1:], kernel.shape[-1], precision)
     return _convolve.bind(images, kernel, window=window)
 
 
@@ -97,8 +102,17 @@ def _transpose(function, primal, cotangent):
     return bar
 
 
+def _at_its_precision(function):
+    def run(x, y, window):
+        with jax.default_matmul_precision(window.precision):
+            return function(x, y, window)
+
+    return run
+
+
 def _primitive(name: str, shape: Callable, native: Callable, by_patches: Callable) -> Primitive:
     """A primitive of two operands and a window; `shape(window, n)` is that of its output."""
+    native, by_patches = _at_its_precision(native), _at_its_precision(by_patches)
     primitive = Primitive(name)
     primitive.def_impl(partial(jax.jit, static_argnames="window")(native))
     primitive.def_abstract_eval(lambda x, y, window: jax.core.ShapedArray(shape(window, x.shape[0]), x.dtype))

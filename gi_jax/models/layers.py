@@ -93,7 +93,14 @@ class BatchNorm(nn.Module):
         return (x * factor.reshape(broadcast) + shift.reshape(broadcast)).astype(dtype)
 
 
-group_norm = partial(nn.GroupNorm, num_groups=None, group_size=16, epsilon=1e-5, use_fast_variance=False)
+class GroupNorm(nn.GroupNorm):
+    """That of Flax, which computes in float32, returning the type of its input."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x).astype(x.dtype)
+
+
+group_norm = partial(GroupNorm, num_groups=None, group_size=16, epsilon=1e-5, use_fast_variance=False)
 """Group normalization over 16 channels each (Wu and He, 2018): every picture by itself, no statistics to share."""
 
 

@@ -149,7 +149,8 @@ def create(name: str, num_classes: int, **options) -> FlaxNetwork:
 def narrowed(network: FlaxNetwork, dtype: str) -> FlaxNetwork:
     """The same network, which multiplies and keeps its activations in `dtype`, such as `bfloat16`.
 
-    Its weights, statistics, logits and gradients stay float32.
+    Its weights, statistics and logits stay float32, and so does the type of its gradient, of which kernels that are not
+    in factors have the digits of `dtype`.
 
     Raises:
       InputError: for a network that has no such choice.
