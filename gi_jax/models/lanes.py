@@ -52,14 +52,7 @@ class _Window(NamedTuple):
 def convolve_lanes(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Convolution by the backend's own kernels where lanes share the weights, by patches where each has its own.
 
-    Args:
-      images: [n, h, w, c].
-      kernel: [size, size, c, features].
-      stride: step in both directions.
-      padding: zeros added on each of the four sides.
-
-    Returns:
-      [n, h', w', features].
+    Arguments and result are those of `convolve_patches`.
     """
     precision = jax.config.jax_default_matmul_precision
     window = _Window(kernel.shape[0], stride, padding, *images.shape[1:], kernel.shape[-1], precision)
