@@ -584,6 +584,8 @@ def test_a_narrowed_network_multiplies_and_keeps_narrow_numbers():
     )
     products = [line for line in text.splitlines() if "= dot_general[" in line or "= conv_general" in line]
     assert len(products) > 20 and sum(":bf16[" in line for line in products) >= len(products) - 1  # the head
+    relus = [line for line in text.splitlines() if "= max " in line]
+    assert relus and all(":bf16[" in line for line in relus)
     assert models.narrowed(models.create("convnet", 4), "bfloat16") == models.create("convnet", 4, dtype="bfloat16")
     with pytest.raises(InputError, match="LeNet: it computes in float32 only.*resnet18"):
         models.narrowed(models.create("lenet", 4), "bfloat16")
