@@ -430,6 +430,8 @@ def test_an_attacker_in_bfloat16_finds_what_one_in_float32_does(tmp_path):
         (problem, _) = make_problems(spec, victims.batches, "none")
         assert {leaf.dtype for leaf in jax.tree.leaves(problem.observed)} == {jnp.dtype("float32")}
         assert getattr(problem.network.module, "dtype", None) == (None if precision == "float32" else precision)
+        said = " ".join(threat_words(spec, victims, "none"))
+        assert ("activations in bfloat16" in said) == (precision == "bfloat16")
         outcome = run_attack(spec, tmp_path)
         found[precision] = outcome.result["runs"][0]["summary"]["psnr"]["mean"]
     assert min(found.values()) > 18 and abs(found["bfloat16"] - found["float32"]) < 6 and len(set(found.values())) == 2

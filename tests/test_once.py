@@ -33,5 +33,6 @@ def test_a_gpu_is_asked_for_no_tuning_and_programs_inside_of_others_for_nothing(
     assert asked == []
     assert once(1.0, by=2) == once(jnp.float32(1), by=2) == 2
     assert asked == [options]  # one program for both
-    jit(lambda x: once(x, by=2))(1.0)
+    inside = jit_once(scaled, static_argnames="by")
+    assert jit(lambda x: inside(x, by=2))(1.0) == 2
     assert asked == [options]

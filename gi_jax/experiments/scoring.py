@@ -156,9 +156,16 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps
         *_words_of_encoding(spec, victims, defense),
         *_defense_words(spec, defense, known),
         *defenses.parse(defense).words(),
+        *_words_of_precision(spec),
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]
+
+
+def _words_of_precision(spec):
+    if spec.precision == AttackSpec.precision:
+        return ()
+    return (f"The adversary computes its activations in {spec.precision}; the client computes in float32.",)
 
 
 def _words_of_shares(spec):
