@@ -156,8 +156,7 @@ def launch(point: Point) -> Launch:
 @partial(jax.jit, donate_argnums=2)
 def single_step(attack: attacks.Attack, problems: threat.AttackProblem, states: attacks.AttackState):
     """What the engine's loop has for a body, as a program of its own."""
-    step = loop._over_lanes(lambda attack, problem, state: attack.step(problem, state), attack, problems, 0)
-    return step(attack, problems, states)
+    return loop._step(attack, problems, states)
 
 
 class Runner:

@@ -2,8 +2,10 @@
 
     python benchmarks/kill_test.py --kills 20
     python benchmarks/kill_test.py table1 alpha_bn --kills 5 --json result.json
+    python benchmarks/kill_test.py figure1 --kills 20 --scale small --data-dir cifar10.tar.xz --match '*on cifar10*'
 
-Rows must be equal byte for byte apart from times, none lost, none twice, and pictures equal to the last bit.
+Options that are not listed below go to `gi-jax run`. Rows must be equal byte for byte apart from times, none lost, none
+twice, and pictures and trained networks equal to the last bit.
 """
 
 import argparse
@@ -28,18 +30,19 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
+    arguments = [*options.names, *(others if "--scale" in others else ["--scale", "smoke", *others])]
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder) / "whole", Path(folder) / "broken"
         began = time.monotonic()
-        subprocess.run(command(options.names, whole), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command(arguments, whole), check=True, stdout=subprocess.DEVNULL)
         undisturbed = time.monotonic() - began
         print(f"undisturbed: {undisturbed:.0f} s, {len(Store(whole))} rows")
         kills, ended = [], 0
         while len(kills) < options.kills:
             pause = rng.uniform(0.05, 0.9) * undisturbed
-            run = subprocess.Popen(command(options.names, broken), stdout=subprocess.DEVNULL)
+            run = subprocess.Popen(command(arguments, broken), stdout=subprocess.DEVNULL)
             try:
                 run.wait(pause)
             except subprocess.TimeoutExpired:
@@ -52,17 +55,18 @@ def main():
                 compare(whole, broken)
                 print("it ended before the kill: equal; starting anew")
                 broken = Path(folder) / f"broken{ended}"
-        subprocess.run(command(options.names, broken), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command(arguments, broken), check=True, stdout=subprocess.DEVNULL)
         compared = compare(whole, broken)
     print(f"{len(kills)} kills, {ended + 1} stores: {compared} rows equal byte for byte apart from times")
     if options.json is not None:
-        record = {"environment": environment(), "names": options.names, "seed": options.seed, "kills": kills}
+        named = [Path(one).name if Path(one).exists() else one for one in arguments]
+        record = {"environment": environment(), "arguments": named, "seed": options.seed, "kills": kills}
         record |= {"stores_compared": ended + 1, "rows_compared": compared, "undisturbed_seconds": undisturbed}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def command(names, store):
-    return [sys.executable, "-m", "gi_jax", "run", *names, "--scale", "smoke", "--out", str(store)]
+def command(arguments, store):
+    return [sys.executable, "-m", "gi_jax", "run", *arguments, "--out", str(store)]
 
 
 def compare(whole, broken):
@@ -73,8 +77,8 @@ def compare(whole, broken):
     )
     lines = [row["cell"] for row in Store(broken)]
     assert len(lines) == len(set(lines)) == len((broken / "rows.jsonl").read_bytes().splitlines())
-    for picture in (whole / "pictures").iterdir():
-        assert picture.read_bytes() == (broken / "pictures" / picture.name).read_bytes(), picture.name
+    for file in [*whole.glob("pictures/*"), *whole.glob("networks/**/weights.msgpack")]:
+        assert file.read_bytes() == (broken / file.relative_to(whole)).read_bytes(), file.name
     timings = {row["cell"]: sorted(row["timing"]) for row in Store(whole)}
     assert timings == {row["cell"]: sorted(row["timing"]) for row in Store(broken)}
     left = [*broken.glob("unfinished/*"), *broken.glob("pictures/*.partial")]

@@ -45,28 +45,41 @@ def num_sweep_points(attack: Attack) -> int:
     return max((jnp.shape(leaf)[0] for leaf in jax.tree.leaves(attack) if jnp.ndim(leaf)), default=1)
 
 
-def _over_lanes(function, attack: Attack, problems: AttackProblem, lane_axes: int | None):
+def _over_lanes(function, attack: Attack, problems: AttackProblem, num_restarts: int, lane_axes: int | None):
     """`function(attack, problem, lane)` for one lane, mapped over [victims, points, restarts]."""
-    points = sweep_axes(attack)
-    swept = any(axis == 0 for axis in jax.tree.leaves(points))
-    function = jax.vmap(function, in_axes=(None, None, 0), axis_name=RESTARTS)
-    if swept:
-        function = jax.vmap(function, in_axes=(points, None, lane_axes))
-    else:
-        function = jax.vmap(function, in_axes=(None, None, lane_axes), axis_size=1)
-    return jax.vmap(function, in_axes=(None, victim_axes(problems), 0))
+    num_victims = len(jax.tree.leaves(problems.observed)[0])
+    function = _over(function, (None, None, 0), num_restarts, RESTARTS)
+    function = _over(function, (sweep_axes(attack), None, lane_axes), num_sweep_points(attack))
+    return _over(function, (None, victim_axes(problems), 0), num_victims)
+
+
+def _over(function, in_axes, size: int, axis_name: str | None = None):
+    """`jax.vmap`, which over an axis of length 1 batches nothing: a level less to trace every operation at."""
+    if size > 1:
+        return jax.vmap(function, in_axes, axis_name=axis_name)
+    alone = jax.vmap(function, in_axes=None, axis_size=1, axis_name=axis_name)
+    return lambda *arguments: alone(*jax.tree.map(_first, in_axes, arguments, is_leaf=lambda axis: axis is None))
+
+
+def _first(axis, tree):
+    return tree if axis is None else jax.tree.map(lambda leaf: leaf[0], tree)
 
 
 @jax.jit
 def _init(attack: Attack, problems: AttackProblem, keys: jax.Array) -> AttackState:
     start = lambda attack, problem, key: attack.init(key, problem)  # noqa: E731
-    return _over_lanes(start, attack, problems, None)(attack, problems, keys)
+    return _over_lanes(start, attack, problems, keys.shape[1], None)(attack, problems, keys)
 
 
 @partial(jax.jit, donate_argnums=2)
 def _advance(attack: Attack, problems: AttackProblem, states: AttackState, count: jax.Array) -> AttackState:
-    step = _over_lanes(lambda attack, problem, state: attack.step(problem, state), attack, problems, 0)
-    return jax.lax.fori_loop(0, count, lambda _, states: step(attack, problems, states), states)
+    return jax.lax.fori_loop(0, count, lambda _, states: _step(attack, problems, states), states)
+
+
+def _step(attack, problems, states):
+    step = lambda attack, problem, state: attack.step(problem, state)  # noqa: E731
+    num_restarts = jax.tree.leaves(states)[0].shape[2]
+    return _over_lanes(step, attack, problems, num_restarts, 0)(attack, problems, states)
 
 
 class Progress(NamedTuple):
