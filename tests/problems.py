@@ -4,6 +4,7 @@ from functools import lru_cache, partial
 
 import flax.linen as nn
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +13,9 @@ from gi_jax.data.synthetic import smooth_images
 from gi_jax.models import FlaxNetwork, FunctionNetwork, Network, Normalize
 from gi_jax.models.layers import BatchNorm, Conv, Linear
 from gi_jax.threat import BatchNormThreat, ImageSpace, Victim, observe, one_hot
+
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+"""Double precision inside of a `with`; jax 0.7 has it elsewhere."""
 
 
 def accepted(**options) -> dict:
@@ -133,7 +137,7 @@ def toy_victim(
     Running averages are not the mean 0 and variance 1 of a fresh network, scale and bias of a normalization not 1 and
     0, so that a test notices where they are left out.
     """
-    with jax.enable_x64(False):  # the same victim wherever it is asked for first
+    with enable_x64(False):  # the same victim wherever it is asked for first
         network = network_of(model, num_classes)
         key_weights, key_images = jax.random.split(jax.random.key(seed))
         if isinstance(network, FlaxNetwork):
@@ -182,7 +186,7 @@ def truth(victim: Victim) -> jax.Array:
 
 
 def as_float64(tree):
-    """The arrays of a tree in double precision (inside `jax.enable_x64`)."""
+    """The arrays of a tree in double precision (inside `enable_x64`)."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import PLAIN, QUICK, as_float64, random_like, toy_problem, toy_victim, tree_dot, truth
+from problems import PLAIN, QUICK, as_float64, enable_x64, random_like, toy_problem, toy_victim, tree_dot, truth
 
 from gi_jax import attacks, defenses
 from gi_jax.attacks import ADAPTATIONS, GradientDescent, adam, adapt, adaptation_words, reconstruct
@@ -229,7 +229,7 @@ DIFFERENTIATED = {
 @pytest.mark.parametrize("facts", [*DIFFERENTIATED, "quantized", "randomly rounded", "bounded"])
 def test_derivatives_agree_with_finite_differences(facts):
     victim = toy_victim(PLAIN)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         problem = as_float64(toy_problem(victim, RUNNING))
         every = lambda value: jax.tree.map(lambda _: value, problem.observed)  # noqa: E731
         more = {

@@ -12,6 +12,7 @@ from problems import (
     QUICK,
     TinyNet,
     as_float64,
+    enable_x64,
     relative_error,
     toy_problem,
     toy_victim,
@@ -122,7 +123,7 @@ def scores_by_loops(client):
     ],
 )
 def test_scores_are_those_of_a_loop(model, n, normalize):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         client = step_of(as_float64(toy_victim(model, n=n)), normalize)
         expected = scores_by_loops(client)
         found = once(lambda batch: leakage_scores(client._replace(batch=batch)))(client.batch)

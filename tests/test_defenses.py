@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import COMPILED, HEADED, QUICK, leaf_names, relative_error, toy_problem, toy_victim
+from problems import COMPILED, HEADED, QUICK, enable_x64, leaf_names, relative_error, toy_problem, toy_victim
 from scipy import stats
 
 from gi_jax import attacks, defenses
@@ -120,7 +120,7 @@ def test_pruning_refuses(prune, p):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_largest_are_those_of_a_stable_sort(count, dtype):
     few = [0.0, -0.0, 1e-45, -3.0, 3.0, np.inf, 1e-300, 2.5, -2.5, 1e30]  # ties, zeros, denormals, the largest
-    with jax.enable_x64(dtype == "float64"):
+    with enable_x64(dtype == "float64"):
         values = jnp.asarray(np.random.default_rng(0).choice(few, 20), dtype)
         order = np.argsort(-np.abs(np.asarray(values)), stable=True)
         np.testing.assert_array_equal(np.flatnonzero(largest(values, count)), np.sort(order[:count]))

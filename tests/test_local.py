@@ -15,6 +15,7 @@ from problems import (
     QUICK,
     TinyNet,
     as_float64,
+    enable_x64,
     random_like,
     relative_error,
     toy_victim,
@@ -143,7 +144,7 @@ def test_one_step_on_all_pictures_is_the_path_without_local_training():
 
 
 def test_derivatives_through_the_steps_equal_reverse_over_reverse_and_finite_differences():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         victim = toy_victim(TINY, n=2)
         params, batch_stats, batch = as_float64(
             (victim.params, victim.batch_stats, Batch(truth(victim), victim.labels))

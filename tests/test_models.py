@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import make_resnet18
-from problems import QUICK, draw_weights, leaf_names, random_like, relative_error, tree_dot
+from problems import QUICK, draw_weights, enable_x64, leaf_names, random_like, relative_error, tree_dot
 
 from gi_jax import models
 from gi_jax.checks import InputError
@@ -291,7 +291,7 @@ def test_the_derivatives_of_the_moments_are_those_of_their_formulas():
         along = lambda x: tree_dot(jax.grad(loss)(x), direction)  # noqa: E731
         return loss(x), jax.grad(loss)(x), jax.grad(along)(x), jax.jvp(jax.grad(along), (x,), (direction,))
 
-    with jax.enable_x64(True):
+    with enable_x64(True):
         x, direction = random_like((jnp.zeros((4, 3, 2)), jnp.zeros((4, 3, 2))))
         assert relative_error(three_orders(moments), three_orders(plainly)) < 1e-12
 
@@ -331,7 +331,7 @@ FEW_COLUMNS, FEW_ROWS, TILED = (2, 7, 2, 3), (1, 5, 8, 70), (2, 8, 16, 3)
 def test_lowerings_agree(size, stride, shape):
     # With few rows in its matmul, the derivatives of the patches take their other branch.
     n, side, channels, features = shape
-    with jax.enable_x64(True):
+    with enable_x64(True):
         inputs = (jnp.zeros((n, side, side, channels)), jnp.zeros((size, size, channels, features)))
         inputs, directions = random_like(inputs, 0), random_like(inputs, 1)
         compute = jax.jit(convolution_and_derivatives, static_argnums=(0, 3, 4), compiler_options=QUICK)
@@ -364,7 +364,7 @@ def equations(closed):
 @pytest.mark.parametrize("own", [(True, False, False), (False, True, True), (True, True, True), (False, False, True)])
 def test_lowerings_agree_in_lanes(own):
     """Whether lanes have images, kernels and tangents of their own, or share them."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         images, kernel = jnp.zeros((2, 6, 6, 2)), jnp.zeros((3, 3, 2, 4))
         one = (images, kernel, (images, kernel))
         alone = random_like(one, 0)

@@ -15,6 +15,7 @@ from problems import (
     SPACE,
     TinyNet,
     as_float64,
+    enable_x64,
     leaf_names,
     random_like,
     relative_error,
@@ -109,7 +110,7 @@ class WideNet(nn.Module):
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_gradient_in_factors_gives_the_same_derivatives(distance, masked):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         network = FlaxNetwork(WideNet())
         params, _ = as_float64(network.init(jax.random.key(0), (8, 8, 3)))
         images = random_like(np.zeros((2, 8, 8, 3)))
@@ -177,7 +178,7 @@ def assert_close(found, expected, tolerance, what=""):
 @pytest.mark.parametrize("case", CASES)
 def test_the_update_and_its_derivative_equal_reverse_over_reverse(case):
     # In every input (weights, given statistics, images, labels) and for every distance, statistics included.
-    with jax.enable_x64(True):
+    with enable_x64(True):
         network, normalize, inputs = inputs_of(case)
         directions = directions_of(network, normalize, inputs)
         update, found = update_and_derivatives(client_update, network, normalize, inputs, *directions)
@@ -197,7 +198,7 @@ def test_the_update_and_its_derivative_equal_reverse_over_reverse(case):
 @pytest.mark.parametrize("case", [case for case in CASES if "ReLU" not in case and "through" not in case])
 def test_the_derivative_equals_finite_differences_of_the_gradient(case):
     # Of <gradient, v> + <statistics, w>, by the plain first-order gradient, along a random direction of each input.
-    with jax.enable_x64(True):
+    with enable_x64(True):
         network, normalize, inputs = inputs_of(case)
         directions = directions_of(network, normalize, inputs)
         _, found = update_and_derivatives(client_update, network, normalize, inputs, *directions)
@@ -219,7 +220,7 @@ def test_the_derivative_equals_finite_differences_of_the_gradient(case):
 
 def test_straight_through_at_the_exact_statistics_is_the_batch_mode():
     # In value and in the derivative of the update, so that an attack sees the client's own landscape at the truth.
-    with jax.enable_x64(True):
+    with enable_x64(True):
         network, _, (params, _, batch) = inputs_of("BatchNorm, own statistics")
         own = batch_norm.mean_and_var(network(params, {}, batch.images, BATCH)[1])
         directions = directions_of(network, BATCH, (params, own, batch))
