@@ -62,6 +62,16 @@ def in_range(low: float, high: float, **values: float) -> None:
             raise InputError(f"{name}={value}: expected a number in [{low:g}, {high:g})")
 
 
+def within(low: float, high: float, **arrays) -> None:
+    """Raises unless all numbers of every array lie in [low, high], within rounding. Skips traced ones."""
+    for name, array in _known(arrays):
+        numbers = np.asarray(array)  # JAX would trace it
+        least, most = float(numbers.min()), float(numbers.max())
+        if not (low - 1e-3 <= least and most <= high + 1e-3):
+            hint = "; divide by 255" if low == 0 and high == 1 and 1 < most <= 255 and least >= 0 else ""
+            raise InputError(f"{name} from {least:g} to {most:g}: expected numbers in [{low:g}, {high:g}]{hint}")
+
+
 def whole(name: str, value: float) -> int:
     """Returns a whole number as an integer; raises for any other."""
     if not float(value).is_integer():

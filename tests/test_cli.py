@@ -13,6 +13,7 @@ from PIL import Image
 
 from gi_jax import cli
 from gi_jax.defenses import DEFENSES
+from gi_jax.experiments.spec import AttackSpec
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +158,12 @@ def _truncated_picture(tmp_path):
     return ["--data", f"folder:{tmp_path / 'in'}"]
 
 
+def _one_class(tmp_path):
+    (tmp_path / "in" / "ants").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "in" / "ants" / "0.png")
+    return ["--data", f"folder:{tmp_path / 'in'}"]
+
+
 def _truncated_archive(tmp_path):
     path = tmp_path / "cifar.tar.xz"
     with tarfile.open(path, "w:xz") as archive:
@@ -208,6 +215,7 @@ BAD = {
     "eavesdropper": (["--view", "eavesdropper", "--clients", "2"], "nothing is observed"),
     "truncated picture": (_truncated_picture, "0.png"),
     "truncated archive": (_truncated_archive, "cifar.tar.xz"),
+    "folder of one class": (_one_class, "has one class, 'ants'"),
     "model without BatchNorm": (["--model", "lenet", "--client-bn", "batch"], "has no BatchNorm"),
 }
 
@@ -255,6 +263,41 @@ def test_out_that_is_a_file_is_one_line(tmp_path, capsys):
     assert cli.main(["attack", "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"fingerprint": "SAME"}'])
+def test_a_damaged_result_is_one_line(content, tmp_path, capsys):
+    arguments = ["attack", "--model", "mlp", "--steps", "2", "--num-batches", "1", "--compare", "none"]
+    arguments += ["--out", str(tmp_path), "--resume"]
+    if "SAME" in content:
+        spec = AttackSpec(model="mlp", steps=2, num_batches=1, defenses=("none",))
+        content = content.replace("SAME", spec.fingerprint)
+    (tmp_path / "result.json").write_text(content)
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "is not a result of gi-jax" in error and error.count("\n") == 1
+
+
+def test_brackets_in_paths_are_printed_as_they_are(tmp_path, capsys):
+    out = tmp_path / "a[bold]b[/i]c"
+    arguments = ["attack", "--image-size", "8", "--model", "mlp", "--steps", "2", "--num-batches", "1"]
+    assert cli.main([*arguments, "--defense", "none", "--defense", "prune:p=0.5", "--out", str(out)]) == 0
+    assert "a[bold]b[/i]c" in capsys.readouterr().out.replace("\n", "")
+    (run,) = json.loads((out / "result.json").read_text())["runs"]
+    assert run["defense"] == "prune:p=0.5"  # none is no stage
+
+
+def test_every_defense_has_its_threat_model_on_the_terminal_and_its_settings_in_the_result(tmp_path, capsys):
+    arguments = ["attack", "--image-size", "8", "--model", "mlp", "--steps", "2", "--first", "1", "--num-batches", "4"]
+    compared = ["--compare", "none", "--compare", "prune:p=0.5", "--compare", "mixup:k=2"]
+    assert cli.main([*arguments, *compared, "--out", str(tmp_path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    runs = json.loads((tmp_path / "result.json").read_text())["runs"]
+    for run in runs:
+        for sentence in run["threat_model"]:
+            assert sentence in printed
+        assert run["settings"] == {"tv": 1e-3, "learning_rate": 0.3, "num_steps": 2}
+    assert "prune:p=0.5: The client" in printed and f"gi-jax decode {tmp_path}"[:30] in printed
 
 
 def test_labels_and_restarts_are_compared_on_the_terminal(tmp_path, capsys):

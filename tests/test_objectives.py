@@ -377,3 +377,17 @@ def test_unknown_labels_that_nobody_optimizes_are_an_error(plain_case):
     problem, candidate = plain_case
     with pytest.raises(InputError, match="labels are unknown"):
         candidate.batch(dataclasses.replace(problem, labels=None))
+
+
+def test_a_part_that_is_no_pytree_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Bright:
+        weight: float = 1.0
+
+        def __call__(self, problem, candidate, update):
+            return jnp.mean(candidate.images)
+
+    with pytest.raises(InputError, match="register_dataclass"):
+        Objective(parts={"bright": Bright()})
+    registered = jax.tree_util.register_dataclass(Bright)
+    assert jax.tree.leaves(Objective(parts={"bright": registered(weight=2.0)})) == [2.0]

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from problems import (
     PLAIN,
@@ -604,3 +605,42 @@ def test_a_plain_function_in_batch_mode_is_told_in_one_line(name):
     with pytest.raises(InputError, match="a plain function normalizes in its own way; expected 'given'") as error:
         toy_problem(toy_victim(PLAIN), THREATS[name])
     assert "\n" not in str(error.value)
+
+
+# What cannot be observed.
+
+
+def with_(**changes):
+    """Arguments of `observe` with other fields of the victim, each made from its own."""
+    return lambda victim: {
+        "victim": dataclasses.replace(
+            victim, **{name: change(getattr(victim, name)) for name, change in changes.items()}
+        )
+    }
+
+
+UNUSABLE = {
+    "encodings that are none": (lambda victim: {"defense": defenses.mixup(k=2)}, "encode_victim"),
+    "pictures from 0 to 255": (with_(images=lambda images: 255 * images), "divide by 255"),
+    "no pictures": (with_(images=lambda images: images[:0]), "n of 1 or more"),
+    "class numbers": (with_(labels=lambda labels: labels.argmax(1)), "one_hot"),
+    "no probabilities": (with_(labels=lambda labels: 7 * labels), "from 0 to 7"),
+    "a bare transformation": (lambda victim: {"defense": optax.clip(1.0)}, "FunctionDefense"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_what_cannot_be_observed_is_refused(case):
+    victim = toy_victim(n=2)
+    change, message = UNUSABLE[case]
+    arguments = dict(victim=victim, threat=RUNNING, defense=defenses.identity, key=jax.random.key(0)) | change(victim)
+    with pytest.raises(InputError, match=message):
+        observe(**arguments)
+
+
+def test_encodings_are_observed():
+    victim, mixup = toy_victim(n=2), defenses.mixup(k=2)
+    encoded, _ = defenses.encode_victim(mixup.mixing, jax.random.key(1), victim)
+    plain = observe(victim, RUNNING, defenses.identity, jax.random.key(0))
+    problem = observe(encoded, RUNNING, mixup, jax.random.key(0))
+    assert problem.known and relative_error(problem.observed, plain.observed) > 1e-3

@@ -588,7 +588,12 @@ BAD = {
     "text": (_bytes(b"hello"), SAME, "no weights file"),
     "foreign": (_bytes(serialization.msgpack_serialize({"params": {}})), SAME, "no weights file of this version"),
     "no list": (_bytes(serialization.msgpack_serialize([1])), SAME, "no weights file of this version"),
-    "header": (_changed(lambda content: content["origin"].pop("seed")), SAME, "lacks a part of its header"),
+    "header": (_changed(lambda content: content["origin"].pop("seed")), SAME, "has a damaged header"),
+    "shape in the header": (
+        _changed(lambda content: content["origin"].update(image_shape=[32, 32])),
+        SAME,
+        "expected (h, w, c)",
+    ),
     "unknown model": (_changed(lambda content: content["origin"].update(model="vgg")), SAME, "unknown model 'vgg'"),
     "layer": (_changed(lambda content: content["params"]["head"].pop("bias")), SAME, "head/bias is missing"),
     "nan": (

@@ -159,7 +159,12 @@ class Entry(NamedTuple):
     @property
     def settings(self) -> tuple[str, ...]:
         """The names of what `make` lets one replace."""
-        return tuple(inspect.signature(self.make).parameters)
+        return tuple(self.published)
+
+    @property
+    def published(self) -> dict[str, float]:
+        """The same with their published values."""
+        return {name: one.default for name, one in inspect.signature(self.make).parameters.items()}
 
     @property
     def closed_form(self) -> bool:
@@ -205,6 +210,9 @@ def create(name: str, **settings) -> Attack:
     """The attack called `name`, with some of its published settings replaced.
 
     Raises:
-      InputError: for an unknown name, with the nearest one.
+      InputError: for an unknown name or setting, with the nearest one.
     """
-    return ATTACKS[checks.one_of("attack", name, ATTACKS)].make(**settings)
+    entry = ATTACKS[checks.one_of("attack", name, ATTACKS)]
+    for setting in settings:
+        checks.one_of(f"setting of {name}", setting, entry.settings)
+    return entry.make(**settings)

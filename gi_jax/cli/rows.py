@@ -44,11 +44,17 @@ def run(options) -> int:
     wanted = [_condition(text) for text in options.where]
     known, count = {"kind", "cell"}, 0
     for row in store:
-        known |= row["spec"].keys()
-        if not all(_has(row, name, value) for name, value in wanted):
-            continue
+        try:
+            known |= row["spec"].keys()
+            if not all(_has(row, name, value) for name, value in wanted):
+                continue
+            line = json.dumps(row) if options.json else _line(row)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{store.path}: the row of cell {row['cell']} is damaged ({error}): remove its line to compute it again"
+            ) from error
         count += 1
-        print(json.dumps(row) if options.json else _line(row))
+        print(line)
     for name, _ in wanted:
         if name not in known:
             raise InputError(f"--where {name}=...: no row has it; expected one of {', '.join(sorted(known))}")
@@ -78,7 +84,8 @@ def _line(row):
     words = [row["cell"], f"{row['kind']:<12}", row["finished"]]
     if row["kind"] == "attack":
         lpips = result["summary"].get("lpips_vgg", {}).get("mean")
-        score = "" if lpips is None else f"LPIPS {lpips:.3f}  "
+        score = "of encodings: " if "decoded" in result else ""  # reports have the scores of the decoded pictures
+        score += "" if lpips is None else f"LPIPS {lpips:.3f}  "
         psnr = result["summary"]["psnr"]["mean"]
         words += ["diverged" if psnr is None else f"{score}PSNR {psnr:.1f} dB"]
         words += [f"{result['attack']} on {spec['data']}, batch size {spec['batch_size']}, {result['defense']}"]

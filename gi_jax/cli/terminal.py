@@ -21,7 +21,8 @@ def stdout():
     """A console on standard output, of fixed width where that is no terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    # Paths and names are no markup.
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
 
 
 def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict | None:
@@ -36,12 +37,12 @@ def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict |
         return None
     try:
         result = json.loads(path.read_text())
-        fingerprint = result["fingerprint"]
-    except (ValueError, KeyError) as error:
+        fingerprint, complete = result["fingerprint"], result["complete"]
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a result of gi-jax ({error}): choose another --out") from error
     if fingerprint != wanted and not overwrite:
         raise InputError(f"{path} holds results of other settings: choose another --out, or add --overwrite")
-    return result if resume and fingerprint == wanted and result["complete"] else None
+    return result if resume and fingerprint == wanted and complete else None
 
 
 def set_up_compilation() -> None:

@@ -181,7 +181,8 @@ def encode_victim(mixing: Mixing, key: Key, victim: Victim, public: Images | Non
     encoded = mixing(key, units(victim.images), victim.labels, None if public is None else units(public))
     space = victim.space.signed() if mixing.flipped else victim.space
     images = space.denormalize(encoded.images)
-    return dataclasses.replace(victim, images=images, labels=encoded.labels, space=space), encoded.mapping
+    encoding = dict(images=images, labels=encoded.labels, space=space, encoded=True)
+    return dataclasses.replace(victim, **encoding), encoded.mapping
 
 
 def _distinct(key, n, k, *, size, columns=()):

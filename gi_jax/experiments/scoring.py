@@ -56,6 +56,7 @@ def score(
     block = {
         "defense": defense,
         "attack": spec.attack_name,
+        "settings": spec.attack_settings,
         "labels": _score_labels(spec, attacked, found["labels"]),
         "spec": dataclasses.asdict(spec),
         "threat_model": threat_words(spec, victims, defense, assumed[0]),
@@ -215,6 +216,7 @@ def _known(spec, victim, defense):
     if defense == "none" or spec.attacker == "plain" or spec.assume_steps is not None or spec.view != "server":
         return ()
     granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))
+    victim = dataclasses.replace(victim, encoded=True)  # of its shapes alone
     return told(spec, jax.eval_shape(granted, victim, key=jax.random.key(0)).known)
 
 

@@ -129,7 +129,10 @@ class Store:
         """What `save_pictures` saved, uint8 [count, h, w, c]; None without a path, or where the file is missing."""
         if path is None or not (self.folder / path).exists():
             return None
-        strip = np.asarray(Image.open(self.folder / path))
+        try:
+            strip = np.asarray(Image.open(self.folder / path))
+        except OSError as error:  # PIL names no file
+            raise checks.InputError(f"{self.folder / path} is damaged ({error}): remove it to do without") from error
         strip = strip[..., None] if strip.ndim == 2 else strip
         return np.stack(np.split(strip, count, axis=1))
 

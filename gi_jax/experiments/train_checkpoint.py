@@ -40,7 +40,10 @@ def load(folder: Path, fingerprint: str, like: Any) -> tuple[Any, dict] | None:
                 parts = args.Composite(state=args.StandardRestore(like))
                 return manager.restore(step, args=parts).state, records
         except Exception as error:  # whatever orbax makes of a damaged folder
-            raise checks.InputError(f"{folder / NAME} is damaged ({type(error).__name__}): {advice}") from error
+            raise checks.InputError(
+                f"{folder / NAME} is damaged ({type(error).__name__}): choose another --out, or add --overwrite to "
+                "start anew"
+            ) from error
     raise checks.InputError(f"{folder / NAME} belongs to a training with other settings: {advice}")
 
 

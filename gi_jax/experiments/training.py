@@ -246,7 +246,7 @@ def read(out: Path | None, spec: TrainSpec) -> TrainingOutcome | None:
     try:
         result = json.loads((out / RECORD).read_text())
         same, complete = result["fingerprint"] == spec.fingerprint, result["complete"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise checks.InputError(
             f"{out / RECORD} is not a record of gi-jax train ({error}): choose another --out"
         ) from error

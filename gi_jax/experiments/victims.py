@@ -48,6 +48,11 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
     """
     per_class = None if spec.victim_seed is not None else spec.first
     dataset = data.load(spec.data, spec.split, data_dir, image_size=spec.image_size, per_class=per_class)
+    if dataset.num_classes < 2:
+        raise checks.InputError(
+            f"data {spec.data!r} has one class, {dataset.class_names[0]!r}: expected two or more for a network to "
+            "tell apart; add another class folder"
+        )
     if spec.victim_seed is None:
         chosen = data.first_per_class(dataset, spec.first)
         num_updates = spec.num_batches or max(1, min(6, len(chosen) // spec.pictures_per_update))

@@ -48,6 +48,16 @@ class Origin:
     test_pictures: int
     defense: str = "none"
 
+    def __post_init__(self):
+        shape, numbers = self.image_shape, (self.num_classes, self.epochs, self.steps, *self.mean, *self.std)
+        whole = len(shape) == 3 and all(isinstance(extent, int) and extent > 0 for extent in shape)
+        fits = whole and len(self.mean) == len(self.std) == shape[2]
+        if not fits or not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError(
+                f"image_shape {shape}, mean {self.mean}, std {self.std}, epochs {self.epochs!r}: expected (h, w, c), a "
+                "mean and a deviation a channel, and numbers"
+            )
+
     def words(self) -> str:
         """The sentence of the threat model."""
         tested = ""
@@ -138,7 +148,7 @@ def load(path: str | Path) -> Weights:
         network = weights.network
         expected = jax.eval_shape(lambda key: network.init(key, origin.image_shape), jax.random.key(0))
     except (KeyError, TypeError, AttributeError) as error:
-        raise checks.InputError(f"{file} lacks a part of its header ({error}); {advice}") from error
+        raise checks.InputError(f"{file} has a damaged header ({error}); {advice}") from error
     for what, tree, like in zip(("params", "batch_stats"), (params, batch_stats), expected, strict=True):
         checks.same_structure(f"{file}: {what}", tree, like)
         checks.all_finite(f"{file}: {what}", tree)

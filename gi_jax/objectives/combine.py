@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 
+from gi_jax import checks
 from gi_jax.objectives.candidate import Candidate
 from gi_jax.threat import AttackProblem
 
@@ -17,10 +18,22 @@ class Objective:
     and how each is computed is structure.
 
     Attributes:
-      parts: name to part. A part is a frozen dataclass with a `weight`, called with (problem, candidate, update).
+      parts: name to part. A part is a frozen dataclass with a `weight`, registered as a pytree
+        (`jax.tree_util.register_dataclass`), called with (problem, candidate, update).
+
+    Raises:
+      InputError: for a part that is no pytree.
     """
 
     parts: dict[str, object]
+
+    def __post_init__(self):
+        for name, part in self.parts.items():
+            if hasattr(part, "weight") and jax.tree_util.all_leaves([part]):
+                raise checks.InputError(
+                    f"part {name!r}: {type(part).__name__} is no pytree, so its weight could be no leaf; expected "
+                    "@jax.tree_util.register_dataclass above @dataclass(frozen=True)"
+                )
 
     def __call__(self, problem: AttackProblem, candidate: Candidate) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The weighted sum, and the unweighted value of each part by name."""

@@ -79,7 +79,10 @@ def draw_decoded(
         if run["defense"] != shown:
             shown = run["defense"]
             rows.append(Row(f"{_row_name(shown)}\nencoding", encodings[shown]))
-        captions = [f"{row['correlation']:.2f} / {row['psnr']:.1f} dB" for row in run["images"]]
+        captions = [
+            "diverged" if row["psnr"] is None else f"{row['correlation']:.2f} / {row['psnr']:.1f} dB"
+            for row in run["images"]
+        ]
         rows.append(Row(f"from {source_of(run)}:\n{run['decoder']}".replace(", ", ",\n"), images, captions))
     _draw_rows(path, rows, "under each decoded picture: correlation with the original / PSNR")
 

@@ -87,6 +87,7 @@ class Victim:
       images: pictures, float32 [n, h, w, c] in [0, 1].
       labels: class probabilities [n, num_classes].
       space: the units that the network expects.
+      encoded: whether the images are encodings, of `gi_jax.defenses.encode_victim`; static.
     """
 
     network: Network = _static()
@@ -95,6 +96,7 @@ class Victim:
     images: Images
     labels: Labels
     space: ImageSpace
+    encoded: bool = _static(default=False)
 
 
 @jax.tree_util.register_dataclass
@@ -244,7 +246,8 @@ def observe(
       victim: the secret.
       threat: how the client normalizes and what it shares. Running averages are those from before the batch unless
         the threat model says otherwise in its name.
-      defense: makes the gradient transformation; `gi_jax.defenses.identity` for none.
+      defense: makes the gradient transformation; `gi_jax.defenses.identity` for none. One that encodes pictures asks
+        for a victim that has encoded them (`gi_jax.defenses.encode_victim`).
       key: the client's randomness, unknown to the adversary.
       labels_known: whether the adversary is told the labels (an oracle unless they can be inferred).
       defense_known: whether the adversary is told which defense runs, with its public parameters.
@@ -258,9 +261,12 @@ def observe(
       The problem. Pure; `jax.jit` and `jax.vmap` go through.
 
     Raises:
-      InputError: for local steps that are no whole epochs, or under which statistics or the order cannot be shared.
+      InputError: for local steps that are no whole epochs, or under which statistics or the order cannot be shared;
+        for pictures outside [0, 1], for labels that are no probabilities, and for a defense that is none.
     """
     n = len(victim.images)
+    _check_victim(victim)
+    _check_defense(victim, defense)
     if local is None and (assumed is not None or order_known):
         local = LocalTraining(num_steps=1)
     if local is not None:
@@ -356,6 +362,34 @@ def grant(
     return problem.with_labels(victim.labels) if labels_known and not order_known else problem
 
 
+def _check_victim(victim):
+    if victim.images.ndim != 4 or not len(victim.images):
+        raise checks.InputError(
+            f"images of shape {victim.images.shape}: expected a batch of pictures, [n, h, w, c] with n of 1 or more"
+        )
+    if victim.labels.ndim != 2 or len(victim.labels) != len(victim.images):
+        raise checks.InputError(
+            f"labels of shape {victim.labels.shape} for {len(victim.images)} images: expected class probabilities "
+            "[n, num_classes]; try gi_jax.one_hot"
+        )
+    if not victim.encoded:  # signs carry encodings out of the box
+        checks.within(0, 1, images=victim.images)
+    checks.within(0, 1, labels=victim.labels)
+
+
+def _check_defense(victim, defense):
+    if not (callable(defense) and hasattr(defense, "known")):
+        raise checks.InputError(
+            f"defense {type(defense).__name__}: expected one of gi_jax.defenses; wrap an optax transformation in "
+            "gi_jax.defenses.FunctionDefense(lambda key: ...)"
+        )
+    if getattr(defense, "mixing", None) is not None and not victim.encoded:
+        raise checks.InputError(
+            f"defense '{defense}' encodes pictures before there is a gradient, and these are not encoded: expected the "
+            "victim of gi_jax.defenses.encode_victim(defense.mixing, key, victim)"
+        )
+
+
 def _check_local(local, assumed, threat, n, order_known):
     for training in (local, assumed):
         if training is not None:
@@ -379,6 +413,11 @@ def check_problem(problem: AttackProblem) -> None:
     Raises:
       InputError: naming the tensor, what it holds and what was expected.
     """
+    if len(problem.image_shape) != 4:
+        raise checks.InputError(f"image_shape {problem.image_shape}: expected that of the batch, (n, h, w, c)")
+    checks.all_finite("space", (problem.space.mean, problem.space.std))
+    if not jnp.all(jnp.asarray(problem.space.std) > 0):
+        raise checks.InputError(f"space: std {problem.space.std}: expected numbers above 0")
     checks.same_structure("observed gradient", problem.observed, problem.params)
     checks.all_finite("observed gradient", problem.observed)
     checks.all_finite("params", problem.params)
