@@ -67,6 +67,8 @@ def within(low: float, high: float, **arrays) -> None:
     for name, array in _known(arrays):
         numbers = np.asarray(array)  # JAX would trace it
         least, most = float(numbers.min()), float(numbers.max())
+        if np.isnan(least):
+            raise InputError(f"{name}: NaN among them; expected numbers in [{low:g}, {high:g}]")
         if not (low - 1e-3 <= least and most <= high + 1e-3):
             hint = "; divide by 255" if low == 0 and high == 1 and 1 < most <= 255 and least >= 0 else ""
             raise InputError(f"{name} from {least:g} to {most:g}: expected numbers in [{low:g}, {high:g}]{hint}")

@@ -11,7 +11,7 @@ from problems import PLAIN, SPACE, TinyNet, toy_problem, toy_victim, truth
 
 from gi_jax import attacks, data
 from gi_jax.attacks import ATTACKS, GradientDescent, advance, agreement, initial, lane_keys, schedules, start
-from gi_jax.attacks.loop import reconstruct, reconstructions
+from gi_jax.attacks.loop import reconstructions
 from gi_jax.attacks.optimizers import (
     add_langevin_noise,
     lbfgs,
@@ -326,9 +326,3 @@ def test_a_reconstruction_carries_its_spread():
 def test_an_unknown_setting_is_refused():
     with pytest.raises(InputError, match="did you mean 'tv'"):
         attacks.create("modern", tvv=1.0)
-
-
-def test_numbers_that_are_none_are_refused():
-    attack = attacks.create("modern", tv=float("nan"), num_steps=1)
-    with pytest.raises(InputError, match="tv/weight"):
-        reconstruct(attack, toy_problem(toy_victim(PLAIN), RUNNING), jax.random.key(0))

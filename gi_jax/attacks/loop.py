@@ -294,6 +294,5 @@ def reconstruct(
 def _as_arrays(attack: Attack) -> Attack:
     # Python numbers and arrays would be different programs.
     checks.positive(num_steps=int(jnp.min(jnp.asarray(attack.num_steps))))
-    checks.all_finite("attack", attack)
     attack = jax.tree.map(jnp.float32, attack)
     return dataclasses.replace(attack, num_steps=jnp.int32(attack.num_steps))

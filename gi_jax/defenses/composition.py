@@ -198,14 +198,15 @@ class FunctionDefense:
 
 
 def parse(text: str) -> Defense:
-    """A defense from `name:parameter=value,...`; several joined by `+`; `none` is no stage.
+    """A defense from `name:parameter=value,...`; several joined by `+`; `none` for none.
 
     Raises:
       InputError: for an unknown name or parameter, or a value that is not a number or out of range.
     """
+    if text.strip() == "none":
+        return identity
     stages = re.split(r"(?<![\d.][eE])\+", text)  # the plus of 1e+3 joins no stages
-    stages = [stage.strip() for stage in stages]
-    return chain(*(Defense((_parse_stage(stage),)) for stage in stages if stage != "none"))
+    return chain(*(Defense((_parse_stage(stage.strip()),)) for stage in stages))
 
 
 def _parse_stage(text: str):

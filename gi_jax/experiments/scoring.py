@@ -56,7 +56,7 @@ def score(
     block = {
         "defense": defense,
         "attack": spec.attack_name,
-        "settings": spec.attack_settings,
+        "settings": attacks.ATTACKS[spec.attack_name].published | spec.attack_settings,
         "labels": _score_labels(spec, attacked, found["labels"]),
         "spec": dataclasses.asdict(spec),
         "threat_model": threat_words(spec, victims, defense, assumed[0]),

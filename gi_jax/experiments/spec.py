@@ -376,7 +376,7 @@ class AttackSpec:
 
     @property
     def attack_settings(self) -> dict[str, float]:
-        """All settings of the attack: the published ones, and what replaces them."""
+        """What replaces published settings of the attack."""
         given = {"num_steps": self.steps, "tv": self.tv, "learning_rate": self.learning_rate, "bn_prior": self.bn_prior}
         if not self.has_prior:
             given["bn_prior"] = 0.0
@@ -384,8 +384,8 @@ class AttackSpec:
             given["bn_prior"] = _INFERRED_PRIOR
         if self.attack_name in _COSINE:
             given |= {"tv": self.tv_weight, "learning_rate": self.rate}
-        published = ATTACKS[self.attack_name].published
-        return {name: default if given.get(name) is None else given[name] for name, default in published.items()}
+        offered = ATTACKS[self.attack_name].settings
+        return {name: value for name, value in given.items() if name in offered and value is not None}
 
     @property
     def fingerprint(self) -> str:
