@@ -11,7 +11,7 @@ from gi_jax import checks, defenses
 from gi_jax.federated.batch_norm import Policy
 from gi_jax.models import Network, Normalize
 from gi_jax.threat import LocalTraining
-from gi_jax.threat.problem import GradientDefense
+from gi_jax.threat.victim import GradientDefense
 from gi_jax.types import BatchStats
 
 

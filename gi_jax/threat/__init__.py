@@ -5,19 +5,10 @@ from gi_jax.threat.client import Batch, ClientStep, Update, client_update, cross
 from gi_jax.threat.knowledge import Clipped, Fact, Mixed, Noisy, Quantized, Rounded, Signs, Zeroed
 from gi_jax.threat.local import LocalTraining, Trained, train_locally
 from gi_jax.threat.mapping import Mapping
-from gi_jax.threat.problem import (
-    AttackProblem,
-    ImageSpace,
-    Sent,
-    Victim,
-    check_problem,
-    grant,
-    observe,
-    one_hot,
-    send,
-    stack,
-    victim_axes,
-)
+from gi_jax.threat.observation import grant, observe
+from gi_jax.threat.problem import AttackProblem, check_problem, stack, victim_axes
+from gi_jax.threat.space import ImageSpace
+from gi_jax.threat.victim import Sent, Victim, one_hot, send
 from gi_jax.threat.views import VIEWS, look
 
 __all__ = [

@@ -1,0 +1,147 @@
+"""The client's side of a round: its secret, its defense, and what it sends."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gi_jax import checks
+from gi_jax.models import Network, Normalize
+from gi_jax.once import jit_once
+from gi_jax.threat.client import Batch, ClientStep, client_update
+from gi_jax.threat.knowledge import Fact
+from gi_jax.threat.local import LocalTraining, successive_models, train_locally
+from gi_jax.threat.space import ImageSpace
+from gi_jax.types import BatchStats, Gradients, Images, Key, Labels, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """The client's secret: its batch, and the model that it was given.
+
+    Attributes:
+      network: static.
+      params, batch_stats: the model before the step.
+      images: pictures, float32 [n, h, w, c] in [0, 1].
+      labels: class probabilities [n, num_classes].
+      space: the units that the network expects.
+      encoded: whether the images are encodings, of `gi_jax.defenses.encode_victim`; static.
+    """
+
+    network: Network = field(metadata={"static": True})
+    params: Params
+    batch_stats: BatchStats
+    images: Images
+    labels: Labels
+    space: ImageSpace
+    encoded: bool = field(metadata={"static": True}, default=False)
+
+
+class GradientDefense(Protocol):
+    """What a client does to its gradient before it is sent."""
+
+    def __call__(self, key: Key) -> optax.GradientTransformation:
+        """The transformation, from the client's randomness. Its update may take `client`, a `ClientStep`."""
+        ...
+
+    def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
+        """What an adversary that knows the defense and the size of the batch, and sees what was sent, can say of it."""
+        ...
+
+
+class Sent(NamedTuple):
+    """A client's part of a round: what it sends, and what else a threat model may grant.
+
+    Attributes:
+      observed: the update as it is sent, after the defense; of several steps their mean gradient.
+      gradients: the same before the defense.
+      statistics: mean, biased variance and count a layer of every step, [num_steps, ...].
+      order: int32 [num_steps, per_step], which pictures each of several steps took; None for one step on all.
+    """
+
+    observed: Gradients
+    gradients: Gradients
+    statistics: BatchStats
+    order: jax.Array | None
+
+
+_client_update = jit_once(client_update, static_argnames=("network", "normalize"))
+"""Compiled once for all defenses."""
+
+
+def send(
+    victim: Victim, normalize: Normalize, defense: GradientDefense, key: Key, local: LocalTraining | None = None
+) -> Sent:
+    """The client's part of a round, which a federation runs and `observe` looks at.
+
+    Args:
+      victim: the client's batch, and the model that it was given.
+      normalize: how the client runs the normalization layers; static.
+      defense, key, local: as for `observe`.
+
+    Raises:
+      InputError: for pictures outside [0, 1], for labels that are no probabilities, and for a defense that is none.
+    """
+    _check_victim(victim)
+    _check_defense(victim, defense)
+    batch = Batch(victim.space.normalize(victim.images), victim.labels)
+    client = ClientStep(victim.network, normalize, victim.params, victim.batch_stats, batch)
+    if local is None:
+        update, order = _client_update(*client[:5]), None
+        gradients, statistics = update.gradients, jax.tree.map(lambda leaf: leaf[None], update.statistics)
+    else:
+        n = len(victim.images)
+        key, key_order = jax.random.split(key)
+        order = local.draw_order(key_order, n) if local.shuffles(n) else local.same_order(n)
+        client = client._replace(steps=local.num_steps)
+        trained = train_locally(*client[:5], order, local.learning_rate)
+        gradients = successive_models(victim.params, trained.params, local.learning_rate * local.num_steps)
+        statistics = trained.statistics
+    transformation = optax.with_extra_args_support(defense(key))
+    state = transformation.init(gradients)
+    observed, _ = transformation.update(gradients, state, victim.params, client=client)
+    return Sent(observed, gradients, statistics, order)
+
+
+def _check_victim(victim):
+    if victim.images.ndim != 4 or not len(victim.images):
+        raise checks.InputError(
+            f"images of shape {victim.images.shape}: expected a batch of pictures, [n, h, w, c] with n of 1 or more"
+        )
+    if victim.labels.ndim != 2 or len(victim.labels) != len(victim.images):
+        raise checks.InputError(
+            f"labels of shape {victim.labels.shape} for {len(victim.images)} images: expected class probabilities "
+            "[n, num_classes]; try gi_jax.one_hot"
+        )
+    if not victim.encoded:  # signs carry encodings out of the box
+        checks.within(0, 1, images=victim.images)
+    checks.within(0, 1, labels=victim.labels)
+
+
+def _check_defense(victim, defense):
+    if not (callable(defense) and hasattr(defense, "known")):
+        raise checks.InputError(
+            f"defense {type(defense).__name__}: expected one of gi_jax.defenses; wrap an optax transformation in "
+            "gi_jax.defenses.FunctionDefense(lambda key: ...)"
+        )
+    if getattr(defense, "mixing", None) is not None and not victim.encoded:
+        raise checks.InputError(
+            f"defense '{defense}' encodes pictures before there is a gradient, and these are not encoded: expected the "
+            "victim of gi_jax.defenses.encode_victim(defense.mixing, key, victim)"
+        )
+
+
+def one_hot(labels, num_classes: int) -> Labels:
+    """Class numbers [n] as class probabilities [n, num_classes].
+
+    Raises:
+      InputError: for a number outside the classes.
+    """
+    labels = jnp.asarray(labels)
+    outside = [int(label) for label in labels.reshape(-1) if not 0 <= int(label) < num_classes]
+    if outside:
+        raise checks.InputError(f"label {outside[0]}: expected class numbers from 0 to {num_classes - 1}")
+    return jax.nn.one_hot(labels, num_classes)
