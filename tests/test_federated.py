@@ -326,7 +326,7 @@ def test_what_is_seen_in_a_round_is_what_observe_makes_there(model, case):
     assert len({seen.problem.params["head"]["bias"].tobytes() for seen in map(jax.device_get, found.seen)}) == 2
     seen, (secret,) = found.seen[-1], found.secrets[-1]
     victim = secret.victim
-    np.testing.assert_array_equal(victim.images, POOL.images[secret.pictures].astype(np.float32) / 255)
+    np.testing.assert_allclose(victim.images, POOL.images[secret.pictures].astype(np.float32) / 255, rtol=1e-6)
     assert set(secret.pictures.tolist()) <= set(CLIENTS[4].tolist())
     key = jax.random.split(federated.keys_of_round(KEY, 3).client(4), 3)[2]
     defense, local = WATCHED[case].get("defense", defenses.identity), WATCHED[case].get("local")

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ def _keep_largest_overall(gradients, count):
     return unravel(jnp.where(largest(flat, count), flat, 0))
 
 
-@jax.jit
+@partial(jax.jit, inline=True)  # jaxlib 0.7.0 takes the result of a call for one of another layout, seen on a CPU
 def largest(values: jax.Array, count: jax.Array | int) -> jax.Array:
     """True for the `count` entries of largest magnitude; of equal ones for those that come first.
 
