@@ -695,5 +695,5 @@ def test_the_loop_is_a_program_for_accelerators_too(lowering):
     victim = toy_victim(create_network("convnet", 4, lowering=lowering), n=1, side=16)
     attack = attacks.create("layerwise", num_steps=3)
     problems, states = begin(attack, [toy_problem(victim, THREATS["exact"])])
-    lower = export.export(loop._advance, platforms=["cuda", "tpu"])
+    lower = export.export(loop._advance.plain, platforms=["cuda", "tpu"])
     assert lower(attack, problems, states, jnp.int32(2)).platforms == ("cuda", "tpu")

@@ -12,6 +12,7 @@ FLOORS = {
     "types": 0,
     "checks": 0,
     "once": 0,
+    "kept": 0,
     "models": 1,
     "data": 1,
     "metrics": 1,

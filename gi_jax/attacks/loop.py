@@ -21,6 +21,7 @@ from gi_jax.attacks.adaptive import adapt
 from gi_jax.attacks.base import Attack, AttackState
 from gi_jax.attacks.epochs import merge_epochs, tie_epochs
 from gi_jax.attacks.uncertainty import spread
+from gi_jax.kept import jit_kept
 from gi_jax.objectives import RESTARTS
 from gi_jax.threat import AttackProblem, check_problem, stack, victim_axes
 from gi_jax.types import Images, Key
@@ -65,13 +66,13 @@ def _first(axis, tree):
     return tree if axis is None else jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-@jax.jit
+@jit_kept
 def _init(attack: Attack, problems: AttackProblem, keys: jax.Array) -> AttackState:
     start = lambda attack, problem, key: attack.init(key, problem)  # noqa: E731
     return _over_lanes(start, attack, problems, keys.shape[1], None)(attack, problems, keys)
 
 
-@partial(jax.jit, donate_argnums=2)
+@partial(jit_kept, donate_argnums=(2,))
 def _advance(attack: Attack, problems: AttackProblem, states: AttackState, count: jax.Array) -> AttackState:
     return jax.lax.fori_loop(0, count, lambda _, states: _step(attack, problems, states), states)
 

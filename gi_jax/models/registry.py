@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gi_jax import checks
+from gi_jax.kept import jit_kept
 from gi_jax.models.chain import Chain
 from gi_jax.models.layers import Normalize, group_norm
 from gi_jax.models.resnet import BasicBlock, ResNet18
@@ -72,7 +73,7 @@ class FlaxNetwork:
         return variables["params"], variables.get("batch_stats", {})
 
 
-@partial(jax.jit, static_argnums=(0, 2))
+@partial(jit_kept, static_argnums=(0, 2))
 def _init(module, key, image_shape):
     return module.init(key, jnp.zeros((1, *image_shape)))
 

@@ -121,17 +121,24 @@ class AttackProblem:
 
     def logits(self, images: Images) -> jax.Array:
         """The network's output [n, num_classes] for pictures of one client, in the network's units."""
-        given = {} if self.statistics is None else self.statistics
-        if self.clients > 1:
-            given = jax.tree.map(lambda leaf: leaf[0], given)
-        return self.network(self.params, given, images, self.normalize)[0]
+        return _logits(self.network, self.normalize, self.params, self._given_to_one, images)
 
     @property
     def num_classes(self) -> int:
         """Width of the network's output."""
         size = self.image_shape[0] // self.clients
         images = jax.ShapeDtypeStruct((size, *self.image_shape[1:]), jnp.float32)
-        return jax.eval_shape(self.logits, images).shape[-1]
+        return _logits.eval_shape(self.network, self.normalize, self.params, self._given_to_one, images).shape[-1]
+
+    @property
+    def _given_to_one(self) -> BatchStats:
+        given = {} if self.statistics is None else self.statistics
+        return jax.tree.map(lambda leaf: leaf[0], given) if self.clients > 1 else given
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _logits(network, normalize, params, given, images):
+    return network(params, given, images, normalize)[0]
 
 
 def check_problem(problem: AttackProblem) -> None:

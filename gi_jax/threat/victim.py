@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gi_jax import checks
+from gi_jax.kept import jit_kept
 from gi_jax.models import Network, Normalize
 from gi_jax.once import jit_once
 from gi_jax.threat.client import Batch, ClientStep, client_update
@@ -68,7 +69,12 @@ class Sent(NamedTuple):
     order: jax.Array | None
 
 
-_client_update = jit_once(client_update, static_argnames=("network", "normalize"))
+def _dense_update(network, normalize, params, batch_stats, batch):
+    update = client_update(network, normalize, params, batch_stats, batch)
+    return update.gradients, update.statistics
+
+
+_client_update = jit_kept(_dense_update, jit=jit_once, static_argnums=(0, 1))
 """Compiled once for all defenses."""
 
 
@@ -90,8 +96,8 @@ def send(
     batch = Batch(victim.space.normalize(victim.images), victim.labels)
     client = ClientStep(victim.network, normalize, victim.params, victim.batch_stats, batch)
     if local is None:
-        update, order = _client_update(*client[:5]), None
-        gradients, statistics = update.gradients, jax.tree.map(lambda leaf: leaf[None], update.statistics)
+        (gradients, statistics), order = _client_update(*client[:5]), None
+        statistics = jax.tree.map(lambda leaf: leaf[None], statistics)
     else:
         n = len(victim.images)
         key, key_order = jax.random.split(key)
