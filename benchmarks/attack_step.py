@@ -193,7 +193,7 @@ def step_by_step(program, steps: int) -> Callable[[Launch], attacks.AttackState]
 
 def programs(point: Point, start: Launch) -> dict[str, tuple]:
     """What is compiled for a point, by side."""
-    calls = {"loop": (loop._advance, *start, jnp.int32(1))}
+    calls = {"loop": (loop._advance.plain, *start, jnp.int32(1))}
     return calls | {"step": (single_step, *start)} if point.step else calls
 
 

@@ -81,7 +81,7 @@ def measure_axis(report: Report, axis: Axis, rounds: int) -> None:
     built, runners = {}, {}
     for point in axis.points:
         start = launch(point)
-        program = harness.build(loop._advance, *start, jnp.int32(axis.steps))
+        program = harness.build(loop._advance.plain, *start, jnp.int32(axis.steps))
         free = harness.free_bytes()
         if free is not None and program.bytes > free:
             report.note(f"{point.name}: left out for memory, needs {program.bytes / 1e9:.1f} GB.")

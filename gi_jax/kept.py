@@ -58,10 +58,10 @@ class jit_kept:
         program, leaves = self._find(args)
         return self.plain(*args) if program is None else program.rebuild(program.run(*leaves))
 
-    def lower(self, *args):
-        """As that of `jax.jit`."""
+    def compile(self, *args) -> jax.stages.Compiled:
+        """The program for such arguments, ahead of time: to look at, for it may be one of flat arguments."""
         program, leaves = self._find(args)
-        return self.plain.lower(*args) if program is None else program.run.lower(*leaves)
+        return (self.plain.lower(*args) if program is None else program.run.lower(*leaves)).compile()
 
     def _find(self, args: tuple) -> "tuple[_Program | None, list]":
         dynamic = [arg for n, arg in enumerate(args) if n not in self._static]

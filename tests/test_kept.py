@@ -51,7 +51,7 @@ def test_a_second_process_traces_nothing_and_gives_the_same_bits(folder):
         found = program(*arguments())
         jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert TRACED == [3] and len(list(folder.iterdir())) == 1
-    assert again.lower(*arguments()).compile()(*jax.tree.leaves(arguments()[1:])) is not None
+    assert again.compile(*arguments()).memory_analysis().output_size_in_bytes >= 8 * 4 and TRACED == [3]
 
 
 def test_donated_arguments_are_given_away(folder):

@@ -129,7 +129,7 @@ def program_bytes(attack: Attack, problems: AttackProblem, states: AttackState) 
 
     Compiles the program, which `advance` then finds in the compilation cache if there is one.
     """
-    analysis = _advance.lower(_as_arrays(attack), problems, states, jnp.int32(0)).compile().memory_analysis()
+    analysis = _advance.compile(_as_arrays(attack), problems, states, jnp.int32(0)).memory_analysis()
     if analysis is None:
         return 0
     shared = analysis.alias_size_in_bytes  # outputs that lie where inputs were
