@@ -6,9 +6,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-
-class InputError(ValueError):
-    """Something the user gave cannot be used. The command line prints it as one line, without a traceback."""
+from gi_jax.errors import InputError
 
 
 def one_of(kind: str, name: str, choices: Iterable[str]) -> str:

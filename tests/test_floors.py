@@ -11,6 +11,7 @@ import gi_jax
 FLOORS = {
     "types": 0,
     "checks": 0,
+    "errors": -1,
     "once": 0,
     "kept": 0,
     "models": 1,

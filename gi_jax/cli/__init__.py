@@ -4,8 +4,8 @@ import argparse
 import importlib.metadata
 import sys
 
-from gi_jax.checks import InputError
 from gi_jax.cli import attack, decode, federate, labels, listing, report, rows, run, terminal, train
+from gi_jax.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,7 +17,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gi-jax: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"gi-jax: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        reason = str(error.strerror or error)
+        if error.filename:
+            reason += f": {error.filename}: expected a path that can be used; try another one"
+        print(f"gi-jax: error: {reason}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
         from gi_jax.experiments.plan import is_out_of_memory

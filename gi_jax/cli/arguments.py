@@ -1,6 +1,6 @@
 """Arguments that several commands take."""
 
-from gi_jax.checks import InputError
+from gi_jax.errors import InputError
 
 
 def data_arguments(add) -> None:

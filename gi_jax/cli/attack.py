@@ -7,9 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
-from gi_jax.checks import InputError
 from gi_jax.cli import terminal
 from gi_jax.cli.arguments import network_settings, victim_arguments
+from gi_jax.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -42,7 +42,7 @@ def add_parser(commands) -> None:
         help="attack pictures and score what was recovered",
         description="Takes pictures as a client's private data, computes the update that the client would send, "
         "attacks it, and scores the reconstruction. Without arguments: the quickstart.",
-        epilog=f"{EXAMPLES}\n{_defense_help()}",
+        epilog=lambda: f"{EXAMPLES}\n{_defense_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     victim_arguments(parser)
@@ -202,6 +202,7 @@ def run(options) -> int:
             raise InputError(
                 f"--reference-scoring with {options.out}, which is complete without: add --overwrite to run it again"
             )
+        print(f"{options.out} holds this attack already, complete: it is shown, and --overwrite runs it again")
         return _show(options.out, done)
 
     from gi_jax.experiments.attack import run_attack

@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from gi_jax.checks import InputError
 from gi_jax.cli import terminal
+from gi_jax.errors import InputError
 
 EXAMPLES = """\
 examples:

@@ -5,9 +5,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from gi_jax.checks import InputError
 from gi_jax.cli import terminal
 from gi_jax.cli.arguments import network_settings, victim_arguments
+from gi_jax.errors import InputError
 
 EXAMPLES = """\
 examples:

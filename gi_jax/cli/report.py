@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from gi_jax.checks import InputError
 from gi_jax.cli import terminal
 from gi_jax.cli.run import expand
+from gi_jax.errors import InputError
 
 EXAMPLES = """\
 examples:

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from gi_jax.checks import InputError
+from gi_jax.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -42,10 +42,11 @@ def run(options) -> int:
     if not len(store):
         raise InputError(f"{store.path} holds no rows: expected a store of gi-jax run, see --store")
     wanted = [_condition(text) for text in options.where]
-    known, count = {"kind", "cell"}, 0
+    known, kinds, count = {"kind", "cell"}, set(), 0
     for row in store:
         try:
             known |= row["spec"].keys()
+            kinds.add(row["kind"])
             if not all(_has(row, name, value) for name, value in wanted):
                 continue
             line = json.dumps(row) if options.json else _line(row)
@@ -58,6 +59,9 @@ def run(options) -> int:
     for name, _ in wanted:
         if name not in known:
             raise InputError(f"--where {name}=...: no row has it; expected one of {', '.join(sorted(known))}")
+    for name, value in wanted:
+        if name == "kind" and value not in kinds:
+            raise InputError(f"--where kind={value}: no row is; expected one of {', '.join(sorted(kinds))}")
     if not options.json:
         print(f"{count} of {len(store)} rows")
     return 0

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gi_jax.checks import InputError
 from gi_jax.cli import terminal
+from gi_jax.errors import InputError
 
 EXAMPLES = """\
 examples:

@@ -7,11 +7,16 @@ import sys
 import time
 from pathlib import Path
 
-from gi_jax.checks import InputError
+from gi_jax.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line; an epilog may be a function, which is called when help is asked for."""
+
+    def format_help(self) -> str:
+        if callable(self.epilog):
+            self.epilog = self.epilog()
+        return super().format_help()
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -26,7 +31,7 @@ def stdout():
 
 
 def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict | None:
-    """The result that lies in `out`, if it is complete, has this fingerprint, and `--resume` asks for it."""
+    """The result that lies in `out`, if it is complete and has this fingerprint, unless it is to be made anew."""
     from gi_jax.experiments import checkpoint
 
     unfinished = out / checkpoint.NAME
@@ -42,7 +47,7 @@ def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict |
         raise InputError(f"{path} is not a result of gi-jax ({error}): choose another --out") from error
     if fingerprint != wanted and not overwrite:
         raise InputError(f"{path} holds results of other settings: choose another --out, or add --overwrite")
-    return result if resume and fingerprint == wanted and complete else None
+    return result if fingerprint == wanted and complete and not overwrite else None
 
 
 def set_up_compilation() -> None:

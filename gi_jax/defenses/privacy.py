@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from scipy import stats
 
 from gi_jax import checks
 from gi_jax.types import Key
@@ -94,6 +93,8 @@ def sample_size(num_examples: int, sampling_probability: float, tail: float = 1e
 
     A training of T steps in which surplus examples are dropped has T * tail added to its delta.
     """
+    from scipy import stats  # most of a second to import
+
     return int(stats.binom.isf(tail, num_examples, sampling_probability))
 
 

@@ -158,6 +158,7 @@ class Session:
             defense = spec.defenses[0]
 
             def assume(steps):
+                self.on_report(Report(f"which number of local steps? trying {steps}", 0, 1, float("nan")))
                 return make_problems(spec, self.attacked[defense][0], defense, [0], steps)[0]
 
             key = jax.random.fold_in(jax.random.key(spec.seed), 5)
