@@ -1,6 +1,8 @@
 """The building has floors: an import goes only to a lower one, or stays inside its folder. Read from the source."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,3 +200,20 @@ def test_late_and_early_imports_are_told_apart():
         "gi_jax.data.c",
         "gi_jax.data.d",
     }
+
+
+def test_the_command_line_starts_without_jax():
+    code = (
+        "import sys\nfrom gi_jax.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(bool({'jax', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_every_public_name_is_where_it_is_said_to_be():
+    assert set(gi_jax.__all__) <= set(dir(gi_jax))
+    for name in gi_jax.__all__:
+        assert getattr(gi_jax, name).__module__.startswith("gi_jax.")
+    with pytest.raises(AttributeError, match="nothing"):
+        getattr(gi_jax, "nothing")  # noqa: B009

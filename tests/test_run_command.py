@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def test_rows_are_listed_and_filtered(ran, capsys):
         (["rows", "--store", "nowhere"], "nowhere"),
         (["rows", "--store", "STORE", "--where", "batch_size"], "NAME=VALUE"),
         (["rows", "--store", "STORE", "--where", "size=1"], "size"),
+        (["rows", "--store", "STORE", "--where", "kind=attak"], "attack"),
     ],
 )
 def test_bad_input_gets_one_line(ran, arguments, said, capsys, monkeypatch):
@@ -85,6 +87,54 @@ def test_bad_input_gets_one_line(ran, arguments, said, capsys, monkeypatch):
     assert cli.main([str(ran / "store") if one == "STORE" else one for one in arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and error.startswith("gi-jax: error: ")
+
+
+def changed(ran, folder, change):
+    """A store with the row of `ran`, changed."""
+    (row,) = Store(ran / "store")
+    change(row)
+    shutil.copytree(ran / "store" / "pictures", folder / "pictures")
+    Store(folder).append(row)
+    return ["--store", str(folder)]
+
+
+@pytest.mark.parametrize("command", ["rows", "report"])
+def test_a_row_without_its_scores_is_named(ran, tmp_path, capsys, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = changed(ran, tmp_path / "store", lambda row: row["result"].pop("summary"))
+    assert cli.main([command, *store]) == 2
+    error = capsys.readouterr().err
+    (row,) = Store(tmp_path / "store")
+    assert row["cell"] in error and "summary" in error and error.count("\n") == 1
+
+
+def test_rows_say_whose_scores_they_are(ran, tmp_path, capsys):
+    def decoded(row):
+        row["result"]["decoded"] = {}
+
+    def diverged(row):
+        row["result"]["summary"]["psnr"]["mean"] = None
+
+    for change, said in ((decoded, "of encodings: LPIPS"), (diverged, "  diverged  ")):
+        assert cli.main(["rows", *changed(ran, tmp_path / change.__name__, change)]) == 0
+        assert said in capsys.readouterr().out
+
+
+def test_a_damaged_picture_is_named(ran, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = changed(ran, tmp_path / "store", lambda row: None)
+    for path in (tmp_path / "store" / "pictures").iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    assert cli.main(["report", "table2", *store]) == 2
+    error = capsys.readouterr().err
+    assert ".png" in error and error.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_named(ran, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert cli.main(["report", "table3", "--store", str(ran / "store"), "--out", str(tmp_path / "file" / "x")]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "file") in error and "try another" in error and error.count("\n") == 1
 
 
 def test_missing_data_are_found_before_anything_runs(ran, capsys):

@@ -130,7 +130,8 @@ class Store:
         if path is None or not (self.folder / path).exists():
             return None
         try:
-            strip = np.asarray(Image.open(self.folder / path))
+            with Image.open(self.folder / path) as image:
+                strip = np.asarray(image)
         except OSError as error:  # PIL names no file
             raise checks.InputError(f"{self.folder / path} is damaged ({error}): remove it to do without") from error
         strip = strip[..., None] if strip.ndim == 2 else strip

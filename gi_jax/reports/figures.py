@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from adjustText import adjust_text
 from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -29,13 +30,17 @@ def scatter(published: Sequence[Point], ours: Sequence[Point], x_label: str, y_l
             places = [(point.x, point.y) for point in points if point.kind == kind] or [(np.nan, np.nan)]
             label = kind if axis is axes[0] else None
             axis.scatter(*zip(*places, strict=True), 46, color=COLORS[number % len(COLORS)], label=label, zorder=2)
-        for point in points:
-            axis.annotate(point.name, (point.x, point.y), (5, 5), textcoords="offset points", fontsize=7.5)
         _label(axis, x_label, y_label if axis is axes[0] else "", name)
         axis.margins(x=0.1, y=0.1)
     if kinds:
         figure.legend(loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
+    figure.draw_without_rendering()  # the layout, which names are moved in
+    figure.set_layout_engine("none")
+    for axis, points in zip(axes, (published, ours), strict=True):
+        names = [axis.text(point.x, point.y, point.name, fontsize=7.5) for point in points]
+        if names:
+            adjust_text(names, ax=axis, expand=(1.4, 2.4), iter_lim=50)
     return figure
 
 
