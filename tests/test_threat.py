@@ -625,6 +625,7 @@ UNUSABLE = {
     "no pictures": (with_(images=lambda images: images[:0]), "n of 1 or more"),
     "class numbers": (with_(labels=lambda labels: labels.argmax(1)), "one_hot"),
     "no probabilities": (with_(labels=lambda labels: 7 * labels), "from 0 to 7"),
+    "a bare network": (with_(network=lambda network: lambda params, statistics, images: images), "FunctionNetwork"),
     "a bare transformation": (lambda victim: {"defense": optax.clip(1.0)}, "FunctionDefense"),
 }
 

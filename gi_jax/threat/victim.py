@@ -1,5 +1,6 @@
 """The client's side of a round: its secret, its defense, and what it sends."""
 
+import inspect
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -89,7 +90,8 @@ def send(
       defense, key, local: as for `observe`.
 
     Raises:
-      InputError: for pictures outside [0, 1], for labels that are no probabilities, and for a defense that is none.
+      InputError: for a network that is none, pictures outside [0, 1], labels that are no probabilities, and a defense
+        that is none.
     """
     _check_victim(victim)
     _check_defense(victim, defense)
@@ -113,6 +115,14 @@ def send(
 
 
 def _check_victim(victim):
+    try:
+        inspect.signature(victim.network).bind("params", "batch_stats", "images", "normalize")
+    except TypeError as error:
+        name = getattr(victim.network, "__name__", type(victim.network).__name__)
+        raise checks.InputError(
+            f"network {name}: expected a callable of (params, batch_stats, images, normalize); wrap a "
+            "function of the first three in gi_jax.FunctionNetwork"
+        ) from error
     if victim.images.ndim != 4 or not len(victim.images):
         raise checks.InputError(
             f"images of shape {victim.images.shape}: expected a batch of pictures, [n, h, w, c] with n of 1 or more"
