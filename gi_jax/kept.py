@@ -3,7 +3,8 @@
 Tracing the derivative of a gradient takes seconds of every new process. A trace is found again by all that it depends
 on: the text of this package and the versions of those it uses, the configuration, shapes and types, and the static
 parts, closures included. Where a part cannot be described so, such as a function of the user's, whose text may change
-from run to run, the program is traced as ever.
+from run to run, the program is traced as ever. Who changes this package's tables or functions at run time should turn
+JAX's compilation cache off: they count as their text.
 """
 
 import dataclasses
