@@ -3,9 +3,20 @@
 from gi_jax.errors import InputError
 
 
-def data_arguments(add) -> None:
+def numbers(kind):
+    """The type of an argument that is a list, separated by commas."""
+
+    def numbers(text):
+        return tuple(kind(part) for part in text.split(","))
+
+    numbers.__name__ = "list of numbers"  # for the parser's error
+    return numbers
+
+
+def data_arguments(add, default: str | None = "photos") -> None:
     """Where pictures come from; `add` is `add_argument` of a parser or of a group in it."""
-    add("--data", default="photos", metavar="D", help="photos (embedded), cifar10 or folder:PATH (default: photos)")
+    said = f"default: {default or 'none'}"
+    add("--data", default=default, metavar="D", help=f"photos (embedded), cifar10 or folder:PATH ({said})")
     add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
     add("--image-size", type=int, metavar="S", help="resize to S x S (default: the data set's own; folders 32)")
 
@@ -28,7 +39,11 @@ def victim_arguments(parser) -> None:
     add = parser.add_argument_group("client").add_argument
     add("--model", metavar="M", help="see gi-jax list models (default: convnet, or that of --weights)")
     add("--model-seed", type=int, default=0, metavar="K", help="seed of the network's weights (default: 0)")
-    add("--weights", metavar="W", help="of gi-jax train, folder or file; without: a network at its initialization")
+    add(
+        "--weights",
+        metavar="W",
+        help="of gi-jax train or convert, folder or file; without: a network at its initialization",
+    )
     add(
         "--client-bn",
         default="running",

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gi_jax.cli import terminal
-from gi_jax.cli.arguments import data_arguments
+from gi_jax.cli.arguments import data_arguments, numbers
 from gi_jax.errors import InputError
 
 EXAMPLES = """\
@@ -63,14 +63,14 @@ def add_parser(commands) -> None:
     add("--schedule", metavar="cosine|constant|step|plateau", help="of the rate (default: that of the recipe)")
     add("--no-augment", dest="augment", action="store_false", help="no random crops and mirror images")
     add("--seed", type=int, default=0, metavar="K", help="of weights, order, crops and the defense (default: 0)")
-    add("--seeds", type=_numbers(int), metavar="K,K,...", help="a training for each: mean and spread of the accuracy")
+    add("--seeds", type=numbers(int), metavar="K,K,...", help="a training for each: mean and spread of the accuracy")
     add("--num-seeds", type=int, metavar="N", help="the same for seeds 0 to N - 1")
     add = parser.add_argument_group("running").add_argument
     add("--test-pictures", type=int, metavar="N", help="test on the first N pictures only (default: all)")
     add("--lanes", type=int, metavar="N", help="seeds side by side in one program (default: all; on a CPU 1)")
     add(
         "--checkpoint-epochs",
-        type=_numbers(float),
+        type=numbers(float),
         default=(),
         metavar="E,E,...",
         help="keep the weights at these times too, in DIR/epoch-E; also fractions",
@@ -80,14 +80,6 @@ def add_parser(commands) -> None:
     add("--resume", action="store_true", help="go on with an interrupted training in DIR")
     add("--overwrite", action="store_true", help="replace the weights in DIR")
     parser.set_defaults(command=run)
-
-
-def _numbers(kind):
-    def numbers(text):
-        return tuple(kind(part) for part in text.split(","))
-
-    numbers.__name__ = "list of numbers"  # for the parser's error
-    return numbers
 
 
 def run(options) -> int:

@@ -186,8 +186,8 @@ def test_split(spec, data_dir: str | None) -> Dataset | None:
     return tested if spec.test_pictures is None else tested.take(np.arange(min(spec.test_pictures, len(tested))))
 
 
-def on_device(dataset: Dataset, units: Dataset) -> training.Pool:
-    """The pictures on the device, in the units of another data set."""
+def on_device(dataset: Dataset, units: Dataset | Origin) -> training.Pool:
+    """The pictures on the device, in the units and with the classes of another data set, or of a network's."""
     space = ImageSpace(mean=jnp.float32(units.mean), std=jnp.float32(units.std))
     labels = jax.nn.one_hot(dataset.labels, units.num_classes)
     return training.Pool(jnp.asarray(dataset.images), labels, space)

@@ -27,12 +27,13 @@ class Origin:
       num_classes: width of its output.
       image_shape: (h, w, c) of the pictures it was trained on.
       mean, std: per channel, of its units.
-      data: what it was trained on; the train split.
+      data: what it was trained on, the train split; of converted weights, what they are for.
       epochs, steps: how long.
       seed: of weights, order and augmentation.
       defense: of the client in every step; `none` for none.
       test_accuracy: share of `test_pictures` held-out pictures, 0 to 1; None if there were none,
         and for a training that was interrupted inside of an epoch.
+      source: the file they were converted from, instead of a training here.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Origin:
     test_accuracy: float | None
     test_pictures: int
     defense: str = "none"
+    source: str | None = None
 
     def __post_init__(self):
         shape, numbers = self.image_shape, (self.num_classes, self.epochs, self.steps, *self.mean, *self.std)
@@ -63,6 +65,8 @@ class Origin:
         tested = ""
         if self.test_accuracy is not None:
             tested = f" (test accuracy {100 * self.test_accuracy:.0f} %)"
+        if self.source is not None:
+            return f"The network ({self.model}) has the weights of {self.source}, converted from PyTorch{tested}."
         epochs = f"{round(self.epochs, 2):g}"
         unit = "epoch" if epochs == "1" else "epochs"
         under = "" if self.defense == "none" else f" under {self.defense}"
@@ -120,7 +124,9 @@ def find(path: str | Path) -> Path:
     path = Path(path).expanduser()
     file = path / NAME if path.is_dir() else path
     if not file.is_file():
-        raise checks.InputError(f"{file} is missing: expected what gi-jax train writes, a folder or its {NAME}")
+        raise checks.InputError(
+            f"{file} is missing: expected what gi-jax train or convert writes, a folder or its {NAME}"
+        )
     return file
 
 
@@ -132,7 +138,7 @@ def load(path: str | Path) -> Weights:
         network or are not finite.
     """
     file = find(path)
-    advice = f"expected a {NAME} of gi-jax train: train again, or name another file"
+    advice = f"expected a {NAME} of gi-jax train or convert: make it again, or name another file"
     try:
         content = serialization.msgpack_restore(file.read_bytes())
     except OSError:

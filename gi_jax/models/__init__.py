@@ -2,6 +2,7 @@
 
 from gi_jax.models.chain import Chain, Stage
 from gi_jax.models.factors import Factored, dense, is_factored
+from gi_jax.models.from_torch import from_torch
 from gi_jax.models.layers import Normalize
 from gi_jax.models.registry import (
     MODELS,
@@ -26,6 +27,7 @@ __all__ = [
     "count_parameters",
     "create",
     "dense",
+    "from_torch",
     "is_factored",
     "narrowed",
     "probed",

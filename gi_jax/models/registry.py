@@ -18,7 +18,7 @@ from gi_jax import checks
 from gi_jax.kept import jit_kept
 from gi_jax.models.chain import Chain
 from gi_jax.models.layers import Normalize, group_norm
-from gi_jax.models.resnet import BasicBlock, ResNet18
+from gi_jax.models.resnet import BasicBlock, LargeStem, ResNet18
 from gi_jax.models.small import MLP, ConvNet, LeNet
 from gi_jax.types import BatchStats, Images, Key, Params
 
@@ -114,6 +114,11 @@ MODELS = {
     ),
     "resnet18_basic": Entry(
         partial(ResNet18, block=BasicBlock), "textbook post-activation ResNet-18", "He et al. 2016a"
+    ),
+    "resnet18_large": Entry(
+        partial(ResNet18, block=BasicBlock, stem=LargeStem),
+        "the same for pictures of 224 pixels, as torchvision has it: gi-jax convert takes weights",
+        "He et al. 2016a",
     ),
     "convnet_group": Entry(
         partial(ConvNet, norm=group_norm), "convnet with GroupNorm: no statistics", "Wu and He 2018, arXiv 1803.08494"

@@ -1,0 +1,73 @@
+"""Files of PyTorch tensors: `.npz`, `.safetensors`, and what `torch.save` writes."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from gi_jax.checks import InputError
+
+_INSIDE = ("state_dict", "model_state_dict", "model", "net")
+"""Where the weights are in a checkpoint that holds more."""
+
+_ADVICE = (
+    "expected what torch.save(model.state_dict(), 'weights.pth') writes, or, to be read without PyTorch, numpy.savez("
+    "'weights.npz', **{name: tensor.numpy() for name, tensor in model.state_dict().items()})"
+)
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Tensors by name, in the order of the network.
+
+    A `.safetensors` file does not keep the order: its names are sorted, numbers in them as numbers, which is the order
+    wherever layers of a kind are numbered or their block names them so (`conv1`, `layer1.0.conv1`, `layer1.0.conv2`).
+    Files of `torch.save` are read by PyTorch, if it is installed, without running code of theirs.
+
+    Raises:
+      InputError: for a file that is missing, damaged or of another kind.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"{file} is missing: {_ADVICE}")
+    read = {".npz": _read_npz, ".safetensors": _read_safetensors}.get(file.suffix, _read_torch)
+    try:
+        tensors = read(file)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # whatever the readers make of foreign bytes
+        first = re.split(r"[.\n]", str(error))[0] or type(error).__name__
+        raise InputError(f"{file} is damaged or no file of weights ({first}); {_ADVICE}") from error
+    if not tensors:
+        raise InputError(f"{file} holds no tensors; {_ADVICE}")
+    return tensors
+
+
+def _read_npz(file):
+    with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as content:
+        return {name: content[name] for name in content.files}
+
+
+def _read_safetensors(file):
+    from safetensors.numpy import load_file
+
+    tensors = load_file(file)
+    return {name: tensors[name] for name in sorted(tensors, key=_natural)}
+
+
+def _natural(name):
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _read_torch(file):
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f"{file} is read by PyTorch, which is not installed: pip install torch; {_ADVICE}") from error
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    for name in _INSIDE:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping):
+        raise InputError(f"{file} holds {type(content).__name__}; {_ADVICE}")
+    return {name: value.float().numpy() for name, value in content.items() if isinstance(value, torch.Tensor)}
