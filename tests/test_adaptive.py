@@ -84,6 +84,8 @@ def weighted(kept, bounded=False, again=False):
         ((Zeroed(kept=1.0), GAUSSIAN), 25 / (2 * (10 - 4 * 0.25))),
         ((Zeroed(kept=0.0), GAUSSIAN), 0),  # noise alone
         ((Zeroed(tensors=("w",), kept=0.0), GAUSSIAN), 5 / (2 * (10 - 4 * 0.25))),
+        ((Zeroed(kept={"b": 1.0, "w": 0.0}), GAUSSIAN), 5 / (2 * (10 - 4 * 0.25))),
+        ((Zeroed(kept={"b": 0.3, "w": 0.3}), GAUSSIAN), weighted(0.3) / (10 - 4 * 0.25)),
         ((Zeroed(kept=0.3), GAUSSIAN), weighted(0.3) / (10 - 4 * 0.25)),
         ((Zeroed(kept=0.3, bound=BOUND), GAUSSIAN), weighted(0.3, bounded=True) / (10 - 4 * 0.25)),
         ((Zeroed(kept=0.3), GAUSSIAN, Zeroed(kept=0.5)), weighted(0.3, again=True) / (10 - 2 * 0.25)),

@@ -378,7 +378,7 @@ def test_stages_come_in_the_order_in_which_they_are_written():
     "first, second, third",
     [
         (A, B, C),
-        (C, parse("qsgd:levels=3"), parse("top_k:k=9")),
+        (C, parse("top_k:k=9"), parse("qsgd:levels=3")),
         (parse("quantize:bits=4"), B, parse("sign")),
         (parse("gaussian:relative=0.5"), parse("clip:norm=1"), parse("prune_global:p=0.4")),
     ],
@@ -462,6 +462,7 @@ def test_only_differential_privacy_has_an_epsilon():
     assert len(chain(A, B).words()) == 2 and identity.words() == ()
 
 
+HALF = {"head": {"kernel": 0.5, "bias": 0.5}}
 SENT = {"head": {"kernel": jnp.array([[4.0, -2.0]]), "bias": jnp.array([0.0, 0.5])}}
 
 
@@ -469,7 +470,8 @@ SENT = {"head": {"kernel": jnp.array([[4.0, -2.0]]), "bias": jnp.array([0.0, 0.5
     "text, facts",
     [
         ("none", ()),
-        ("prune:p=0.5", (Zeroed(bound={"head": {"kernel": 2.0, "bias": 0.5}}, kept=0.5),)),
+        ("prune:p=0.5", (Zeroed(bound={"head": {"kernel": 2.0, "bias": 0.5}}, kept=HALF),)),
+        ("prune:p=0.9", (Zeroed(bound={"head": {"kernel": 2.0, "bias": 0.5}}, kept=HALF),)),  # one of two stays
         ("prune_global:p=0.5", (Zeroed(bound={"head": {"kernel": 0.5, "bias": 0.5}}, kept=0.5),)),
         ("top_k:k=3", (Zeroed(bound={"head": {"kernel": 0.5, "bias": 0.5}}, kept=0.75),)),
         ("prune:p=0 + prune_global:p=0 + gaussian:sigma=0 + laplacian:scale=0 + soteria:p=0", ()),
@@ -595,6 +597,16 @@ ALL = ", ".join(DEFENSES)
             "defense 'dpsgd' after 'mixup': a picture is in several mixtures, so a bound for one mixture is none for a "
             "picture; expected one or the other",
         ),
+        (
+            "prune:p=0.5 + qsgd:levels=4 + gaussian:sigma=1",
+            "defense 'qsgd' before 'gaussian': what an adversary can say of it is read off what was sent, which "
+            "'gaussian' changes; expected it last",
+        ),
+        (
+            "gaussian:relative=1 + prune:p=0.5",
+            "defense 'gaussian' before 'prune': what an adversary can say of it is read off what was sent, which "
+            "'prune' changes; expected it last",
+        ),
         ("prune:p=0.9 + none", f"unknown defense 'none': choose from {ALL}"),
         ("prune:p=0.9 +", f"unknown defense '': choose from {ALL}"),
         ("", f"unknown defense '': choose from {ALL}"),
@@ -614,7 +626,9 @@ def test_bad_texts_are_told_in_one_line(text, message):
         "prune:p=0.9999999",
         "gaussian:sigma=1.23456789e-07",
         "laplacian:scale=1e+20",
-        "sign + top_k:k=123456789 + qsgd:levels=16 + quantize:bits=8",
+        "laplacian:relative=1 + clip:norm=2",  # of noise that was scaled down nothing is known anyway
+        "qsgd:levels=4 + sign",
+        "sign + top_k:k=123456789 + quantize:bits=8 + qsgd:levels=16",
         "dpsgd:clip=1,sigma=1.1,q=0.01,steps=1234567,delta=1e-05 + gaussian:relative=0.1",
     ],
 )

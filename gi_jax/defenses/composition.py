@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import optax
@@ -49,7 +50,12 @@ class Defense:
                     f"defense {name!r} after {first!r}: it starts from the gradients of the examples and "
                     f"would undo what comes before; expected it first"
                 )
-
+        for (name, values), (later, _) in pairwise(self.gradient_stages):
+            if DEFENSES[name].estimated(**dict(values)) and not DEFENSES[later].overrules:
+                raise checks.InputError(
+                    f"defense {name!r} before {later!r}: what an adversary can say of it is read off what was sent, "
+                    f"which {later!r} changes; expected it last"
+                )
         names = [name for name, _ in self.stages]
         private = next((number for number, name in enumerate(names) if DEFENSES[name].kind == Kind.DP), len(names))
         for name in names[private + 1 :]:

@@ -4,6 +4,7 @@ import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import optax
 
 from gi_jax import checks
@@ -12,6 +13,7 @@ from gi_jax.defenses.batch import Mixing, inter_instahide, intra_instahide, mixu
 from gi_jax.defenses.clipping import clip_examples
 from gi_jax.defenses.noise import add_gaussian_noise, add_laplacian_noise, add_relative_noise, estimate_scale
 from gi_jax.defenses.pruning import (
+    keep_counts,
     keep_largest_overall,
     prune_by_magnitude,
     prune_globally,
@@ -61,6 +63,9 @@ class Entry(NamedTuple):
       mixing: for a defense that encodes pictures and leaves the gradient alone: `mixing(**parameters)` says how.
       first: it replaces the gradient by one of its own, so it can only be the first stage.
       of_examples: it looks at the single examples of a step, so the client takes one step.
+      estimated: `estimated(**parameters)`: whether what is known of it is read off the size of the entries that were
+        sent, which no later stage may then change, unless it `overrules`: makes what is known of noise and rounding
+        before it useless.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -72,6 +77,8 @@ class Entry(NamedTuple):
     first: bool = False
     of_examples: bool = False
     mixing: Callable[..., Mixing] | None = None
+    estimated: Callable[..., bool] = lambda **values: False
+    overrules: bool = False
 
 
 def _encodes(mixing: Callable[..., Mixing], parameters: dict[str, Parameter], about: str, paper: str) -> Entry:
@@ -92,6 +99,14 @@ def _top_k(key, k):
 
 def _share(count, sent):
     return min(count / optax.tree.size(sent), 1.0)
+
+
+def _shares(p, sent):
+    return jax.tree.map(lambda tensor, count: count / max(tensor.size, 1), sent, keep_counts(p, sent))
+
+
+def _relative(relative=None, **values):
+    return bool(relative)
 
 
 def _clip(key, norm):
@@ -132,7 +147,7 @@ def _private(sent, batch_size, clip, sigma, q=None, steps=None, delta=None):
 DEFENSES = {
     "prune": Entry(
         lambda key, p: prune_by_magnitude(p),
-        lambda sent, batch_size, p: (Zeroed(bound=smallest_kept(sent), kept=1 - p),) if p > 0 else (),
+        lambda sent, batch_size, p: (Zeroed(bound=smallest_kept(sent), kept=_shares(p, sent)),) if p > 0 else (),
         Kind.HEURISTIC,
         {"p": Parameter("fraction set to zero in each tensor, in [0, 1)")},
         "keeps the largest entries of each tensor",
@@ -164,6 +179,7 @@ DEFENSES = {
         },
         "adds normal noise to every entry",
         "Zhu et al. 2019; Wei et al. 2020, arXiv 2004.10397",
+        estimated=_relative,
     ),
     "laplacian": Entry(
         _laplacian,
@@ -175,6 +191,7 @@ DEFENSES = {
         },
         "adds Laplacian noise to every entry",
         "Zhu et al. 2019",
+        estimated=_relative,
     ),
     "clip": Entry(
         _clip,
@@ -183,6 +200,7 @@ DEFENSES = {
         {"norm": Parameter("largest l2 norm of the update, above 0")},
         "scales the update down to the norm",
         "Pascanu et al. 2013, arXiv 1211.5063",
+        overrules=True,
     ),
     "clip_per_example": Entry(
         lambda key, norm: clip_examples(norm),
@@ -219,6 +237,7 @@ DEFENSES = {
         {},
         "sends signs only",
         "Bernstein et al. 2018, arXiv 1802.04434",
+        overrules=True,
     ),
     "qsgd": Entry(
         lambda key, levels: quantize_stochastically(levels, key),
@@ -229,6 +248,7 @@ DEFENSES = {
         {"levels": Parameter("steps from 0 to the norm of a tensor; a whole number, 1 or above", int)},
         "rounds at random to a few levels, unbiased",
         "Alistarh et al. 2017, arXiv 1610.02132",
+        estimated=lambda levels: True,
     ),
     "quantize": Entry(
         lambda key, bits: quantize_uniformly(bits),

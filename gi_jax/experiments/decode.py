@@ -15,6 +15,7 @@ import numpy as np
 from gi_jax import checks, data, defenses, metrics
 from gi_jax.attacks.decode import decode_instahide, decode_mixup, decode_paper
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.streams import Stream, key_of
 from gi_jax.threat import ImageSpace, Mapping
 from gi_jax.types import Images
 
@@ -140,7 +141,7 @@ def encode_pool(spec: DecodeSpec, data_dir: str | None = None) -> tuple[Pool, li
     pool = Pool(chosen.as_float(), [chosen.class_names[label] for label in chosen.labels], space, chosen.note)
     images = space.normalize(jnp.asarray(pool.images))
     labels = jnp.zeros((len(images), 0))  # no decoder reads them
-    key = jax.random.key(spec.seed)
+    key = key_of(spec.seed, Stream.ENCODING)
     runs = []
     for text in spec.defenses:
         mixing = defenses.parse(text).mixing
@@ -279,7 +280,7 @@ def _decoded(decoder, encodings, run, pool, flipped, seed):
     if decoder == "paper":
         return np.asarray((decode_paper(encodings, run.mapping, size, flipped=flipped) + 1) / 2)
     if flipped:
-        key = jax.random.key(seed)
+        key = key_of(seed, Stream.DECODER)
         images = decode_instahide(key, encodings, run.mapping, size, pool.space, public=run.public)
     else:
         images = decode_mixup(encodings, run.mapping, size, public=run.public)

@@ -104,7 +104,12 @@ def _local_block(steps, misfits):
     return {"assumed_steps": steps, "misfits": tried}
 
 
-def _label_words(spec, victims, assumed_steps, known):
+_SHOWS_LABEL = {"prune", "quantize", "sign", "clip", "clip_per_example"}
+"""Gradient defenses that leave the sign of a bias's largest entry: p - y is negative at the label of a single picture,
+and nowhere larger in magnitude."""
+
+
+def _label_words(spec, victims, defense, assumed_steps, known):
     """The sentence of the threat model on labels."""
     (how,) = spec.labels
     if how == "known" and spec.assumption(assumed_steps).shuffles(spec.batch_size):
@@ -124,7 +129,16 @@ def _label_words(spec, victims, assumed_steps, known):
         return f"The labels are unknown and recovered from the gradient by {how}."
     if spec.pictures_per_update > 1:
         return "ORACLE: the labels of the private batch are known."
-    return "The label is known (for a single picture it follows from the gradient)."
+    if _label_follows(defenses.parse(defense)):
+        return "The label is known (for a single picture it follows from the gradient)."
+    return "ORACLE: the label of the private picture is known."
+
+
+def _label_follows(defense):
+    names = {name for name, _ in defense.gradient_stages}
+    if defense.mixing is not None:  # shares in several classes, of which the public ones may take some
+        return not names and not defense.mixing.num_public
+    return names <= _SHOWS_LABEL
 
 
 def reference_summary(spec: AttackSpec, space: ImageSpace, originals: np.ndarray, images: np.ndarray, **mended) -> dict:
@@ -151,7 +165,7 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps
         *_words_of_view(spec, assumed_steps),
         victims.age,
         *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
-        _label_words(spec, victims, assumed_steps, known),
+        _label_words(spec, victims, defense, assumed_steps, known),
         *_words_of_shares(spec),
         "The adversary knows the size of the batch and the normalization of the data.",
         *_words_of_encoding(spec, victims, defense),

@@ -29,6 +29,7 @@ from gi_jax.experiments.plan import (
 )
 from gi_jax.experiments.scoring import plain, reference_summary, score
 from gi_jax.experiments.spec import Run
+from gi_jax.experiments.streams import Stream, key_of
 from gi_jax.experiments.victims import encode_victims, make_problems, pictures, public_of
 from gi_jax.threat import stack
 
@@ -161,7 +162,7 @@ class Session:
                 self.on_report(Report(f"which number of local steps? trying {steps}", 0, 1, float("nan")))
                 return make_problems(spec, self.attacked[defense][0], defense, [0], steps)[0]
 
-            key = jax.random.fold_in(jax.random.key(spec.seed), 5)
+            key = key_of(spec.seed, Stream.NUM_STEPS)
             self._assumed[name] = attacks.estimate_num_steps(assume, spec.steps_to_try, make_attack(spec), key)
         return self._assumed[name]
 
@@ -239,7 +240,7 @@ class Session:
             ],
             launch.points,
         )
-        keys = attacks.lane_keys(jax.random.key(spec.seed), launch.updates, spec.restarts)
+        keys = attacks.lane_keys(key_of(spec.seed, Stream.START), launch.updates, spec.restarts)
         return attack, *on_all_devices(stacked, attacks.start(attack, stacked, keys))
 
     def compile(self, attack, stacked, states):

@@ -15,6 +15,7 @@ from gi_jax.defenses.batch import encode_victim
 from gi_jax.experiments import weights
 from gi_jax.experiments.decode import public_pictures
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.streams import Stream, key_of
 from gi_jax.once import jit_once
 from gi_jax.threat import AttackProblem, Fact, ImageSpace, Mapping, Mixed, Victim, check_problem, look, observe, one_hot
 from gi_jax.threat.views import average
@@ -113,7 +114,7 @@ def encode_victims(spec: AttackSpec, victims: Victims, defense: str) -> tuple[li
     images = jnp.concatenate([victim.images for victim in victims.batches])
     labels = jnp.concatenate([victim.labels for victim in victims.batches])
     pool = dataclasses.replace(first, images=images, labels=labels)
-    key = jax.random.fold_in(jax.random.key(spec.seed), 4)
+    key = key_of(spec.seed, Stream.ENCODING)
     batches, mappings = [], []
     for epoch in range(spec.encodings):
         encoded, mapping = _encode(mixing, jax.random.fold_in(key, epoch), pool, public_of(mixing, victims))
@@ -147,7 +148,7 @@ def observe_all(
         order_known=spec.order == "known",
         assumed=None if assumed_steps is None else spec.assumption(assumed_steps),
     )
-    key = jax.random.fold_in(jax.random.key(spec.seed), 1)
+    key = key_of(spec.seed, Stream.DEFENSE)
     size = spec.batches_per_update
     # Defenses of a single gradient are a few operations, sooner done than compiled.
     at_once = spec.local is not None or defenses.parse(defense).of_examples
@@ -225,14 +226,14 @@ def recover_labels(
 
 def dummies_of(spec: AttackSpec, problem: AttackProblem, params: Params | None = None) -> LazyDummies:
     """The random pictures that some label methods look at, as the problem's weights see them, or others."""
-    return simulate(problem, jax.random.fold_in(jax.random.key(spec.seed), 3), params=params)
+    return simulate(problem, key_of(spec.seed, Stream.DUMMIES), params=params)
 
 
 def _aggregate(spec, number):
     """How the updates of a round are added up: under masks where a server is to see nothing but the sum."""
     if spec.view != "sum":
         return average
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), 2), number)
+    key = jax.random.fold_in(key_of(spec.seed, Stream.AGGREGATION), number)
     return partial(defenses.secure_mean, key=key)
 
 

@@ -56,14 +56,16 @@ class Channel(NamedTuple):
 
 
 def _zeroed(channel: Channel, fact: Zeroed, names: list[str]) -> Channel:
-    known = [jnp.inf] * len(names) if fact.bound is None else jax.tree.leaves(fact.bound)
+    largest = [jnp.inf] * len(names) if fact.bound is None else jax.tree.leaves(fact.bound)
+    shares = jax.tree.leaves(fact.kept)
+    shares = shares * len(names) if jax.tree.structure(fact.kept).num_nodes == 1 else shares
     concerned = {
-        name: bound
-        for name, bound in zip(names, known, strict=True)
+        name: (bound, share)
+        for name, bound, share in zip(names, largest, shares, strict=True)
         if not fact.tensors or name.startswith(fact.tensors)
     }
-    bounds = {name: jnp.maximum(channel.bounds.get(name, 0.0), bound) for name, bound in concerned.items()}
-    kept = {name: channel.kept.get(name, 1.0) * fact.kept for name in concerned}
+    bounds = {name: jnp.maximum(channel.bounds.get(name, 0.0), bound) for name, (bound, _) in concerned.items()}
+    kept = {name: channel.kept.get(name, 1.0) * share for name, (_, share) in concerned.items()}
     return channel._replace(bounds=channel.bounds | bounds, kept=channel.kept | kept)
 
 

@@ -25,13 +25,13 @@ class Zeroed:
       tensors: prefixes of the paths (`head/kernel`) of the tensors that this holds for; empty for all. Static.
       bound: a scalar a tensor, in the structure of the gradient: no entry that was set to zero was larger in magnitude,
         as where the largest are kept; None if that is not known.
-      kept: share of their entries that were not set to zero, in [0, 1]; a scalar. It counts where noise on top hides
-        which they are.
+      kept: share of their entries that were not set to zero, in [0, 1]; a scalar, or a scalar a tensor in the structure
+        of the gradient. It counts where noise on top hides which they are.
     """
 
     tensors: tuple[str, ...] = _static(default=())
     bound: Gradients | None = None
-    kept: jax.Array | float = 0.5
+    kept: Gradients | jax.Array | float = 0.5
 
 
 @jax.tree_util.register_dataclass
