@@ -19,6 +19,7 @@ from gi_jax.experiments.plan import lanes_per_launch, make_attack
 from gi_jax.experiments.scoring import threat_words
 from gi_jax.experiments.session import Session
 from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.streams import Stream, key_of
 from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, observe_all, reference_box
 from gi_jax.objectives import GradientMatching
 from gi_jax.threat import RUNNING, THREATS, ImageSpace, Mixed
@@ -230,6 +231,43 @@ def test_who_is_told_of_the_defense_adapts_and_says_so():
     assert "nothing to adapt to" in " ".join(threat_words(told, victims, "gaussian:sigma=0"))
     assert "The client applies no defense." in threat_words(told, victims, "none")
     assert told.fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    "defense, follows",
+    [
+        ("none", True),
+        ("prune:p=0.99", True),
+        ("clip:norm=1 + sign", True),
+        ("mixup:k=4", True),
+        ("gaussian:sigma=0.01", False),
+        ("top_k:k=10", False),
+        ("mixup:k=4 + prune:p=0.9", False),
+        ("inter_instahide:k=4", False),
+    ],
+)
+def test_a_label_that_does_not_follow_from_the_gradient_is_an_oracle(defense, follows):
+    spec = AttackSpec(num_batches=1)
+    words = " ".join(threat_words(spec, make_victims(spec), defense))
+    assert ("it follows from the gradient" in words) == follows
+    assert ("ORACLE: the label of the private picture is known" in words) != follows
+
+
+@pytest.mark.parametrize("defense", ["prune:p=0.9", "prune:p=0.999", "quantize:bits=2", "sign", "clip:norm=1e-3"])
+def test_the_label_of_one_picture_shows_in_the_sign_of_a_bias(defense):
+    spec = AttackSpec(num_batches=3, defenses=(defense,))
+    victims = make_victims(spec)
+    problems = make_problems(spec, victims.batches, defense)
+    for problem, label in zip(problems, victims.labels, strict=True):
+        assert np.flatnonzero(problem.observed["head"]["bias"] < 0).tolist() == [label]
+
+
+def test_no_two_parts_of_an_experiment_draw_from_one_stream():
+    keys = [jax.random.key_data(key_of(3, stream)).tolist() for stream in Stream]
+    of_lanes = jax.random.key_data(attacks.lane_keys(key_of(3, Stream.START), list(range(8)), 8)).reshape(-1, 2)
+    clients = [jax.random.fold_in(key_of(3, Stream.DEFENSE), number) for number in range(8)]
+    keys += of_lanes.tolist() + [jax.random.key_data(key).tolist() for key in clients]
+    assert len({tuple(key) for key in keys}) == len(keys)
 
 
 def test_who_knows_of_encodings_only_is_not_told_of_pruning():

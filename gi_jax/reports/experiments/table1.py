@@ -75,7 +75,9 @@ def _checked(found, paper):
             )
     caption = (
         "Change: against the row of the same attack and network with the most help, the first of its kind. A positive "
-        "one says that the help mattered."
+        "one says that the help mattered. Statistics given to inverting_gradients are taken as the paper words it, as "
+        "constants: the client's gradient also flows through its statistics, so that not even the true picture "
+        "explains it fully, and this help is smaller than it could be."
     )
     blocks = (Text(_words(losses)), *((Table(columns, tuple(rows), caption),) if rows else ()))
     return Section("Checked by running", blocks)
