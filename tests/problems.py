@@ -216,3 +216,17 @@ def leaf_names(tree) -> list[str]:
     """`block0/conv/kernel` and so on, in the order of the leaves."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def to_torch(params, batch_stats=None) -> dict[str, np.ndarray]:
+    """Ours in the shapes and under the kinds of names of PyTorch; flat features stay channels last."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        *modules, last = (entry.key for entry in path)
+        last = {"kernel": "weight", "scale": "weight"}.get(last, last)
+        axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
+        found[".".join([*modules, last])] = np.asarray(leaf).transpose(axes)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch_stats or {}):
+        *modules, last = (entry.key for entry in path)
+        found[".".join([*modules, f"running_{last}"])] = np.asarray(leaf)
+    return found

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import make_resnet18_large as golden_of
+from problems import to_torch
 from safetensors.numpy import save_file
 
 from gi_jax import ImageSpace, InputError, data, models
@@ -20,20 +21,6 @@ from gi_jax.models import Normalize
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "resnet18_large.json").read_text())
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def to_torch(params, batch_stats=None) -> dict[str, np.ndarray]:
-    """Ours in the shapes and under the kinds of names of PyTorch; not for linear layers on flat pictures."""
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        *modules, last = (entry.key for entry in path)
-        last = {"kernel": "weight", "scale": "weight"}.get(last, last)
-        axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
-        found[".".join([*modules, last])] = np.asarray(leaf).transpose(axes)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch_stats or {}):
-        *modules, last = (entry.key for entry in path)
-        found[".".join([*modules, f"running_{last}"])] = np.asarray(leaf)
-    return found
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -4,7 +4,7 @@ import argparse
 import importlib.metadata
 import sys
 
-from gi_jax.cli import attack, convert, decode, federate, labels, listing, report, rows, run, terminal, train
+from gi_jax.cli import attack, convert, decode, federate, invert, labels, listing, report, rows, run, terminal, train
 from gi_jax.errors import InputError
 
 
@@ -42,6 +42,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gi-jax {importlib.metadata.version('gi_jax')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=terminal.Parser)
-    for command in (attack, decode, labels, train, convert, federate, run, report, rows, listing):
+    for command in (attack, decode, labels, train, convert, invert, federate, run, report, rows, listing):
         command.add_parser(commands)
     return parser

@@ -87,6 +87,22 @@ def draw_decoded(
     _draw_rows(path, rows, "under each decoded picture: correlation with the original / PSNR")
 
 
+def draw_found(path: Path, images: np.ndarray, labels: np.ndarray, agreements: list[float | None]) -> None:
+    """Writes a PNG of what was found where nobody knows the truth: class and agreement of starts under each tile.
+
+    Args:
+      path: where to.
+      images: [n, h, w, c] in [0, 1].
+      labels: class probabilities [n, num_classes].
+      agreements: decibels, [n]; None where there is one start only.
+    """
+    captions = [
+        f"class {label.argmax()}" + ("" if value is None else f" / {value:.1f} dB")
+        for label, value in zip(labels, agreements, strict=True)
+    ]
+    _draw_rows(path, [Row("found", images, captions)], "under each: class / agreement of starts")
+
+
 def _draw_rows(path, rows, footnote):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
