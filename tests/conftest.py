@@ -3,6 +3,9 @@
 import jax
 import pytest
 
+from gi_jax.experiments import environment
+
+environment.compile_quickly()  # as the command line does
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if jax.__version_info__ >= (0, 10):  # that of 0.7 takes a key folded in twice, with two numbers, for reused
     jax.config.update("jax_debug_key_reuse", True)
