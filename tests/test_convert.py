@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import make_resnet18_large as golden_of
-from problems import to_torch
+from problems import QUICK, to_torch
 from safetensors.numpy import save_file
 
 from gi_jax import ImageSpace, InputError, data, models
@@ -20,7 +20,6 @@ from gi_jax.experiments.torch_files import read_tensors
 from gi_jax.models import Normalize
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "resnet18_large.json").read_text())
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

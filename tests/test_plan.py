@@ -147,7 +147,9 @@ def test_eight_devices_give_what_one_gives(tmp_path):
     assert len(jax.devices()) == 1
     import os
 
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+    }
     script = [sys.executable, "-c", ON_EIGHT, str(tmp_path)]
     subprocess.run(script, check=True, env=environment, cwd=Path(__file__).parent.parent)
     np.testing.assert_allclose(one.reconstructions[0], np.load(tmp_path / "eight.npy"), atol=2e-3)
