@@ -209,12 +209,35 @@ def test_clients_that_wait_for_each_other_change_nothing(model):
 
 
 def test_the_server_takes_any_optimizer(model):
-    # Adagrad with an accumulator of zero and a tiny epsilon goes by the sign of the first mean gradient.
-    server = partial(optax.adagrad, initial_accumulator_value=0.0, eps=1e-30)
-    found = run(model, 1, server=server, server_rate=0.25)
+    found = run(model, 1, server=optax.sign_sgd, server_rate=0.25)
     way = jax.tree.map(lambda old, new: np.abs(old - new), model[0], found.state.model.params)
     # In front of BatchNorm a bias would not move, but there is none.
     np.testing.assert_allclose(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(way)]), 0.25, rtol=1e-3)
+
+
+# Algorithm 2 of Reddi et al. (2021) by hand, at tau = 0.001: updates (before - after) of 3e-3, -4e-3 and 0, the weight
+# after each in units of the rate. v begins at tau^2 = 1e-6; in units of 1e-3 and 1e-6 the first step of Adagrad is
+# -3 / (sqrt(1 + 9) + 1), that of Adam -0.3 / (sqrt(0.99 + 0.09) + 1), and that of Yogi -0.3 / (sqrt(1 + 0.09) + 1).
+BY_HAND = {
+    "fedavg": (-3e-3, 1e-3, 1e-3),
+    "fedadagrad": (-3 / (10**0.5 + 1), *[-3 / (10**0.5 + 1) + 4 / (26**0.5 + 1)] * 2),
+    "fedadam": np.cumsum([-0.3 / (1.08**0.5 + 1), 0.13 / (1.2292**0.5 + 1), 0.117 / (1.216908**0.5 + 1)]),
+    "fedyogi": np.cumsum([-0.3 / (1.09**0.5 + 1), 0.13 / (1.25**0.5 + 1), 0.117 / (1.25**0.5 + 1)]),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_servers_step_as_their_papers_say(name):
+    server = federated.SERVERS[name]
+    optimizer = server.optimizer(server.rate)
+    weights = {"moved": jnp.float32(0.0), "unseen": jnp.float32(0.0)}
+    state, found = optimizer.init(weights), []
+    for update in (3e-3, -4e-3, 0.0):
+        step, state = optimizer.update({"moved": jnp.float32(update), "unseen": jnp.float32(0.0)}, state, weights)
+        weights = optax.apply_updates(weights, step)
+        found.append(float(weights["moved"]) / server.rate)
+    np.testing.assert_allclose(found, BY_HAND[name], rtol=1e-5)
+    assert weights["unseen"] == 0.0  # what never leaves a client stays
 
 
 def test_momentum_carries_over_rounds(model):

@@ -99,7 +99,10 @@ def test_spatial_size_at_every_norm_layer(name, sides):
 def test_sorted_names_are_the_order_of_the_network(name):
     met = [path.split("/")[0] for _, path, _ in calls(name)]
     assert met == sorted(met) and met[-1] == "head"
-    if name not in ("resnet18_basic", "resnet18_large"):  # their shortcut is normalized before the sum, by name after it
+    if name not in (
+        "resnet18_basic",
+        "resnet18_large",
+    ):  # their shortcut is normalized before the sum, by name after it
         norms = [path for kind, path, _ in calls(name) if kind is BatchNorm]
         assert norms == sorted(norms)
 
