@@ -372,6 +372,20 @@ def test_overlaps_known_answers(counts, truth, of_sets, of_counts):
     assert metrics.count_overlap(np.array(counts), np.array(truth)) == pytest.approx(of_counts)
 
 
+def test_optimized_labels_are_scored_as_what_they_say():
+    hard = np.eye(10)[np.arange(16) % 3]
+    sure = 0.95 * hard + 0.05 / 9 * (1 - hard)  # nearly every class adds up to more than 0.05 pictures
+    assert metrics.label_overlaps(sure[::-1], hard) == {"set_overlap": 1.0, "count_overlap": 1.0}
+    wrong = np.roll(sure, 1, axis=1)  # 6, 5, 5 pictures of the next class
+    assert metrics.label_overlaps(wrong, hard) == {"set_overlap": 2 / 4, "count_overlap": 10 / 16}
+    mixed = (hard + np.roll(hard, 1, axis=1)) / 2
+    assert metrics.label_overlaps(mixed, mixed) == {"set_overlap": 1.0, "count_overlap": 1.0}
+    assert metrics.label_overlaps(hard, mixed)["set_overlap"] == 3 / 4
+    unsure = 0.95 * mixed + 0.05 / 10
+    assert metrics.label_overlaps(unsure, mixed)["set_overlap"] == 1.0
+    assert 0.95 < metrics.label_overlaps(unsure, mixed)["count_overlap"] < 1.0
+
+
 def test_the_distribution_of_labels_is_that_of_all_batches():
     classes = [0, 0, 0, 0, 1, 1, 2]
     (row,) = label_distribution(counts_of(classes, 4), batch_sizes=(4, 100))

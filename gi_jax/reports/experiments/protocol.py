@@ -8,8 +8,8 @@ from gi_jax.reports.page import Cell, Column, Section, Table, Text
 
 BASE = "all"
 SWITCHES = {
-    BASE: "Every flaw of this attack and its scoring at once: box, bn_var and lpips_range. In batches of one picture match "
-    "does nothing, and the others need running averages, a defense or a decoder.",
+    BASE: "Every flaw of this attack and its scoring at once: box, bn_var and lpips_range. In batches of one picture "
+    "match does nothing, and the others need running averages, a defense or a decoder.",
     "box": "The published attack clips to a box of other constants than the data were normalized with, so that very "
     "dark and very light pixels cannot be reached.",
     "bn_var": "The published target is the unbiased variance, while normalization uses the biased one.",
