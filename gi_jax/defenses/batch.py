@@ -183,7 +183,7 @@ def encode_victim(mixing: Mixing, key: Key, victim: Victim, public: Images | Non
     encoded = mixing(key, units(victim.images), victim.labels, None if public is None else units(public))
     space = victim.space.signed() if mixing.flipped else victim.space
     images = space.denormalize(encoded.images)
-    encoding = dict(images=images, labels=encoded.labels, space=space, encoded=True)
+    encoding = dict(images=images, labels=encoded.labels, space=space, encoded=True, space_before=victim.space)
     return dataclasses.replace(victim, **encoding), encoded.mapping
 
 

@@ -31,7 +31,8 @@ class Adversary:
       clients: numbers of those it is after; None for all. In the views of a mean the others are with the adversary,
         which knows their part and subtracts it; the adversary of the view `client` is one of them.
       labels_known: whether it is told the labels, as counts.
-      defense_known: whether it is told which defense runs, with its public parameters.
+      defense_known: whether it is told which defense runs, with its public parameters. If not, the pictures of its
+        problem are in the space of before any encoding, and not in that of the victim.
     """
 
     threat: BatchNormThreat
