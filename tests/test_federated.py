@@ -382,6 +382,54 @@ def test_an_adversary_that_never_saw_batchnorm_says_so(model):
     assert np.any(seen.problem.observed["head"]["kernel"]) and seen.problem.statistics is None
 
 
+HIDING = {
+    "prune:p=0.5": "bound",
+    "prune_global:p=0.5": "bound",
+    "top_k:k=50": "bound",
+    "qsgd:levels=4": "spacing",
+    "quantize:bits=4": "width",
+    "gaussian:relative=0.5": None,
+}
+
+
+@pytest.mark.parametrize("text", HIDING)
+def test_what_is_known_of_a_defense_is_read_off_what_leaves_the_client(model, text):
+    defense, local = defenses.parse(text), LocalTraining(num_steps=2, learning_rate=RATE)
+    # An adversary that saw the normalization layers would read other numbers off them: they are moved most.
+    large = dict(model[0], **{name: jax.tree.map(lambda x: 10 * x, model[0][name]) for name in ("norm0", "norm1")})
+    settings = dict(local=local, batch_norm=Policy.FED_BN, defense=defense, batch_size=2)
+    found = run((large, model[1]), 1, adversary=Adversary(threat=BLIND, clients=(0,)), **settings)
+    (seen,) = found.seen
+    fact, unseen = seen.problem.known
+    leave = {name: tensor for name, tensor in seen.problem.observed.items() if not name.startswith("norm")}
+    (expected,) = defense.known(leave, 2)
+    tensors = HIDING[text]
+    numbers = lambda fact: [getattr(fact, name) for name in ("kept", "scale") if hasattr(fact, name)]  # noqa: E731
+    np.testing.assert_allclose(numbers(fact), numbers(expected), rtol=1e-5)
+    if tensors is not None:
+        scalars, wanted = getattr(fact, tensors), getattr(expected, tensors)
+        assert jax.tree.structure(scalars) == jax.tree.structure(seen.problem.observed)
+        assert all(np.isinf(scalar) for layer in ("norm0", "norm1") for scalar in scalars[layer].values())
+        assert relative_error({name: scalars[name] for name in leave}, wanted) < 1e-5
+    check_problem(seen.problem)
+    objective = attacks.adapt(attacks.create("modern"), seen.problem).objective
+    update = seen.problem.imagine(gi_jax.threat.Batch(jnp.zeros(seen.problem.image_shape), seen.problem.labels))
+    assert np.isfinite(objective.parts["matching"](seen.problem, None, update))
+
+
+@pytest.mark.parametrize("view", ["sum", "client"])
+def test_of_a_mean_nobody_is_told_whose_labels_are_whose(model, view):
+    held = np.argsort(LABELS, kind="stable").reshape(NUM_CLIENTS, HELD).astype(np.int32)  # few classes a client
+    adversary = Adversary(threat=THREATS["infer"], view=view, rounds=(0,), clients=(0, 2, 4))
+    found = run(model, 1, held, adversary=adversary)
+    (seen,), (secrets,) = found.seen, found.secrets
+    truth = sum(np.asarray(secret.victim.labels).sum(0) for secret in secrets)
+    assert seen.problem.clients == 3
+    of_clients = np.asarray(seen.problem.labels).reshape(3, HELD, 4).sum(1)
+    np.testing.assert_array_equal(of_clients.sum(0), truth)
+    assert np.ptp(of_clients, axis=0).max() <= 1
+
+
 @pytest.mark.parametrize("view", ["sum", "client"])
 def test_a_mean_is_that_of_those_who_are_not_with_the_adversary(model, view):
     honest = (0, 2, 3)

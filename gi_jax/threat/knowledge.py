@@ -110,3 +110,6 @@ class Mixed:
 
 
 Fact = Zeroed | Noisy | Signs | Quantized | Rounded | Clipped | Mixed
+
+BY_TENSOR: dict[type, str] = {Zeroed: "bound", Quantized: "width", Rounded: "spacing"}
+"""What of a fact is a scalar a tensor; an infinite one says nothing of that tensor."""

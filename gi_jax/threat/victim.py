@@ -52,7 +52,10 @@ class GradientDefense(Protocol):
         ...
 
     def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
-        """What an adversary that knows the defense and the size of the batch, and sees what was sent, can say of it."""
+        """What an adversary that knows the defense and the size of the batch, and sees what was sent, can say of it.
+
+        In `sent` are the tensors that leave the client, with None in the place of others.
+        """
         ...
 
 
