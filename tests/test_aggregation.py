@@ -112,6 +112,20 @@ def test_a_sum_of_one_is_refused(survivors):
         secure.secure_mean(updates(3), jax.random.key(0), survivors=survivors)
 
 
+@pytest.mark.parametrize(
+    "survivors, message", [((0, 0, 2), "expected each client once"), ((-1, 2), "from 0 to 2"), ((0, 3), "from 0 to 2")]
+)
+def test_survivors_whose_masks_would_not_cancel_are_refused(survivors, message):
+    clients, seeds = updates(3), secure.agree_on_seeds(jax.random.key(0), 3)
+    for go in (
+        lambda: secure.secure_mean(clients, jax.random.key(0), survivors=survivors),
+        lambda: secure.unmask(clients[0], survivors, seeds),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            go()
+        assert "\n" not in str(error.value)
+
+
 # Views.
 
 

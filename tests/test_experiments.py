@@ -286,6 +286,21 @@ def test_who_knows_of_encodings_only_is_not_told_of_pruning():
     assert isinstance(matching, GradientMatching)
 
 
+def test_who_is_not_told_of_signs_looks_for_pictures(tmp_path):
+    defense = "intra_instahide:k=2"
+    spec = AttackSpec(model="mlp", steps=2, num_batches=2, first=1, defenses=(defense,), attacker="plain")
+    told = dataclasses.replace(spec, attacker="encodings")
+    victims = make_victims(spec)
+    attacked, _ = encode_victims(spec, victims, defense)
+    (plain, *_), (knows, *_) = (make_problems(one, attacked, defense) for one in (spec, told))
+    dark = lambda problem: problem.space.clip(jnp.full(problem.image_shape, -100.0))[0, 0, 0]  # noqa: E731
+    np.testing.assert_allclose(dark(plain), victims.batches[0].space.normalize(jnp.zeros((1, 1, 3)))[0, 0])
+    assert np.all(dark(knows) < dark(plain))
+    # What it found is scored in the units of the encodings, whatever it took them for.
+    images = attacked[0].space.normalize(jnp.asarray(run_attack(spec, tmp_path, Execution()).reconstructions[0]))
+    np.testing.assert_allclose(images, plain.space.clip(images), atol=1e-5)
+
+
 def test_closed_forms_do_not_claim_to_adapt():
     spec = AttackSpec(model="mlp", attack="phong", defenses=("prune:p=0.9",))
     words = " ".join(threat_words(spec, make_victims(spec), "prune:p=0.9"))

@@ -209,12 +209,35 @@ def test_clients_that_wait_for_each_other_change_nothing(model):
 
 
 def test_the_server_takes_any_optimizer(model):
-    # Adagrad with an accumulator of zero and a tiny epsilon goes by the sign of the first mean gradient.
-    server = partial(optax.adagrad, initial_accumulator_value=0.0, eps=1e-30)
-    found = run(model, 1, server=server, server_rate=0.25)
+    found = run(model, 1, server=optax.sign_sgd, server_rate=0.25)
     way = jax.tree.map(lambda old, new: np.abs(old - new), model[0], found.state.model.params)
     # In front of BatchNorm a bias would not move, but there is none.
     np.testing.assert_allclose(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(way)]), 0.25, rtol=1e-3)
+
+
+# Algorithm 2 of Reddi et al. (2021) by hand, at tau = 0.001: updates (before - after) of 3e-3, -4e-3 and 0, the weight
+# after each in units of the rate. v begins at tau^2 = 1e-6; in units of 1e-3 and 1e-6 the first step of Adagrad is
+# -3 / (sqrt(1 + 9) + 1), that of Adam -0.3 / (sqrt(0.99 + 0.09) + 1), and that of Yogi -0.3 / (sqrt(1 + 0.09) + 1).
+BY_HAND = {
+    "fedavg": (-3e-3, 1e-3, 1e-3),
+    "fedadagrad": (-3 / (10**0.5 + 1), *[-3 / (10**0.5 + 1) + 4 / (26**0.5 + 1)] * 2),
+    "fedadam": np.cumsum([-0.3 / (1.08**0.5 + 1), 0.13 / (1.2292**0.5 + 1), 0.117 / (1.216908**0.5 + 1)]),
+    "fedyogi": np.cumsum([-0.3 / (1.09**0.5 + 1), 0.13 / (1.25**0.5 + 1), 0.117 / (1.25**0.5 + 1)]),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_servers_step_as_their_papers_say(name):
+    server = federated.SERVERS[name]
+    optimizer = server.optimizer(server.rate)
+    weights = {"moved": jnp.float32(0.0), "unseen": jnp.float32(0.0)}
+    state, found = optimizer.init(weights), []
+    for update in (3e-3, -4e-3, 0.0):
+        step, state = optimizer.update({"moved": jnp.float32(update), "unseen": jnp.float32(0.0)}, state, weights)
+        weights = optax.apply_updates(weights, step)
+        found.append(float(weights["moved"]) / server.rate)
+    np.testing.assert_allclose(found, BY_HAND[name], rtol=1e-5)
+    assert weights["unseen"] == 0.0  # what never leaves a client stays
 
 
 def test_momentum_carries_over_rounds(model):
@@ -357,6 +380,54 @@ def test_an_adversary_that_never_saw_batchnorm_says_so(model):
         assert not np.any(seen.problem.observed[layer]["scale"])
         np.testing.assert_array_equal(seen.problem.params[layer]["scale"], model[0][layer]["scale"])
     assert np.any(seen.problem.observed["head"]["kernel"]) and seen.problem.statistics is None
+
+
+HIDING = {
+    "prune:p=0.5": "bound",
+    "prune_global:p=0.5": "bound",
+    "top_k:k=50": "bound",
+    "qsgd:levels=4": "spacing",
+    "quantize:bits=4": "width",
+    "gaussian:relative=0.5": None,
+}
+
+
+@pytest.mark.parametrize("text", HIDING)
+def test_what_is_known_of_a_defense_is_read_off_what_leaves_the_client(model, text):
+    defense, local = defenses.parse(text), LocalTraining(num_steps=2, learning_rate=RATE)
+    # An adversary that saw the normalization layers would read other numbers off them: they are moved most.
+    large = dict(model[0], **{name: jax.tree.map(lambda x: 10 * x, model[0][name]) for name in ("norm0", "norm1")})
+    settings = dict(local=local, batch_norm=Policy.FED_BN, defense=defense, batch_size=2)
+    found = run((large, model[1]), 1, adversary=Adversary(threat=BLIND, clients=(0,)), **settings)
+    (seen,) = found.seen
+    fact, unseen = seen.problem.known
+    leave = {name: tensor for name, tensor in seen.problem.observed.items() if not name.startswith("norm")}
+    (expected,) = defense.known(leave, 2)
+    tensors = HIDING[text]
+    numbers = lambda fact: [getattr(fact, name) for name in ("kept", "scale") if hasattr(fact, name)]  # noqa: E731
+    np.testing.assert_allclose(numbers(fact), numbers(expected), rtol=1e-5)
+    if tensors is not None:
+        scalars, wanted = getattr(fact, tensors), getattr(expected, tensors)
+        assert jax.tree.structure(scalars) == jax.tree.structure(seen.problem.observed)
+        assert all(np.isinf(scalar) for layer in ("norm0", "norm1") for scalar in scalars[layer].values())
+        assert relative_error({name: scalars[name] for name in leave}, wanted) < 1e-5
+    check_problem(seen.problem)
+    objective = attacks.adapt(attacks.create("modern"), seen.problem).objective
+    update = seen.problem.imagine(gi_jax.threat.Batch(jnp.zeros(seen.problem.image_shape), seen.problem.labels))
+    assert np.isfinite(objective.parts["matching"](seen.problem, None, update))
+
+
+@pytest.mark.parametrize("view", ["sum", "client"])
+def test_of_a_mean_nobody_is_told_whose_labels_are_whose(model, view):
+    held = np.argsort(LABELS, kind="stable").reshape(NUM_CLIENTS, HELD).astype(np.int32)  # few classes a client
+    adversary = Adversary(threat=THREATS["infer"], view=view, rounds=(0,), clients=(0, 2, 4))
+    found = run(model, 1, held, adversary=adversary)
+    (seen,), (secrets,) = found.seen, found.secrets
+    truth = sum(np.asarray(secret.victim.labels).sum(0) for secret in secrets)
+    assert seen.problem.clients == 3
+    of_clients = np.asarray(seen.problem.labels).reshape(3, HELD, 4).sum(1)
+    np.testing.assert_array_equal(of_clients.sum(0), truth)
+    assert np.ptp(of_clients, axis=0).max() <= 1
 
 
 @pytest.mark.parametrize("view", ["sum", "client"])

@@ -18,6 +18,7 @@ from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.labels import label_distribution
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.models import FunctionNetwork
+from gi_jax.objectives.candidate import Candidate
 from gi_jax.threat import RUNNING, Batch, Clipped, Mixed, Noisy, Victim, Zeroed, observe
 
 KEY = jax.random.key(5)
@@ -121,6 +122,38 @@ def test_a_soft_label_is_exact_with_a_bias(features, name):
 def test_a_soft_label_is_close_without_a_bias(features, name):
     problem = make([SOFT[name]], 10, features, bias=False)
     np.testing.assert_allclose(found("soft", problem), SOFT[name], atol=1e-3)
+
+
+@pytest.mark.parametrize("features, bias", [("relu", True), ("signed", True), ("relu", False)])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_label_beside_public_pictures_sums_to_less(features, bias, told):
+    label = 0.7 * np.array(SOFT["two mixed"])  # two private pictures; public ones have no label
+    known = (Mixed(k=4, flipped=True, label_sum=0.7 if told else None),)
+    problem = dataclasses.replace(make([label], 10, features, bias=bias), known=known)
+    recovered = labels.recover(problem, "auto", dummies_of(problem))
+    assert recovered.method == "soft" and ("exact" in recovered.why) == (told and bias)
+    if told or bias:
+        np.testing.assert_allclose(recovered.labels[0], label, atol=1e-5 if bias else 1e-3)
+        np.testing.assert_allclose(recovered.counts, label, atol=1e-5 if bias else 1e-3)
+
+
+def test_counts_beside_public_pictures_are_of_labels_that_sum_to_less():
+    numbers = [0] * 13 + [1] * 3
+    hard = np.eye(10)[numbers]
+    problem = make(0.4 * hard, 10, "of one sum", blind=True)
+    problem = dataclasses.replace(problem, known=(Mixed(k=4, label_sum=0.4),))
+    for method in ("bias_counts", "auto"):
+        recovered = labels.recover(problem, method, dummies_of(problem))
+        assert recovered.method == "bias_counts"
+        np.testing.assert_allclose(recovered.labels, 0.4 * hard, atol=1e-6)
+        np.testing.assert_allclose(recovered.counts, 0.4 * counts_of(numbers, 10), atol=1e-6)
+
+
+def test_labels_that_are_optimized_sum_to_what_is_told():
+    problem = dataclasses.replace(make([1, 2], 10), known=(Mixed(k=4, label_sum=0.7),))
+    images = jnp.zeros(problem.image_shape)
+    batch = Candidate(images, jnp.ones((2, 10))).batch(problem)
+    np.testing.assert_allclose(batch.labels, 0.07, rtol=1e-6)
 
 
 # Several pictures.
@@ -370,6 +403,20 @@ def test_a_rank_at_its_limit_is_a_lower_bound():
 def test_overlaps_known_answers(counts, truth, of_sets, of_counts):
     assert metrics.set_overlap(np.array(counts), np.array(truth)) == pytest.approx(of_sets)
     assert metrics.count_overlap(np.array(counts), np.array(truth)) == pytest.approx(of_counts)
+
+
+def test_optimized_labels_are_scored_as_what_they_say():
+    hard = np.eye(10)[np.arange(16) % 3]
+    sure = 0.95 * hard + 0.05 / 9 * (1 - hard)  # nearly every class adds up to more than 0.05 pictures
+    assert metrics.label_overlaps(sure[::-1], hard) == {"set_overlap": 1.0, "count_overlap": 1.0}
+    wrong = np.roll(sure, 1, axis=1)  # 6, 5, 5 pictures of the next class
+    assert metrics.label_overlaps(wrong, hard) == {"set_overlap": 2 / 4, "count_overlap": 10 / 16}
+    mixed = (hard + np.roll(hard, 1, axis=1)) / 2
+    assert metrics.label_overlaps(mixed, mixed) == {"set_overlap": 1.0, "count_overlap": 1.0}
+    assert metrics.label_overlaps(hard, mixed)["set_overlap"] == 3 / 4
+    unsure = 0.95 * mixed + 0.05 / 10
+    assert metrics.label_overlaps(unsure, mixed)["set_overlap"] == 1.0
+    assert 0.95 < metrics.label_overlaps(unsure, mixed)["count_overlap"] < 1.0
 
 
 def test_the_distribution_of_labels_is_that_of_all_batches():

@@ -247,6 +247,8 @@ def test_the_secret_is_no_part_of_the_problem():
 
 def test_what_is_known_is_the_kind_of_defense():
     assert mixup(4).known() == Mixed(k=4) and intra_instahide(6).known() == Mixed(k=6, flipped=True)
+    assert inter_instahide(4).known() == Mixed(k=4, flipped=True, label_sum=0.7)
+    assert inter_instahide(4, public_sum=None).known().label_sum is None
 
 
 def test_the_signed_box_holds_both_signs_and_keeps_the_units():

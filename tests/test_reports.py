@@ -14,7 +14,7 @@ from PIL import Image
 
 from gi_jax import cli
 from gi_jax.checks import InputError
-from gi_jax.experiments import published
+from gi_jax.experiments import catalogue, published
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.training import TrainSpec
 from gi_jax.reports import html, markdown
@@ -269,6 +269,19 @@ def test_a_switch_compares_with_the_base():
         assert row[f"{scoring}: reference"] == base[f"{scoring}: reference"]
         change = row[f"{scoring}: corrected"] - row[f"{scoring}: reference"]
         assert row[f"{scoring}: difference"] == pytest.approx(change)
+
+
+def test_all_at_once_mends_the_scoring_too():
+    found = cells.full("protocol")
+    corrected = next(one for one in found if one.where == {"switch": "all", "value": "corrected"})
+    mended = corrected.row["result"]["mended_summaries"]["lpips_range"]
+    mended["lpips_vgg"] = mended["lpips_vgg"] | {"mean": 0.123}
+    row = row_of(tables(report("protocol", "", "", found, "small"), "Each switch")[0], "all")
+    assert row["LPIPS, the paper's scoring: corrected"] == 0.123
+    assert row["LPIPS, this library's scoring: corrected"] == corrected.row["result"]["summary"]["lpips_vgg"]["mean"]
+    for scale in catalogue.SCALES:  # in batches of one picture there is no other to match with
+        placed = [one for one in catalogue.placed("protocol", scale) if one.where["switch"] == "all"]
+        assert [one.cell.spec.batch_size for one in placed] == [1, 1]
 
 
 def test_a_switch_is_not_compared_with_another_ones_reference():

@@ -207,7 +207,8 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
     images = jax.device_get(problems.space.denormalize(states.best.images))
     losses, alive = jax.device_get((states.best_loss, states.alive))
     logits = states.best.label_logits
-    probabilities = None if logits is None else jax.device_get(jax.nn.softmax(logits))
+    sums = jnp.reshape(problems.label_sum, (-1, 1, 1, 1, 1))  # of [victims, points, restarts, n, classes]
+    probabilities = None if logits is None else jax.device_get(sums * jax.nn.softmax(logits))
     known = jax.device_get(problems.labels)
     if (copies := problems.copies) > 1:
         images, probabilities = _merged(problems, images, probabilities, copies)

@@ -131,7 +131,9 @@ class Mixing:
 
     def known(self) -> Mixed:
         """What an adversary that knows of the defense is told."""
-        return Mixed(k=self.k, flipped=self.flipped)
+        open_sum = self.num_public and self.public_sum is None
+        label_sum = None if open_sum else 1.0 - (self.public_sum if self.num_public else 0.0)
+        return Mixed(k=self.k, flipped=self.flipped, label_sum=label_sum)
 
     def _coefficients(self, key, n):
         if not self.num_public or self.public_sum is None:
@@ -181,7 +183,7 @@ def encode_victim(mixing: Mixing, key: Key, victim: Victim, public: Images | Non
     encoded = mixing(key, units(victim.images), victim.labels, None if public is None else units(public))
     space = victim.space.signed() if mixing.flipped else victim.space
     images = space.denormalize(encoded.images)
-    encoding = dict(images=images, labels=encoded.labels, space=space, encoded=True)
+    encoding = dict(images=images, labels=encoded.labels, space=space, encoded=True, space_before=victim.space)
     return dataclasses.replace(victim, **encoding), encoded.mapping
 
 

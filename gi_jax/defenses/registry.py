@@ -98,6 +98,7 @@ def _top_k(key, k):
 
 
 def _share(count, sent):
+    """Of the entries that leave the client, at most: some of the count may be in tensors that do not."""
     return min(count / optax.tree.size(sent), 1.0)
 
 

@@ -99,9 +99,10 @@ def unmask(total: Gradients, survivors: Sequence[int], seeds: Seeds) -> Gradient
       seeds: of these the server uses the survivors' own ones, and those that survivors share with who dropped out.
 
     Raises:
-      InputError: for fewer than two survivors, whose sum would be an update itself.
+      InputError: for fewer than two survivors, whose sum would be an update itself, one named twice, whose masks would
+        not cancel, and one that is not among the clients.
     """
-    _check_survivors(survivors)
+    _check_survivors(survivors, len(seeds.own))
     dropped = set(range(len(seeds.own))) - set(survivors)
     for client in survivors:
         total = _combine(operator.sub, total, seeds.own, client)
@@ -110,12 +111,14 @@ def unmask(total: Gradients, survivors: Sequence[int], seeds: Seeds) -> Gradient
     return total
 
 
-def _check_survivors(survivors):
+def _check_survivors(survivors, num_clients):
+    names = f"secure aggregation with survivors {list(map(int, survivors))}"
     if len(set(survivors)) < 2:
-        raise checks.InputError(
-            f"secure aggregation with survivors {list(survivors)}: the sum would be an update itself, or nothing; "
-            "expected 2 clients or more"
-        )
+        raise checks.InputError(f"{names}: the sum would be an update itself, or nothing; expected 2 clients or more")
+    if len(set(survivors)) < len(survivors):
+        raise checks.InputError(f"{names}: masks of one that counts twice do not cancel; expected each client once")
+    if min(survivors) < 0 or max(survivors) >= num_clients:
+        raise checks.InputError(f"{names} of {num_clients} clients: expected numbers from 0 to {num_clients - 1}")
 
 
 def secure_mean(
@@ -130,10 +133,10 @@ def secure_mean(
       scale: of the fixed-point numbers; each entry of the mean is rounded by up to 1 / (2 scale).
 
     Raises:
-      InputError: for fewer than two survivors, and for entries that a sum of fixed-point numbers could not hold.
+      InputError: for survivors that `unmask` refuses, and for entries that a sum of fixed-point numbers could not hold.
     """
     survivors = range(len(updates)) if survivors is None else survivors
-    _check_survivors(survivors)
+    _check_survivors(survivors, len(updates))
     limit = 2.0**31 / (scale * len(updates))
     largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(list(updates)))
     if not largest < limit:

@@ -89,13 +89,9 @@ def _score_labels(spec, attacked, found):
     if how == "known":
         return {"from": how}
     truth = np.concatenate([np.asarray(victim.labels) for victim in attacked])
-    truth = truth.reshape(-1, *found.shape[1:])[: len(found)].sum(1)
-    pairs = list(zip(found.sum(1), truth, strict=True))
-    return {
-        "from": how,
-        "set_overlap": float(np.mean([metrics.set_overlap(*pair) for pair in pairs])),
-        "count_overlap": float(np.mean([metrics.count_overlap(*pair) for pair in pairs])),
-    }
+    truth = truth.reshape(-1, *found.shape[1:])[: len(found)]
+    overlaps = [metrics.label_overlaps(*pair) for pair in zip(found, truth, strict=True)]
+    return {"from": how} | {name: float(np.mean([one[name] for one in overlaps])) for name in overlaps[0]}
 
 
 def _local_block(steps, misfits):

@@ -1,5 +1,6 @@
 """The launches of an attack run: what is finished, what is under way, and the file that holds both."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -250,6 +251,7 @@ class Session:
 
     def _launch(self, group, name, launch):
         attack, stacked, states = self.prepare(group, launch)
+        defense = self.groups[group][0].defenses[0]
         timing = {"compile_seconds": 0.0, "run_seconds": 0.0}
         if self.restored is not None and self.restored["name"] == name:
             stacked, states = on_all_devices(stacked, serialization.from_state_dict(states, self.restored["states"]))
@@ -263,7 +265,9 @@ class Session:
             timing["run_seconds"] += time.monotonic() - began
             # A copy: the next chunk is given the states themselves, and may be interrupted.
             kept, so_far = jax.tree.map(jnp.copy, latest), dict(timing)
-            self.running = _Running(name, so_far, kept, cache(partial(_arrays, stacked, kept, launch, so_far)))
+            # In the client's units, whatever the adversary takes pictures for.
+            shown = dataclasses.replace(stacked, space=self.attacked[defense][0][0].space)
+            self.running = _Running(name, so_far, kept, cache(partial(_arrays, shown, kept, launch, so_far)))
             self.restored = None
             self._note(group, name, progress)
             if time.monotonic() - self.saved_at > self.execution.save_seconds:

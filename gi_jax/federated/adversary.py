@@ -6,15 +6,17 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gi_jax import checks
 from gi_jax.defenses import secure_mean
-from gi_jax.federated.batch_norm import Policy, own_part, without
+from gi_jax.federated.batch_norm import Policy, fill, own_part, without
 from gi_jax.federated.federation import Federation
 from gi_jax.federated.rounds import Part, State
 from gi_jax.models import Normalize
 from gi_jax.threat import VIEWS, AttackProblem, BatchNormThreat, Mapping, Shared, Victim, Zeroed, grant, look
+from gi_jax.threat.knowledge import BY_TENSOR
 from gi_jax.threat.local import several
 from gi_jax.threat.views import average
 from gi_jax.types import Key
@@ -30,8 +32,10 @@ class Adversary:
       rounds: those that it looks at, counted from 0: round 3 starts from the weights after three rounds.
       clients: numbers of those it is after; None for all. In the views of a mean the others are with the adversary,
         which knows their part and subtracts it; the adversary of the view `client` is one of them.
-      labels_known: whether it is told the labels, as counts.
-      defense_known: whether it is told which defense runs, with its public parameters.
+      labels_known: whether it is told the labels, as counts: of a mean those of all clients together, every class
+        spread evenly over the clients.
+      defense_known: whether it is told which defense runs, with its public parameters. If not, the pictures of its
+        problem are in the space of before any encoding, and not in that of the victim.
     """
 
     threat: BatchNormThreat
@@ -123,13 +127,14 @@ def watch(
       key: of the masks of secure aggregation.
 
     Returns:
-      A `Seen` a problem, and for each the secrets of its clients, in the order of the problem's pictures.
+      A `Seen` a problem, and for each the secrets of its clients, in the order of the problem's clients.
     """
     chosen = [
         (lane, int(number))
         for lane, number in enumerate(drawn)
         if adversary.clients is None or int(number) in adversary.clients
     ]
+    own = own_part(federation.batch_norm, before.model).params
     problems, secrets = [], []
     for lane, number in chosen:
         part = jax.tree.map(lambda leaf, lane=lane: leaf[lane], parts)
@@ -137,8 +142,10 @@ def watch(
         n = len(victim.images)
         granted = dict(labels_known=adversary.labels_known, defense_known=adversary.defense_known)
         local = several(federation.local, n)
-        problem = _grant(victim, part.sent, threat=adversary.threat, defense=federation.defense, local=local, **granted)
-        problems.append(_as_sent(federation, before, problem))
+        # What is known of a defense is read off the tensors that leave the client, as who sees no others reads it.
+        sent = part.sent._replace(observed=without(own, part.sent.observed))
+        problem = _grant(victim, sent, threat=adversary.threat, defense=federation.defense, local=local, **granted)
+        problems.append(_as_sent(own, before, problem))
         secrets.append(Secret(number, part.pictures, victim, part.mapping))
     if not problems:
         return [], []
@@ -146,28 +153,45 @@ def watch(
     rate = float(federation.server_rate * federation.distance)
     seen = look(adversary.view, problems, adversary.threat, aggregate=aggregate, learning_rate=rate)
     groups = [(secret,) for secret in secrets] if adversary.view == "server" else [tuple(secrets)]
-    fact = _unseen(federation, before)
+    fact = _unseen(own)
     labeled = zip(seen, groups, strict=True)
     number = int(before.round)
     return [
         Seen(
             number,
             tuple(secret.client for secret in group),
-            dataclasses.replace(problem, known=(*problem.known, *fact)),
+            dataclasses.replace(_with_counts(problem), known=(*problem.known, *fact)),
         )
         for problem, group in labeled
     ], groups
 
 
-def _as_sent(federation, before, problem):
-    """The problem with what stays with the client taken out, and in its place what the server has."""
-    own = own_part(federation.batch_norm, before.model).params
-    return dataclasses.replace(problem, params=before.model.params, observed=without(own, problem.observed))
+def _with_counts(problem):
+    """The problem without the order of the labels of several clients, which says who has which."""
+    if problem.labels is None or problem.clients == 1:
+        return problem
+    return problem.with_labels(problem.labels[jnp.lexsort(problem.labels.T)])
 
 
-def _unseen(federation, before):
+def _as_sent(own, before, problem):
+    """The problem in the shapes of the whole network: the server's weights, and for what stays zeros, and no facts."""
+    known = tuple(_of_all_tensors(own, fact) for fact in problem.known)
+    return dataclasses.replace(
+        problem, params=before.model.params, observed=fill(own, problem.observed, 0.0), known=known
+    )
+
+
+def _of_all_tensors(own, fact):
+    """A fact about the tensors that were sent, with what says nothing of the others."""
+    name = BY_TENSOR.get(type(fact))
+    if name is None or getattr(fact, name) is None:
+        return fact
+    scalars = jax.tree.map(lambda leaf: leaf.reshape(-1)[0], own)
+    return dataclasses.replace(fact, **{name: fill(scalars, getattr(fact, name), jnp.inf)})
+
+
+def _unseen(own):
     """What an adversary knows of the tensors that never leave a client: that it has not seen them."""
-    own = own_part(federation.batch_norm, before.model).params
     paths = jax.tree_util.tree_leaves_with_path(own)
     names = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
     return (Zeroed(tensors=names, kept=0.0),) if names else ()

@@ -51,8 +51,15 @@ def join(own: Model, shared: Model) -> Model:
 
 
 def without(own, tree):
-    """`tree` with zeros where `own`, of the same structure, has leaves: what leaves a client that keeps `own`."""
-    return jax.tree.map(lambda mine, leaf: leaf if mine is None else jnp.zeros_like(leaf), own, tree, is_leaf=_missing)
+    """`tree` with None where `own`, of the same structure, has leaves: what leaves a client that keeps `own`."""
+    return jax.tree.map(lambda mine, leaf: leaf if mine is None else None, own, tree, is_leaf=_missing)
+
+
+def fill(own, tree, value: float):
+    """The whole of `tree`, from which `own` was taken, with arrays of one value in the place of the latter's leaves."""
+    return jax.tree.map(
+        lambda mine, leaf: leaf if mine is None else jnp.full_like(mine, value), own, tree, is_leaf=_missing
+    )
 
 
 def _missing(leaf) -> bool:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gi_jax.defenses import encode_victim
-from gi_jax.federated.batch_norm import Model, Policy, join, own_part, without
+from gi_jax.federated.batch_norm import Model, Policy, fill, join, own_part
 from gi_jax.federated.federation import Federation
 from gi_jax.models import Normalize
 from gi_jax.threat import Mapping, Sent, Shared, Victim, cross_entropy, send
@@ -157,7 +157,7 @@ def serve(federation: Federation, state: State, drawn: jax.Array, parts: Part) -
     own = own_part(federation.batch_norm, state.model)
     update = jax.tree.map(lambda leaf: federation.distance * leaf.mean(0), parts.sent.observed)
     step, optimizer = federation.server(federation.server_rate).update(
-        without(own.params, update), state.optimizer, state.model.params
+        fill(own.params, update, 0.0), state.optimizer, state.model.params
     )
     params = optax.apply_updates(state.model.params, step)
     averages = state.model.batch_stats

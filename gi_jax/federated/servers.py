@@ -1,7 +1,7 @@
 """What the server makes of the mean update: an optax optimizer, for which the update is the gradient.
 
 Reddi et al. (2021), Adaptive federated optimization: averaging models is a step of SGD with rate 1 on the mean of
-(before - after); other optimizers of the same pseudo-gradient are as good.
+(before - after); other optimizers of the same pseudo-gradient are as good. Theirs are in `gi_jax.federated.adaptive`.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,8 @@ from functools import partial
 from typing import NamedTuple
 
 import optax
+
+from gi_jax.federated.adaptive import fed_adagrad, fed_adam, fed_yogi
 
 
 class Server(NamedTuple):
@@ -20,14 +22,11 @@ class Server(NamedTuple):
     paper: str
 
 
-_ADAPTIVE = dict(eps=1e-3)  # tau of Reddi et al. (2021): how adaptive, not a guard against division by zero
-_MOMENTS = dict(b1=0.9, b2=0.99, **_ADAPTIVE)
-
 SERVERS = {
     "fedavg": Server(optax.sgd, 1.0, "the mean of the clients' models", "McMahan et al. 2017"),
     "fedavgm": Server(partial(optax.sgd, momentum=0.9), 1.0, "with momentum 0.9", "Hsu et al. 2019"),
-    "fedadagrad": Server(partial(optax.adagrad, **_ADAPTIVE), 0.01, "Adagrad", "Reddi et al. 2021"),
-    "fedadam": Server(partial(optax.adam, **_MOMENTS), 0.01, "Adam, bias-corrected as optax's", "Reddi et al. 2021"),
-    "fedyogi": Server(partial(optax.yogi, **_MOMENTS), 0.01, "Yogi, bias-corrected as optax's", "Reddi et al. 2021"),
+    "fedadagrad": Server(fed_adagrad, 0.01, "Adagrad, without momentum", "Reddi et al. 2021"),
+    "fedadam": Server(fed_adam, 0.01, "Adam, without bias correction", "Reddi et al. 2021"),
+    "fedyogi": Server(fed_yogi, 0.01, "Yogi, without bias correction", "Reddi et al. 2021"),
 }
 """Servers by name."""

@@ -16,7 +16,8 @@ class Candidate(NamedTuple):
     Attributes:
       images: float32 [n, h, w, c] in the network's units (normalized); n is that of the private batch, times
         `problem.copies` where every epoch of local training has guesses of its own, one epoch after the other.
-      label_logits: [n, num_classes], n as of the images, where labels are optimized jointly, else None.
+      label_logits: [n, num_classes], n as of the images, where labels are optimized jointly, else None. The labels
+        are `problem.label_sum` times their softmax.
     """
 
     images: Images
@@ -31,7 +32,7 @@ class Candidate(NamedTuple):
           InputError: if neither has any.
         """
         if self.label_logits is not None:
-            return Batch(self.images, jax.nn.softmax(self.label_logits))
+            return Batch(self.images, problem.label_sum * jax.nn.softmax(self.label_logits))
         if problem.labels is None:
             raise checks.InputError(
                 "labels are unknown: expected known labels in the problem, or an attack that optimizes them"

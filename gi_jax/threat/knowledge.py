@@ -100,10 +100,16 @@ class Mixed:
     Attributes:
       k: pictures in a mixture; static.
       flipped: every pixel's sign was drawn at random (InstaHide); static.
+      label_sum: what the label of a mixture sums to, below 1 where public pictures, which have no label, have a fixed
+        share; a scalar. None where that share is drawn.
     """
 
     k: int = _static()
     flipped: bool = _static(default=False)
+    label_sum: jax.Array | float | None = 1.0
 
 
 Fact = Zeroed | Noisy | Signs | Quantized | Rounded | Clipped | Mixed
+
+BY_TENSOR: dict[type, str] = {Zeroed: "bound", Quantized: "width", Rounded: "spacing"}
+"""What of a fact is a scalar a tensor; an infinite one says nothing of that tensor."""

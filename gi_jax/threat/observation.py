@@ -36,7 +36,8 @@ def observe(
         for a victim that has encoded them (`gi_jax.defenses.encode_victim`).
       key: the client's randomness, unknown to the adversary.
       labels_known: whether the adversary is told the labels (an oracle unless they can be inferred).
-      defense_known: whether the adversary is told which defense runs, with its public parameters.
+      defense_known: whether the adversary is told which defense runs, with its public parameters. If not, it takes
+        encodings for pictures, in the space of these.
       local: the client's local steps; None for one on the whole batch, whose gradient it sends.
       order_known: with local steps, whether the adversary is told which pictures each step took, and with
         `labels_known` which labels: an oracle. If not, known labels are counts, and each epoch has an order of its own.
@@ -89,7 +90,7 @@ def grant(
         statistics=shared_after_training(threat.shared, victim.batch_stats, sent.statistics),
         observed=observed,
         labels=victim.labels if labels_known else None,
-        space=victim.space,
+        space=victim.space if defense_known else victim.space_before or victim.space,
         known=known,
         local=several(assumed or local, n),
         order=sent.order if order_known else None,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gi_jax import checks
 from gi_jax.models import Network, Normalize, is_factored
 from gi_jax.threat.client import Batch, Update, client_update
-from gi_jax.threat.knowledge import Fact
+from gi_jax.threat.knowledge import Fact, Mixed
 from gi_jax.threat.local import LocalTraining, deal, train_locally
 from gi_jax.threat.space import ImageSpace
 from gi_jax.types import BatchStats, Gradients, Images, Labels, Params
@@ -102,6 +102,12 @@ class AttackProblem:
         """The client's model after its local steps, as far as it can be told from what was sent."""
         distance = self.local.learning_rate * self.local.num_steps
         return jax.tree.map(lambda weight, slope: weight - distance * slope, self.params, self.observed)
+
+    @property
+    def label_sum(self) -> jax.Array | float:
+        """What each label sums to: 1, unless the adversary is told that pictures without a label have a fixed share."""
+        sums = [fact.label_sum for fact in self.known if isinstance(fact, Mixed) and fact.label_sum is not None]
+        return sums[0] if sums else 1.0
 
     def with_labels(self, labels: Labels) -> "AttackProblem":
         """The problem with labels [n, num_classes] that are known as counts: which picture has which is unknown.

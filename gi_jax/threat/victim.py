@@ -31,6 +31,7 @@ class Victim:
       labels: class probabilities [n, num_classes].
       space: the units that the network expects.
       encoded: whether the images are encodings, of `gi_jax.defenses.encode_victim`; static.
+      space_before: the space of what was encoded, for who is not told of it: random signs are no pictures there.
     """
 
     network: Network = field(metadata={"static": True})
@@ -40,6 +41,7 @@ class Victim:
     labels: Labels
     space: ImageSpace
     encoded: bool = field(metadata={"static": True}, default=False)
+    space_before: ImageSpace | None = None
 
 
 class GradientDefense(Protocol):
@@ -50,7 +52,10 @@ class GradientDefense(Protocol):
         ...
 
     def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
-        """What an adversary that knows the defense and the size of the batch, and sees what was sent, can say of it."""
+        """What an adversary that knows the defense and the size of the batch, and sees what was sent, can say of it.
+
+        In `sent` are the tensors that leave the client, with None in the place of others.
+        """
         ...
 
 

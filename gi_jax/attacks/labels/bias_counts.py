@@ -10,6 +10,7 @@ from gi_jax.threat import AttackProblem, Noisy, Rounded
 def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     """n_i = n (p[i] - (bias gradient)_i), with the mean probabilities p of random pictures.
 
+    Where labels sum to s, the bias gradient over s, for it is that of s p - y (see `Head.label_sum`).
     The bias is a feature that is 1 for every picture, so that no assumption on features is needed. What the signs of
     the gradient prove present is counted once at least (not in the paper): a class of negative bias gradient, and one
     with a negative entry in its row if no feature is negative. Noise voids the latter where it is known, or shows by
@@ -24,7 +25,7 @@ def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     """
     head = find_head(problem)
     probabilities, features = dummies()
-    scales = [float(fact.scale) for fact in problem.known if isinstance(fact, Noisy | Rounded)]
+    scales = [float(fact.scale) / head.label_sum for fact in problem.known if isinstance(fact, Noisy | Rounded)]
     present = head.bias_gradient < -3 * sum(scales)
     by_rows = present | (head.kernel_gradient.min(0) < 0)
     if features.min() >= 0 and not scales and by_rows.sum() <= head.batch_size:

@@ -5,7 +5,8 @@ layer is
 
     kernel, column i:  (1/n) sum_k (p_k[i] - y_k[i]) h_k        bias, entry i:  (1/n) sum_k (p_k[i] - y_k[i]),
 
-and everything about labels follows from those two lines.
+and everything about labels follows from those two lines. Where labels sum to s, p_k[i] has the factor s; divided by s,
+the gradient is that of the labels y_k / s, which sum to 1, and the lines hold for these.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 
 from gi_jax import checks
-from gi_jax.threat import AttackProblem
+from gi_jax.threat import AttackProblem, Mixed
 from gi_jax.types import Key, Params
 
 NUM_DUMMIES = 100
@@ -31,6 +32,9 @@ class Head(NamedTuple):
       kernel, kernel_gradient: [features, classes].
       bias, bias_gradient: [classes], or None.
       batch_size: pictures behind the gradient.
+      label_sum: s, by which both gradients were divided. Where the adversary is not told, that of one picture is
+        s = max_i (bias gradient)_i / p_i, since y_i = s p_i - (bias gradient)_i is 0 for a class that it has nothing
+        of; of several pictures 1.
     """
 
     kernel: np.ndarray
@@ -38,6 +42,12 @@ class Head(NamedTuple):
     bias: np.ndarray | None
     bias_gradient: np.ndarray | None
     batch_size: int
+    label_sum: float = 1.0
+
+    @property
+    def features_of_one(self) -> np.ndarray:
+        """Of a single picture, [features], with a bias: the kernel's gradient is their product with the bias's."""
+        return self.kernel_gradient @ self.bias_gradient / (self.bias_gradient @ self.bias_gradient)
 
 
 class Dummies(NamedTuple):
@@ -64,13 +74,30 @@ def find_head(problem: AttackProblem) -> Head:
     if not np.any(observed["head"]["kernel"]):
         raise checks.InputError("labels from the gradient: that of the last layer is zero throughout and says nothing")
     double = lambda leaf: None if leaf is None else np.asarray(leaf, np.float64)  # noqa: E731
-    return Head(
+    found = Head(
         kernel=double(kernel),
         kernel_gradient=double(observed["head"]["kernel"]),
         bias=double(head.get("bias")),
         bias_gradient=double(observed["head"].get("bias")),
         batch_size=problem.image_shape[0],
     )
+    told = all(fact.label_sum is not None for fact in problem.known if isinstance(fact, Mixed))
+    label_sum = float(problem.label_sum) if told else _label_sum(found)
+    return found._replace(
+        kernel_gradient=found.kernel_gradient / label_sum,
+        bias_gradient=None if found.bias_gradient is None else found.bias_gradient / label_sum,
+        label_sum=label_sum,
+    )
+
+
+def _label_sum(head):
+    """Of one picture's label, from its likelier half of classes, if it has nothing of one of them; see `Head`."""
+    if head.batch_size > 1 or head.bias is None or not head.bias_gradient.any():
+        return 1.0
+    probabilities = softmax(head.features_of_one @ head.kernel + head.bias)
+    likely = np.argsort(probabilities)[-max(2, len(probabilities) // 2) :]
+    label_sum = np.max(head.bias_gradient[likely] / probabilities[likely])
+    return float(min(label_sum, 1.0)) if label_sum > 0 else 1.0
 
 
 @jax.jit

@@ -85,8 +85,9 @@ class Recovered(NamedTuple):
     Attributes:
       method: a key of `METHODS`.
       why: the reason for it; empty if it was asked for.
-      counts: pictures of each class, float64 [classes], summing to the batch size; fractions for one soft label.
-      labels: class probabilities [n, classes] with these counts, in the order of the classes.
+      counts: pictures of each class, float64 [classes], summing to the batch size; fractions for one soft label, and
+        where labels sum to less than 1 that much less of each.
+      labels: [n, classes] with these counts, in the order of the classes.
     """
 
     method: str
@@ -105,6 +106,7 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
       local: whether it is the mean gradient of several local steps.
     """
     mixed, clipped = (any(isinstance(fact, kind) for fact in known) for kind in (Mixed, Clipped))
+    open_sum = any(isinstance(fact, Mixed) and fact.label_sum is None for fact in known)
     changed = any(not isinstance(fact, Mixed) for fact in known)
     if local and batch_size == 1:
         return "idlg", "one picture, several local steps: the label's row opposes all others in each of them"
@@ -116,7 +118,7 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
     if batch_size == 1 and has_bias and changed and not mixed:
         return "bias_sign", "one picture, a bias, and a defense that changes values: the lowest of them is the label's"
     if batch_size == 1 and has_bias:
-        return "soft", "one picture and a bias: its label, hard or mixed" + ("" if changed else ", is exact")
+        return "soft", f"one picture and a bias: its label, hard or mixed{'' if changed or open_sum else ', is exact'}"
     if batch_size == 1 and mixed:
         return "soft", "one mixed picture, no bias: the size of its features is searched for"
     if batch_size == 1:
@@ -169,4 +171,5 @@ def recover(
     if method == "geng":
         estimate = partial(geng, dummies_after=dummies_after)
     counts = estimate(problem, dummies)
-    return Recovered(method, why, counts, jnp.float32(assign(counts, head.batch_size)))
+    rows = assign(counts, head.batch_size)
+    return Recovered(method, why, head.label_sum * counts, jnp.float32(head.label_sum * rows))

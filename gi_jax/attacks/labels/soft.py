@@ -7,7 +7,10 @@ from gi_jax.threat import AttackProblem
 
 
 def soft(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
-    """The label y of one picture, exactly: y = p - (bias gradient), with p from the picture's own features.
+    """The label y of one picture, exactly: y = s p - (bias gradient), with p from the picture's own features.
+
+    s is what the label sums to: 1, or what the adversary is told of public pictures (see `Head.label_sum`). Of y / s,
+    which is returned, the same holds with the gradient over s.
 
     The kernel's gradient is the outer product of features and bias gradient, so the features follow by division, and
     the probabilities p from them. Without a bias the size of the features is searched for, so that the lower half of
@@ -18,7 +21,7 @@ def soft(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
       dummies: unused.
 
     Returns:
-      The label [classes], which sums to 1.
+      The label [classes] over s, which sums to 1.
     """
     del dummies
     head = find_head(problem)
@@ -30,8 +33,7 @@ def soft(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
 
 def _by_the_bias(head: Head) -> np.ndarray:
     gradient = head.bias_gradient
-    features = head.kernel_gradient @ gradient / (gradient @ gradient)
-    return softmax(features @ head.kernel + head.bias) - gradient
+    return softmax(head.features_of_one @ head.kernel + head.bias) - gradient
 
 
 def _by_search(head: Head) -> np.ndarray:
