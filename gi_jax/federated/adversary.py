@@ -183,11 +183,10 @@ def _as_sent(own, before, problem):
 
 def _of_all_tensors(own, fact):
     """A fact about the tensors that were sent, with what says nothing of the others."""
-    name = BY_TENSOR.get(type(fact))
-    if name is None or getattr(fact, name) is None:
-        return fact
     scalars = jax.tree.map(lambda leaf: leaf.reshape(-1)[0], own)
-    return dataclasses.replace(fact, **{name: fill(scalars, getattr(fact, name), jnp.inf)})
+    trees = {name: (getattr(fact, name), blank) for name, blank in BY_TENSOR.get(type(fact), {}).items()}
+    filled = {name: fill(scalars, tree, blank) for name, (tree, blank) in trees.items() if isinstance(tree, dict)}
+    return dataclasses.replace(fact, **filled)
 
 
 def _unseen(own):

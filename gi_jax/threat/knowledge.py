@@ -5,6 +5,7 @@ and its public parameters; never its random choices. Each fact is a frozen pytre
 are leaves. `gi_jax.attacks.adaptive` turns facts into the objective that fits them.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -111,5 +112,9 @@ class Mixed:
 
 Fact = Zeroed | Noisy | Signs | Quantized | Rounded | Clipped | Mixed
 
-BY_TENSOR: dict[type, str] = {Zeroed: "bound", Quantized: "width", Rounded: "spacing"}
-"""What of a fact is a scalar a tensor; an infinite one says nothing of that tensor."""
+BY_TENSOR: dict[type, dict[str, float]] = {
+    Zeroed: {"bound": math.inf, "kept": 1.0},
+    Quantized: {"width": math.inf},
+    Rounded: {"spacing": math.inf},
+}
+"""What of a fact may be a scalar a tensor, and the one that says nothing of that tensor."""
