@@ -99,7 +99,10 @@ def test_spatial_size_at_every_norm_layer(name, sides):
 def test_sorted_names_are_the_order_of_the_network(name):
     met = [path.split("/")[0] for _, path, _ in calls(name)]
     assert met == sorted(met) and met[-1] == "head"
-    if name not in ("resnet18_basic", "resnet18_large"):  # their shortcut is normalized before the sum, by name after it
+    if name not in (
+        "resnet18_basic",
+        "resnet18_large",
+    ):  # their shortcut is normalized before the sum, by name after it
         norms = [path for kind, path, _ in calls(name) if kind is BatchNorm]
         assert norms == sorted(norms)
 
@@ -542,6 +545,29 @@ def test_a_plain_function_is_a_network():
     for normalize in (Normalize.BATCH, Normalize.STRAIGHT_THROUGH):
         with pytest.raises(InputError, match=f"normalize='{normalize}': a plain function .* expected 'given'"):
             network(params, {}, images, normalize)
+
+
+class Foreign(nn.Module):
+    """A user's module with a normalization of Flax, which no `Normalize` reaches."""
+
+    norm: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        options = {"use_running_average": True} if self.norm is nn.BatchNorm else {"num_groups": None, "group_size": 1}
+        return nn.Dense(3)(self.norm(**options)(x).mean((1, 2)))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm, nn.GroupNorm])
+@pytest.mark.parametrize("normalize", Normalize)
+def test_a_module_that_normalizes_in_its_own_way_is_not_told_how(norm, normalize):
+    network, images = FlaxNetwork(Foreign(norm)), jnp.ones((2, 4, 4, 2))
+    inputs = (*network.init(jax.random.key(0), (4, 4, 2)), images, normalize)
+    if norm is nn.GroupNorm or normalize == Normalize.GIVEN:
+        assert network(*inputs)[0].shape == (2, 3)
+    else:
+        with pytest.raises(InputError, match=f"normalize='{normalize}': Foreign without a field `normalize` normal"):
+            network(*inputs)
 
 
 # Activations half as wide.
