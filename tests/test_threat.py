@@ -576,7 +576,7 @@ def test_labels_that_are_no_probabilities_are_refused(problem):
     [
         ({"mean": [0.5, 0.5], "std": 1.0}, "with mean of shape (2,): expected [n, h, w, c] and one number a channel"),
         ({"mean": 0.5, "std": [[1.0, 1.0, 1.0]]}, "with std of shape (1, 3): expected"),
-        ({"mean": [0.5, jnp.inf, 0.5]}, "space: 0/1 holds 1 values that are NaN or infinite"),
+        ({"mean": [0.5, jnp.inf, 0.5]}, "space: mean/1 holds 1 values that are NaN or infinite"),
         ({"std": (1.0, 0.0, 1.0)}, "std (1.0, 0.0, 1.0): expected numbers above 0"),
         ({"low": 1.0, "high": 0.5}, "space: low 1.0 and high 0.5: expected low below high"),
         ({"low": [0.0, 1.0, 0.0]}, "expected low below high"),

@@ -25,7 +25,7 @@ def check_call(attack: Attack, problems: Sequence[AttackProblem], key: Key, num_
       InputError: naming the argument.
     """
     check_attack(attack)
-    if isinstance(problems, AttackProblem) or not len(problems):
+    if not isinstance(problems, Sequence) or not problems:
         raise checks.InputError(f"problems {type(problems).__name__}: expected a list of one or more; try [problem]")
     for problem in problems:
         if not isinstance(problem, AttackProblem):

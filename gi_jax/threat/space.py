@@ -65,7 +65,7 @@ class ImageSpace:
                 )
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(numbers)):
             return
-        checks.all_finite("space", (self.mean, self.std))
+        checks.all_finite("space", {"mean": self.mean, "std": self.std})
         if not np.all(np.asarray(self.std) > 0):
             raise checks.InputError(f"space: std {self.std}: expected numbers above 0")
         low, high = numbers.get("low", 0.0), numbers.get("high", 1.0)
