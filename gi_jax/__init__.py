@@ -27,6 +27,7 @@ _HOMES = {
     "observe": "threat",
     "one_hot": "threat",
     "reconstruct": "attacks",
+    "reconstruct_all": "attacks",
 }
 _PACKAGES = ("attacks", "data", "defenses", "federated", "metrics", "models", "objectives", "threat", "training")
 

@@ -97,6 +97,15 @@ def all_finite(what: str, tree) -> None:
             )
 
 
+def all_floating(what: str, tree) -> None:
+    """Raises if an array of `tree` is of whole numbers, which have no derivatives, naming the first such leaf."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = jax.dtypes.result_type(leaf)
+        if not jax.dtypes.issubdtype(dtype, np.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+            raise InputError(f"{what}: {name} is of type {dtype}; expected floating-point numbers; try float32")
+
+
 def same_structure(what: str, tree, like) -> None:
     """Raises unless `tree` has the structure and the shapes of `like`, naming the first difference."""
     named = dict(jax.tree_util.tree_leaves_with_path(tree))

@@ -5,6 +5,7 @@ amplifies: after 20 steps of Adam to 1e-3. Within one program everything is comp
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 from jax import export
-from problems import COMPILED, PLAIN, QUICK, TinyNet, toy_problem, toy_victim, truth
+from problems import COMPILED, PLAIN, QUICK, TinyNet, enable_x64, toy_problem, toy_victim, truth
 
 from gi_jax import attacks, defenses
 from gi_jax.attacks import (
@@ -26,11 +27,13 @@ from gi_jax.attacks import (
     lane_keys,
     loop,
     reconstruct,
+    reconstruct_all,
     reconstructions,
     schedules,
     signed_adam,
     start,
 )
+from gi_jax.attacks.optimizers import lbfgs
 from gi_jax.checks import InputError
 from gi_jax.defenses import FunctionDefense
 from gi_jax.defenses.pruning import smallest_kept
@@ -238,10 +241,14 @@ def test_early_stop_at_the_target():
 
 # Lanes that break.
 
+BREAKING = optax.scale(jnp.nan)
+
 
 def test_a_broken_lane_is_frozen_and_its_neighbor_does_not_notice():
     healthy, _ = run(swept_attack({}, {}), restarts=1)
-    states, rows = run(swept_attack({}, {"learning_rate": jnp.nan}), restarts=1, chunk=1)
+    begun = begin(swept_attack({}, {}), restarts=1)
+    looks = list(advance(swept_attack({}, {"learning_rate": jnp.nan}), *begun, chunk=1))
+    states, rows = jax.device_get(looks[-1][0]), [progress for _, progress in looks]
     assert_same_bits(lane(states, 0, 0, 0), lane(healthy, 0, 0, 0))
     assert states.alive[0, :, 0].tolist() == [True, False]
     assert len(rows) == STEPS + 1
@@ -255,7 +262,7 @@ def test_a_broken_lane_is_frozen_and_its_neighbor_does_not_notice():
 
 def test_a_picture_of_nan_is_never_the_best():
     # The first loss of a cosine is above 1 where the start points away from the truth.
-    attack = small_attack(tv=0.0, learning_rate=jnp.nan)
+    attack = small_attack(tv=0.0, optimizer=BREAKING)
     for seed in range(8):
         states, _ = run(attack, seed=seed)
         assert np.all(np.isfinite(states.best.images)) and not states.alive.any()
@@ -263,7 +270,7 @@ def test_a_picture_of_nan_is_never_the_best():
 
 def test_a_launch_of_broken_lanes_ends_at_once():
     seen = []
-    attack = small_attack(learning_rate=jnp.nan, num_steps=1000)
+    attack = small_attack(optimizer=BREAKING, num_steps=1000)
     found = reconstruct(attack, problem_of(), jax.random.key(0), num_restarts=2, chunk=5, on_progress=seen.append)
     assert len(seen) == 1 and not found.alive.any()
     assert np.isfinite(found.loss) and np.all(np.isfinite(found.images))
@@ -429,8 +436,28 @@ def test_sweeps_that_cannot_be():
     for attack, shapes in ((uneven, r"\[\(2,\), \(3,\)\]"), (square, r"\[\(2, 2\)\]")):
         with pytest.raises(InputError, match=f"swept numbers of shapes {shapes}: expected scalars, or vectors of one"):
             begin(attack)
-    with pytest.raises(InputError, match="reconstruct attacks with one setting"):
+    with pytest.raises(InputError, match="reconstruct attacks with one setting; use reconstruct_all for a sweep"):
         reconstruct(small_attack(tv=jnp.zeros(2)), problem_of(), jax.random.key(0))
+
+
+def test_problems_and_a_sweep_are_one_call():
+    problems, attack, seen = two_problems(), swept_attack({}, {"tv": 1.0}), []
+    found = reconstruct_all(attack, problems, jax.random.key(3), num_restarts=2, chunk=15, on_progress=seen.append)
+    states, _ = run(attack, problems, victims=[0, 1], seed=3)
+    assert_same_bits(found, reconstructions(stack(problems), states))
+    assert [len(points) for points in found] == [2, 2] and [row.loss.shape for row in seen] == [(2, 2, 2)] * 2
+    one, alone = small_attack(), reconstruct(small_attack(), problems[0], jax.random.key(3), num_restarts=2)
+    assert_same_bits(alone, reconstruct_all(one, problems[:1], jax.random.key(3), num_restarts=2)[0][0])
+
+
+def test_problems_are_adapted_to_in_one_call():
+    victim = toy_victim(PLAIN)
+    problems = [toy_problem(victim, RUNNING, defenses.parse(f"gaussian:sigma={sigma}")) for sigma in (0.1, 0.2)]
+    seen = []
+    reconstruct_all(small_attack(num_steps=1), problems, jax.random.key(0), on_progress=seen.append)
+    assert "noise_prior" in seen[0].parts
+    with pytest.raises(InputError, match="problems of one launch must share .* and kind of defense"):
+        reconstruct_all(small_attack(), [problems[0], problem_of()], jax.random.key(0))
 
 
 # One step at a time: optimizers, schedules, labels, the box.
@@ -628,12 +655,113 @@ def test_progress_is_reported_after_every_chunk():
         ({}, {"chunk": 0}, "chunk=0: expected a number above 0"),
         ({"num_steps": 0}, {}, "num_steps=0: expected a number above 0"),
         ({"num_steps": -5}, {}, "num_steps=-5: expected a number above 0"),
+        ({"num_steps": 2.5}, {}, "num_steps=2.5: expected a whole number"),
+        ({"num_steps": np.inf}, {}, "num_steps=inf: expected a number above 0"),
+        ({"num_steps": 2**31 - 1}, {}, "num_steps=2147483647: expected a whole number up to 2147483646"),
+        ({"learning_rate": 0.0}, {}, "learning_rate=0.0: expected a number above 0"),
+        ({"learning_rate": np.array([0.1, np.nan])}, {}, "learning_rate=nan: expected a number above 0"),
+        ({"learning_rate": "0.1"}, {}, "learning_rate='0.1': expected a number, or a vector of numbers to sweep"),
+        (
+            {"learning_rate": [0.1, 0.2]},
+            {},
+            "learning_rate is a list: expected a number, or a vector to sweep; try jnp.array([...])",
+        ),
+        ({"tv": -1.0}, {}, "tv/weight=-1.0: expected a number that is 0 or above"),
+        ({"tv": jnp.array([0.5, jnp.nan])}, {}, "tv/weight=nan: expected a number that is 0 or above"),
+        ({}, {"num_restarts": 1.5}, "num_restarts=1.5: expected a whole number"),
     ],
 )
 def test_numbers_that_cannot_be(attack, options, message):
+    before = len(COMPILED)
     with pytest.raises(InputError) as error:
         reconstruct(small_attack(**attack), problem_of(), jax.random.key(0), **options)
     assert str(error.value) == message
+    if not options:
+        with pytest.raises(InputError, match=re.escape(message)):
+            begin(small_attack(**attack))
+    assert not {"jit(_advance)", "jit(_init)"} & set(COMPILED[before:]) or "chunk" in options
+
+
+@dataclass(frozen=True)
+class Weightless:
+    """A part without a weight."""
+
+
+WRONG = {
+    "another order": ((problem_of, small_attack), {}, "attack AttackProblem: expected an attack; try reconstruct("),
+    "a name": (("modern", problem_of), {}, "attack 'modern': expected an attack; try attacks.create('modern')"),
+    "a class": ((GradientDescent, problem_of), {}, "expected an attack; try attacks.create"),
+    "a victim": ((small_attack, lambda: toy_victim(PLAIN)), {}, "problem of type Victim: expected an AttackProblem"),
+    "an int key": ((small_attack, problem_of), {"key": 0}, "key of type int: expected a random key"),
+    "keys": ((small_attack, problem_of), {"key": jax.random.split(jax.random.key(0))}, "and shape (2,): expected one"),
+    "no optimizer": ((lambda: small_attack(optimizer=adam), problem_of), {}, "optimizer adam: expected an optax"),
+    "no objective": (
+        (lambda: GradientDescent(objective=GradientMatching()), problem_of),
+        {},
+        "objective of type GradientMatching: expected gi_jax.Objective(parts={name: part})",
+    ),
+    "no parts": ((lambda: GradientDescent(objective=Objective(parts={})), problem_of), {}, "objective without parts"),
+    "a list of parts": (
+        (lambda: GradientDescent(objective=Objective(parts=[GradientMatching()])), problem_of),
+        {},
+        "parts of type list: expected a dictionary",
+    ),
+    "a part without weight": (
+        (lambda: GradientDescent(objective=Objective(parts={"none": Weightless()})), problem_of),
+        {},
+        "part 'none' of type Weightless: expected a frozen dataclass with a weight",
+    ),
+    "a start of another shape": (
+        (lambda: small_attack(initialize=one_picture), problem_of),
+        {},
+        "initialize one_picture gives shape (8, 8, 3): expected (2, 8, 8, 3)",
+    ),
+}
+
+
+def one_picture(key, problem):
+    return jnp.zeros(problem.image_shape[1:])
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_arguments_of_the_wrong_kind_are_told_in_one_line(case):
+    made, options, message = WRONG[case]
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        attack, problem = (value() if callable(value) and not isinstance(value, type) else value for value in made)
+        reconstruct(attack, problem, **{"key": jax.random.key(0), **options})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("problems", [problem_of, list])
+def test_problems_are_a_list(problems):
+    with pytest.raises(InputError, match=r"expected a list of one or more; try \[problem\]"):
+        reconstruct_all(small_attack(), problems(), jax.random.key(0))
+
+
+def test_the_loop_is_not_traced():
+    problem, key = problem_of(), jax.random.key(0)
+    for call in (
+        lambda: jax.jit(lambda key: reconstruct(small_attack(), problem, key).images)(key),
+        lambda: jax.vmap(lambda tv: reconstruct(small_attack(tv=tv), problem, key).loss)(jnp.ones(2)),
+        lambda: jax.grad(lambda problem: reconstruct(small_attack(), problem, key).loss)(problem),
+    ):
+        with pytest.raises(InputError, match="a loop on the host, .* give swept numbers as vectors"):
+            call()
+
+
+@pytest.mark.parametrize("dtype, x64", [("bfloat16", False), ("float64", True), ("float32", True)])
+@pytest.mark.parametrize("optimizer", [adam, lbfgs])
+def test_other_widths_are_attacked_in_float32(dtype, x64, optimizer):
+    with enable_x64(x64):
+        of_type = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)  # noqa: E731
+        problem = problem_of()
+        wide = dataclasses.replace(problem, params=of_type(problem.params), observed=of_type(problem.observed))
+        attack = small_attack(optimizer=optimizer(), num_steps=3)
+        found = reconstruct(attack, wide, jax.random.key(0), num_restarts=2)
+        assert found.images.dtype == np.float32 and found.alive.all() and np.isfinite(found.loss)
+        _, states = begin(attack, [wide])  # which takes them as they are
+        *_, (states, _) = advance(attack, stack([wide]), states)
+        assert states.best.images.dtype == states.best_loss.dtype == jnp.float32
 
 
 def test_an_update_that_holds_nan_is_refused():

@@ -1,5 +1,6 @@
 """Loaders, against tiny copies in the real file layouts: pixels, order and every refusal."""
 
+import dataclasses
 import pickle
 import shutil
 import socket
@@ -341,6 +342,25 @@ def numbered():
     images = np.broadcast_to(np.arange(9, dtype=np.uint8)[:, None, None, None], (9, 2, 2, 3))
     labels = np.array([2, 2, 0, 1, 0, 2, 1, 1, 0], np.int32)
     return Dataset("numbered", images, labels, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)
+
+
+@pytest.mark.parametrize(
+    "field, change, message",
+    [
+        ("images", lambda x: x / np.float32(255), "images of type float32; expected uint8"),
+        ("images", lambda x: np.moveaxis(x, 3, 1), r"images of shape \(9, 3, 2, 2\) .* try images.transpose"),
+        ("images", lambda x: x[..., 0], r"images of shape \(9, 2, 2\) with 3 means and 3 deviations"),
+        ("std", lambda x: x[:1], "with 3 means and 1 deviations"),
+        ("labels", lambda x: x[1:], r"labels of type int32 and shape \(8,\) for 9 pictures"),
+        ("labels", lambda x: x / 2, "labels of type float64"),
+        ("labels", lambda x: x + 1, "label 3; expected 0 to 2"),
+        ("labels", lambda x: x - 1, "label -1; expected 0 to 2"),
+    ],
+)
+def test_data_sets_that_do_not_fit_are_refused(numbered, field, change, message):
+    with pytest.raises(InputError, match=f"^numbered: .*{message}"):
+        dataclasses.replace(numbered, **{field: change(getattr(numbered, field))})
+    assert dataclasses.replace(numbered, labels=numbered.labels.tolist()).labels.dtype.kind == "i"
 
 
 def indices(dataset):

@@ -16,7 +16,6 @@ from gi_jax.attacks import GradientDescent
 from gi_jax.checks import InputError
 from gi_jax.defenses import (
     DEFENSES,
-    Defense,
     FunctionDefense,
     Kind,
     Mixing,
@@ -57,7 +56,7 @@ from gi_jax.threat import (
 
 def send(defense, gradients, key=0):
     """What is sent in the client's first step."""
-    transformation = defense(jax.random.key(key)) if isinstance(defense, Defense) else defense
+    transformation = defense(jax.random.key(key)) if hasattr(defense, "known") else defense
     return transformation.update(gradients, transformation.init(gradients), None)[0]
 
 
@@ -683,6 +682,48 @@ def test_pictures_are_encoded_first_and_once():
             parse(text)
     with pytest.raises(InputError, match="after 'prune'"):
         parse("mixup:k=4 + prune:p=0.5 + clip_per_example:norm=1")
+
+
+# Functions among the named ones.
+
+
+HALVE = FunctionDefense(lambda key: optax.scale(0.5), lambda sent: (Clipped(bound=0.5),))
+NOISE = FunctionDefense(lambda key: add_gaussian_noise(0.1, key))
+
+
+def test_functions_chain_with_named_defenses():
+    gradient = toy_problem(VICTIM, RUNNING).observed
+    halved = jax.tree.map(lambda leaf: 0.5 * leaf, send(A, gradient))
+    for both in (chain(HALVE, A), chain(A, HALVE), chain(identity, chain(A, identity), HALVE)):
+        jax.tree.map(np.testing.assert_array_equal, send(both, gradient), halved)
+        kinds = [type(fact) for fact in both.known(halved, 2)]
+        assert sorted(kinds, key=str) == [Clipped, Zeroed] and (kinds[0] is Clipped) == (both.parts[0] is HALVE)
+    twice = chain(NOISE, chain(NOISE, A))
+    assert twice == chain(chain(NOISE, NOISE), A) and hash(twice) == hash(chain(NOISE, NOISE, A))
+    noise = jax.tree.map(lambda a, b: a - b, send(twice, gradient), gradient)["head"]["kernel"]
+    np.testing.assert_allclose(np.std(noise[send(twice, gradient)["head"]["kernel"] != 0]), 0.1 * 2**0.5, rtol=0.5)
+
+
+def test_functions_chain_after_what_looks_at_the_client():
+    clip = parse("clip_per_example:norm=1")
+    chained, alone = (toy_problem(VICTIM, RUNNING, defense) for defense in (chain(clip, HALVE), clip))
+    assert relative_error(jax.tree.map(lambda leaf: 2 * leaf, chained.observed), alone.observed) < 1e-5
+    mixed = chain(make("mixup", k=2), HALVE)
+    assert mixed.mixing == Mixing(k=2) and chain(HALVE, A).mixing is None
+
+
+@pytest.mark.parametrize(
+    "defenses, message",
+    [
+        ((A, optax.clip(1.0)), "in a chain: expected defenses; wrap an optax transformation"),
+        ((HALVE, "prune:p=0.9"), "str in a chain: expected defenses"),
+        ((HALVE, make("clip_per_example", norm=1.0)), "defense 'clip_per_example' after another"),
+        ((HALVE, make("mixup", k=2)), "defense 'mixup' after another"),
+    ],
+)
+def test_chains_that_cannot_be(defenses, message):
+    with pytest.raises(InputError, match=message):
+        chain(*defenses)
 
 
 # Sweeps.

@@ -547,6 +547,29 @@ def test_a_plain_function_is_a_network():
             network(params, {}, images, normalize)
 
 
+class Foreign(nn.Module):
+    """A user's module with a normalization of Flax, which no `Normalize` reaches."""
+
+    norm: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        options = {"use_running_average": True} if self.norm is nn.BatchNorm else {"num_groups": None, "group_size": 1}
+        return nn.Dense(3)(self.norm(**options)(x).mean((1, 2)))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm, nn.GroupNorm])
+@pytest.mark.parametrize("normalize", Normalize)
+def test_a_module_that_normalizes_in_its_own_way_is_not_told_how(norm, normalize):
+    network, images = FlaxNetwork(Foreign(norm)), jnp.ones((2, 4, 4, 2))
+    inputs = (*network.init(jax.random.key(0), (4, 4, 2)), images, normalize)
+    if norm is nn.GroupNorm or normalize == Normalize.GIVEN:
+        assert network(*inputs)[0].shape == (2, 3)
+    else:
+        with pytest.raises(InputError, match=f"normalize='{normalize}': Foreign without a field `normalize` normal"):
+            network(*inputs)
+
+
 # Activations half as wide.
 
 

@@ -1,6 +1,7 @@
 """Threat models: the client's step and its derivatives, what is shared, and what cannot be used."""
 
 import dataclasses
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ from problems import (
 
 from gi_jax import defenses, models
 from gi_jax.checks import InputError
-from gi_jax.models import FlaxNetwork, Normalize, is_factored
+from gi_jax.models import FlaxNetwork, FunctionNetwork, Normalize, is_factored
 from gi_jax.models.layers import BatchNorm, Conv, Linear
 from gi_jax.objectives import DISTANCES, GradientMatching
 from gi_jax.threat import (
@@ -38,6 +39,8 @@ from gi_jax.threat import (
     AttackProblem,
     Batch,
     BatchNormThreat,
+    ImageSpace,
+    LocalTraining,
     Shared,
     Update,
     batch_norm,
@@ -476,6 +479,18 @@ def test_one_hot_refuses_numbers_outside_the_classes(labels, bad):
         one_hot(labels, 3)
 
 
+@pytest.mark.parametrize(
+    "labels, what", [([0.5, 1.0], "float32"), ([[0, 1]], "(1, 2)"), (1, "()"), ([True], "bool"), (["cat"], "list")]
+)
+def test_one_hot_refuses_what_are_no_class_numbers(labels, what):
+    with pytest.raises(InputError, match=f"^labels of type .*{re.escape(what)}.*: expected"):
+        one_hot(labels, 3)
+
+
+def test_traced_class_numbers_are_not_looked_at():
+    np.testing.assert_array_equal(jax.jit(lambda labels: one_hot(labels, 3))(jnp.array([2, 0])), one_hot([2, 0], 3))
+
+
 # What no attack can use.
 
 
@@ -521,7 +536,9 @@ def changed(tree, name, value):
             lambda x: x.T,
             "observed gradient: head/kernel has shape .4, 64.; expected .64, 4.",
         ),
+        ("observed", "head/bias", jnp.int8, "observed gradient: head/bias is of type int8; expected floating-point"),
         ("params", "norm1/bias", lambda x: x * jnp.nan, "params: norm1/bias holds 4 values"),
+        ("params", "norm1/bias", lambda x: x > 0, "params: norm1/bias is of type bool; expected floating-point"),
         ("statistics", "norm0/var", lambda x: x * jnp.inf, "statistics: norm0/var holds 4 values"),
     ],
 )
@@ -549,7 +566,51 @@ def test_labels_that_are_not_finite_are_refused(problem):
         check_problem(dataclasses.replace(problem, labels=problem.labels.at[0, 0].set(jnp.nan)))
 
 
+def test_labels_that_are_no_probabilities_are_refused(problem):
+    with pytest.raises(InputError, match="labels from 0 to 3: expected numbers in .0, 1."):
+        check_problem(dataclasses.replace(problem, labels=3 * problem.labels))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mean": [0.5, 0.5], "std": 1.0}, "with mean of shape (2,): expected [n, h, w, c] and one number a channel"),
+        ({"mean": 0.5, "std": [[1.0, 1.0, 1.0]]}, "with std of shape (1, 3): expected"),
+        ({"mean": [0.5, jnp.inf, 0.5]}, "space: mean/1 holds 1 values that are NaN or infinite"),
+        ({"std": (1.0, 0.0, 1.0)}, "std (1.0, 0.0, 1.0): expected numbers above 0"),
+        ({"low": 1.0, "high": 0.5}, "space: low 1.0 and high 0.5: expected low below high"),
+        ({"low": [0.0, 1.0, 0.0]}, "expected low below high"),
+    ],
+)
+def test_units_that_cannot_be_are_refused(problem, changes, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_problem(dataclasses.replace(problem, space=dataclasses.replace(problem.space, **changes)))
+
+
 # Several victims.
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("params", lambda params: jax.tree.map(lambda leaf: 2 * leaf, params)),
+        ("params", lambda params: params | {"more": jnp.zeros(1)}),
+        ("space", lambda space: dataclasses.replace(space, std=2 * space.std)),
+        ("local", lambda local: LocalTraining(num_steps=2, learning_rate=0.2)),
+    ],
+)
+def test_a_stack_of_several_models_or_units_is_refused(problem, field, value):
+    first = dataclasses.replace(problem, local=LocalTraining(num_steps=2, learning_rate=0.1))
+    other = dataclasses.replace(first, **{field: value(getattr(first, field))})
+    with pytest.raises(InputError, match=f"problems of one launch must share {field}, and these differ in it"):
+        stack([first, other])
+    copied = jax.tree.map(np.array, problem)  # the same numbers, and no two objects the same
+    assert stack([problem, copied]).params is problem.params
+
+
+def test_a_stack_looks_at_no_numbers_of_what_is_shared(problem, monkeypatch):
+    monkeypatch.setattr(np, "array_equal", None)
+    stack([problem, dataclasses.replace(problem, labels=problem.labels[::-1])])
 
 
 def test_a_stack_shares_the_model_and_stacks_the_rest(problem):
@@ -624,7 +685,15 @@ UNUSABLE = {
     "pictures from 0 to 255": (with_(images=lambda images: 255 * images), "divide by 255"),
     "no pictures": (with_(images=lambda images: images[:0]), "n of 1 or more"),
     "class numbers": (with_(labels=lambda labels: labels.argmax(1)), "one_hot"),
+    "pictures of whole numbers": (with_(images=lambda images: jnp.uint8(images)), "divide by 255"),
+    "pictures that are none": (with_(images=lambda images: "cat.png"), "images of type str: expected an array"),
+    "channels first": (with_(images=lambda images: jnp.moveaxis(images, 3, 1)), "transpose"),
+    "gray pictures": (with_(images=lambda images: images[..., :1]), "one number a channel"),
     "no probabilities": (with_(labels=lambda labels: 7 * labels), "from 0 to 7"),
+    "labels of another data set": (with_(labels=lambda labels: jnp.eye(7)[:2]), "network of 4 outputs"),
+    "whole weights": (with_(params=lambda params: jax.tree.map(jnp.int32, params)), "params: .* of type int32"),
+    "weights of another network": (with_(params=lambda params: {}), "network LeNet on images of shape"),
+    "units of another data set": (with_(space=lambda space: ImageSpace(mean=0.5, std=jnp.ones(4))), "std of shape"),
     "a bare network": (with_(network=lambda network: lambda params, statistics, images: images), "FunctionNetwork"),
     "a bare transformation": (lambda victim: {"defense": optax.clip(1.0)}, "FunctionDefense"),
 }
@@ -637,6 +706,59 @@ def test_what_cannot_be_observed_is_refused(case):
     arguments = dict(victim=victim, threat=RUNNING, defense=defenses.identity, key=jax.random.key(0)) | change(victim)
     with pytest.raises(InputError, match=message):
         observe(**arguments)
+
+
+def with_noise(params, batch_stats, images):
+    return nn.Dropout(0.5, deterministic=False).apply({}, images.reshape(len(images), -1))
+
+
+NO_LOGITS = {
+    "a tuple": (FunctionNetwork(lambda params, batch_stats, images: (images, images)), "<lambda> returns a tuple"),
+    "one axis": (FunctionNetwork(lambda params, batch_stats, images: images.mean((1, 2, 3))), "returns shape (2,)"),
+    "one row": (FunctionNetwork(lambda params, batch_stats, images: images[:1, 0, 0]), "returns shape (1, 3) for 2"),
+    "two arguments": (FunctionNetwork(lambda params, images: images), "takes 2 positional arguments but 3 were given"),
+    "dropout": (FunctionNetwork(with_noise), "network with_noise on images of shape (2, 8, 8, 3)"),
+    "logits alone": (lambda params, batch_stats, images, normalize: images.mean((1, 2)), "returns shape (3,) for 2"),
+}
+
+
+@pytest.mark.parametrize("case", NO_LOGITS)
+def test_networks_without_logits_are_refused(case):
+    network, message = NO_LOGITS[case]
+    victim, problem = toy_victim(n=2), toy_problem(toy_victim(n=2), RUNNING)
+    for refuse in (
+        lambda: observe(dataclasses.replace(victim, network=network), RUNNING, defenses.identity, jax.random.key(0)),
+        lambda: check_problem(dataclasses.replace(problem, network=network)),
+        lambda: check_problem(dataclasses.replace(problem, network=network, labels=None)),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)) as error:
+            refuse()
+        assert "\n" not in str(error.value) and "(params, batch_stats, images) -> logits" in str(error.value)
+
+
+def test_lists_and_other_types_are_taken_as_float32():
+    victim = toy_victim(PLAIN)
+    numbers = dict(mean=[0.5, 0.4, 0.45], std=(0.25, 0.2, 0.3))
+    listed = dataclasses.replace(victim, images=victim.images.tolist(), space=ImageSpace(**numbers))
+    expected = toy_problem(victim, RUNNING)
+    for labels in (victim.labels.tolist(), victim.labels == 1, np.int64(victim.labels)):
+        problem = observe(dataclasses.replace(listed, labels=labels), RUNNING, defenses.identity, jax.random.key(99))
+        check_problem(problem)
+        np.testing.assert_array_equal(problem.labels, expected.labels)
+        assert problem.labels.dtype == jnp.float32 and relative_error(problem.observed, expected.observed) < 1e-5
+    images = truth(victim)
+    np.testing.assert_array_equal(ImageSpace(mean=0.5, std=1).normalize(images), images - 0.5)
+    np.testing.assert_allclose(ImageSpace(**numbers).signed().std, SPACE.signed().std, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.bool, jnp.bfloat16])
+def test_what_is_sent_is_float32(dtype):
+    send_signs = optax.stateless(lambda updates, params: jax.tree.map(lambda leaf: (leaf > 0).astype(dtype), updates))
+    victim = toy_victim(PLAIN)
+    found = observe(victim, RUNNING, defenses.FunctionDefense(lambda key: send_signs), jax.random.key(0)).observed
+    for sent, plain in zip(jax.tree.leaves(found), jax.tree.leaves(toy_problem(victim, RUNNING).observed), strict=True):
+        assert sent.dtype == jnp.float32
+        np.testing.assert_array_equal(sent, plain > 0)
 
 
 def test_encodings_are_observed():

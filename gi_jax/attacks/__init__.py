@@ -11,6 +11,7 @@ from gi_jax.attacks.loop import (
     lane_keys,
     program_bytes,
     reconstruct,
+    reconstruct_all,
     reconstructions,
     start,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "merge_epochs",
     "program_bytes",
     "reconstruct",
+    "reconstruct_all",
     "reconstructions",
     "signed_adam",
     "start",

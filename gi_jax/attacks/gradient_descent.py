@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gi_jax import checks
 from gi_jax.attacks import initial, schedules
 from gi_jax.attacks.base import AttackInfo, AttackState
 from gi_jax.attacks.optimizers import signed_adam
 from gi_jax.objectives import Candidate, Objective
 from gi_jax.threat import AttackProblem
+from gi_jax.threat.floats import as_float32
 from gi_jax.types import Key
 
 
@@ -57,10 +59,14 @@ class GradientDescent:
         key_images, key_labels = jax.random.split(key)
         # A start makes one batch; where every epoch has guesses of its own, it makes as many.
         wanted = dataclasses.replace(problem, image_shape=problem.candidate_shape)
-        images = self._project(problem, self.initialize(key_images, wanted))
+        images = jnp.asarray(self.initialize(key_images, wanted), jnp.float32)
+        if images.shape != wanted.image_shape:
+            name = getattr(self.initialize, "__name__", type(self.initialize).__name__)
+            raise checks.InputError(f"initialize {name} gives shape {images.shape}: expected {wanted.image_shape}")
+        images = self._project(problem, images)
         logits = None
         if self.optimize_labels:
-            logits = jax.random.normal(key_labels, (len(images), problem.num_classes))
+            logits = jax.random.normal(key_labels, (len(images), problem.num_classes), jnp.float32)
         candidate = Candidate(images, logits)
         info = AttackInfo(jnp.inf, dict.fromkeys(self.objective.parts, jnp.inf))
         return AttackState(
@@ -78,7 +84,7 @@ class GradientDescent:
         """Evaluates the candidate, remembers it if it is the best, and moves on unless it was the last."""
 
         def objective(candidate):
-            return self.objective(problem, candidate)
+            return as_float32(self.objective(problem, as_float32(candidate)))  # a line search may have left it
 
         (loss, parts), gradient = jax.value_and_grad(objective, has_aux=True)(state.candidate)
         better = jnp.isfinite(loss) & (loss < state.best_loss) & state.alive
@@ -121,4 +127,4 @@ def _strongly_typed(leaf):
 
 
 def _select(condition, yes, no):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b).astype(b.dtype), yes, no)

@@ -8,7 +8,7 @@ go in.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -19,11 +19,12 @@ import numpy as np
 from gi_jax import checks
 from gi_jax.attacks.adaptive import adapt
 from gi_jax.attacks.base import Attack, AttackState
+from gi_jax.attacks.entrance import check_attack, check_call
 from gi_jax.attacks.epochs import merge_epochs, tie_epochs
 from gi_jax.attacks.uncertainty import spread
 from gi_jax.kept import jit_kept
 from gi_jax.objectives import RESTARTS
-from gi_jax.threat import AttackProblem, check_problem, stack, victim_axes
+from gi_jax.threat import AttackProblem, as_float32_arrays, check_problem, stack, victim_axes
 from gi_jax.types import Images, Key
 
 
@@ -112,9 +113,13 @@ def lane_keys(key: Key, victims: list[int], num_restarts: int) -> jax.Array:
 def start(attack: Attack, problems: AttackProblem, keys: jax.Array) -> AttackState:
     """States of all lanes before the first step; keys [victims, restarts].
 
+    For whoever wants to hold the states between chunks. What `reconstruct_all` does before, this does not: it neither
+    checks the problems (`check_problem`), nor fits the attack to them (`adapt`, `tie_epochs`).
+
     Raises:
-      InputError: for problems that this attack cannot be used on.
+      InputError: for numbers that no attack can have, and problems that this attack cannot be used on.
     """
+    check_attack(attack)
     attack.check(problems)
     return _init(_as_arrays(attack), problems, keys)
 
@@ -144,7 +149,7 @@ def advance(
     chunk: int = 100,
     target_loss: float | None = None,
 ) -> Iterator[tuple[AttackState, Progress]]:
-    """Runs the lanes to their end, yielding after each chunk of steps.
+    """Runs the lanes to their end, yielding after each chunk of steps; neither checks nor adapts, see `start`.
 
     After the last step one more evaluation takes place, so that the best candidate may be the last one.
 
@@ -248,6 +253,52 @@ def _merged(problems, images, probabilities, copies):
     return images, None if probabilities is None else merged
 
 
+def reconstruct_all(
+    attack: Attack,
+    problems: Sequence[AttackProblem],
+    key: Key,
+    *,
+    num_restarts: int = 1,
+    adaptive: bool = True,
+    chunk: int = 100,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[list[Reconstruction]]:
+    """Attacks several problems of one model under several settings, all side by side in one program.
+
+    After local steps in an unknown order, `EpochConsistency` joins the objective (`gi_jax.attacks.epochs`).
+
+    Args:
+      attack: a preset of `gi_jax.attacks.presets`, or your own; its numbers may be vectors of one length, a sweep.
+      problems: what the adversary holds, from `gi_jax.threat.observe` or built from real updates.
+      key: `jax.random.key(seed)`.
+      num_restarts: independent starts a problem and setting; the best by the attacker's loss is returned.
+      adaptive: fit the objective to what the problems say of the client's defense, see `gi_jax.attacks.adapt`.
+      chunk: steps between two calls of `on_progress`.
+      on_progress: gets a `Progress` after each chunk.
+
+    Returns:
+      A `Reconstruction` each, [victims][sweep points].
+
+    Raises:
+      InputError: for an update that does not fit the network, or holds NaN; for problems that are no single program
+        (`gi_jax.threat.stack`), and numbers that no attack can have.
+    """
+    check_call(attack, problems, key, num_restarts)
+    problems = [as_float32_arrays(problem) for problem in problems]
+    for problem in problems:
+        check_problem(problem)
+    stacked = stack(problems)
+    if adaptive:
+        attack = adapt(attack, stacked)
+    attack = tie_epochs(attack, stacked)
+    states = start(attack, stacked, lane_keys(key, list(range(len(problems))), num_restarts))
+    for latest, progress in advance(attack, stacked, states, chunk=chunk):
+        states = latest
+        if on_progress is not None:
+            on_progress(progress)
+    return reconstructions(stacked, states)
+
+
 def reconstruct(
     attack: Attack,
     problem: AttackProblem,
@@ -258,43 +309,24 @@ def reconstruct(
     chunk: int = 100,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Reconstruction:
-    """Attacks one problem: the whole of gi_jax in one call.
+    """Attacks one problem under one setting: the whole of gi_jax in one call.
 
-    After local steps in an unknown order, `EpochConsistency` joins the objective (`gi_jax.attacks.epochs`).
-
-    Args:
-      attack: a preset of `gi_jax.attacks.presets`, or your own; no swept numbers.
-      problem: what the adversary holds, from `gi_jax.threat.observe` or built from a real update.
-      key: `jax.random.key(seed)`.
-      num_restarts: independent starts, side by side; the best by the attacker's loss is returned.
-      adaptive: fit the objective to what the problem says of the client's defense, see `gi_jax.attacks.adapt`.
-      chunk: steps between two calls of `on_progress`.
-      on_progress: gets a `Progress` after each chunk.
+    Args: those of `reconstruct_all`, for one problem and without swept numbers.
 
     Returns:
       The `Reconstruction`.
 
     Raises:
-      InputError: for an update that does not fit the network, holds NaN, or a sweep.
+      InputError: as `reconstruct_all`, and for a sweep.
     """
-    checks.positive(num_restarts=num_restarts)
+    check_attack(attack)
     if num_sweep_points(attack) > 1:
-        raise checks.InputError("reconstruct attacks with one setting; use start and advance for a sweep")
-    check_problem(problem)
-    if adaptive:
-        attack = adapt(attack, problem)
-    attack = tie_epochs(attack, problem)
-    problems = stack([problem])
-    states = start(attack, problems, lane_keys(key, [0], num_restarts))
-    for latest, progress in advance(attack, problems, states, chunk=chunk):
-        states = latest
-        if on_progress is not None:
-            on_progress(progress)
-    return reconstructions(problems, states)[0][0]
+        raise checks.InputError("reconstruct attacks with one setting; use reconstruct_all for a sweep")
+    options = dict(num_restarts=num_restarts, adaptive=adaptive, chunk=chunk, on_progress=on_progress)
+    return reconstruct_all(attack, [problem], key, **options)[0][0]
 
 
 def _as_arrays(attack: Attack) -> Attack:
     # Python numbers and arrays would be different programs.
-    checks.positive(num_steps=int(jnp.min(jnp.asarray(attack.num_steps))))
     attack = jax.tree.map(jnp.float32, attack)
     return dataclasses.replace(attack, num_steps=jnp.int32(attack.num_steps))

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from gi_jax.checks import InputError
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -17,6 +19,9 @@ class Dataset:
         mean: per-channel normalization mean, in units of [0, 1] pictures.
         std: per-channel normalization standard deviation, in the same units.
         note: a sentence for reports about where the pixels come from; may be empty.
+
+    Raises:
+        InputError: pictures, labels or constants that do not fit these words or each other.
     """
 
     name: str
@@ -26,6 +31,26 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     note: str = ""
+
+    def __post_init__(self):
+        for name in ("images", "labels"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        images, labels, channels = self.images, self.labels, len(self.mean)
+        if images.dtype != np.uint8:
+            raise InputError(f"{self.name}: images of type {images.dtype}; expected uint8, 0 to 255")
+        if images.ndim != 4 or images.shape[-1] != channels or len(self.std) != channels:
+            raise InputError(
+                f"{self.name}: images of shape {images.shape} with {channels} means and {len(self.std)} deviations; "
+                "expected [n, h, w, c] and one of each a channel; try images.transpose(0, 2, 3, 1)"
+            )
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise InputError(
+                f"{self.name}: labels of type {labels.dtype} and shape {labels.shape} for {len(images)} pictures; "
+                "expected one whole number each"
+            )
+        outside = labels[(labels < 0) | (labels >= self.num_classes)]
+        if outside.size:
+            raise InputError(f"{self.name}: label {outside[0]}; expected 0 to {self.num_classes - 1}, as class_names")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -171,9 +171,22 @@ def make(name: str, **parameters: float) -> Defense:
     return Defense(((name, tuple(parameters.items())),))
 
 
-def chain(*defenses: Defense) -> Defense:
-    """The first, then the second, and so on: `chain(prune(p=0.9), gaussian(sigma=1e-3))`."""
-    return Defense(tuple(stage for defense in defenses for stage in defense.stages))
+def chain(*defenses: "Defense | FunctionDefense | Chained") -> "Defense | Chained":
+    """The first, then the second, and so on: `chain(prune(p=0.9), gaussian(sigma=1e-3))`.
+
+    Raises:
+      InputError: for what is no defense, and for named ones in an order that cannot be.
+    """
+    for defense in defenses:
+        if not isinstance(defense, Defense | FunctionDefense | Chained):
+            raise checks.InputError(
+                f"{type(defense).__name__} in a chain: expected defenses; wrap an optax transformation in "
+                "gi_jax.defenses.FunctionDefense(lambda key: ...)"
+            )
+    if all(isinstance(defense, Defense) for defense in defenses):
+        return Defense(tuple(stage for defense in defenses for stage in defense.stages))
+    parts = (part for defense in defenses for part in getattr(defense, "parts", (defense,)))
+    return Chained(tuple(part for part in parts if part != identity))
 
 
 identity = Defense()
@@ -201,6 +214,35 @@ class FunctionDefense:
     def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
         """The facts."""
         return self.facts(sent)
+
+
+@dataclass(frozen=True)
+class Chained:
+    """Defenses one after the other of which some are functions; made by `chain`."""
+
+    parts: tuple[Defense | FunctionDefense, ...]
+
+    def __post_init__(self):
+        named = [name for part in self.parts[1:] for name, _ in getattr(part, "stages", ())]
+        late = next((name for name in named if DEFENSES[name].first or DEFENSES[name].mixing is not None), None)
+        if late is not None:
+            raise checks.InputError(
+                f"defense {late!r} after another: it starts from the pictures or the gradients of the examples and "
+                "would undo what comes before; expected it first"
+            )
+
+    def __call__(self, key: Key) -> optax.GradientTransformation:
+        keys = [jax.random.fold_in(key, number) for number in range(len(self.parts))]
+        return optax.chain(*(part(own) for part, own in zip(self.parts, keys, strict=True)))
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """As of a `Defense`."""
+        return getattr(self.parts[0], "mixing", None)
+
+    def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
+        """What is known of all, in their order."""
+        return tuple(fact for part in self.parts for fact in part.known(sent, batch_size))
 
 
 def parse(text: str) -> Defense:

@@ -58,7 +58,7 @@ class Federation:
     @property
     def mixing(self) -> defenses.Mixing | None:
         """How clients encode their pictures; None if they do not."""
-        return self.defense.mixing if isinstance(self.defense, defenses.Defense) else None
+        return getattr(self.defense, "mixing", None)
 
     @property
     def distance(self) -> jax.Array | float:

@@ -50,7 +50,13 @@ def probed(
 
 @dataclass(frozen=True)
 class FlaxNetwork:
-    """A linen module as a `Network`. Two of equal modules are equal, so they share their compiled programs."""
+    """A linen module as a `Network`. Two of equal modules are equal, so they share their compiled programs.
+
+    A module that normalizes has a field `normalize`, which is set to the `Normalize` of a call, and hands it to its
+    layers `gi_jax.models.layers.BatchNorm`: they read the collection `batch_stats` and write `statistics`, the mean,
+    variance and count of their input. One without them, such as one of `flax.linen.BatchNorm`, decides by itself how it
+    normalizes, so that with `batch_stats` it takes `Normalize.GIVEN` only.
+    """
 
     module: nn.Module
 
@@ -65,6 +71,9 @@ class FlaxNetwork:
             module = module.clone(normalize=normalize)
         variables = {"params": params, "batch_stats": batch_stats, "probes": probes}
         logits, written = module.apply(variables, images, mutable=["statistics", "rows"])
+        switches = hasattr(module, "normalize") or written.get("statistics")
+        if normalize != Normalize.GIVEN and jax.tree.leaves(batch_stats) and not switches:
+            raise _in_its_own_way(normalize, f"{type(module).__name__} without a field `normalize`")
         return logits, written.get("statistics", {}), written.get("rows", {})
 
     def init(self, key: Key, image_shape: tuple[int, int, int]) -> tuple[Params, BatchStats]:
@@ -90,11 +99,14 @@ class FunctionNetwork:
 
     def __call__(self, params, batch_stats, images, normalize):
         if normalize != Normalize.GIVEN:
-            raise checks.InputError(
-                f"normalize={str(normalize)!r}: a plain function normalizes in its own way; expected 'given' "
-                "(client_bn running)"
-            )
+            raise _in_its_own_way(normalize, "a plain function")
         return self.function(params, batch_stats, images), {}
+
+
+def _in_its_own_way(normalize: Normalize, what: str) -> checks.InputError:
+    return checks.InputError(
+        f"normalize={str(normalize)!r}: {what} normalizes in its own way; expected 'given' (client_bn running)"
+    )
 
 
 class Entry(NamedTuple):

@@ -22,12 +22,14 @@ class Objective:
         (`jax.tree_util.register_dataclass`), called with (problem, candidate, update).
 
     Raises:
-      InputError: for a part that is no pytree.
+      InputError: for parts without names, and for a part that is no pytree.
     """
 
     parts: dict[str, object]
 
     def __post_init__(self):
+        if not isinstance(self.parts, dict):
+            raise checks.InputError(f"parts of type {type(self.parts).__name__}: expected a dictionary, {{name: part}}")
         for name, part in self.parts.items():
             if hasattr(part, "weight") and jax.tree_util.all_leaves([part]):
                 raise checks.InputError(

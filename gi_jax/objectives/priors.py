@@ -135,7 +135,8 @@ class BatchNormPrior:
             )
         if not jax.tree.leaves(update.statistics):
             raise checks.InputError(
-                "BatchNorm prior: this network reports no BatchNorm statistics; leave the prior out"
+                "BatchNorm prior: this network reports no BatchNorm statistics; leave the prior out, or normalize with "
+                "gi_jax.models.layers.BatchNorm, which writes the collection 'statistics'"
             )
         terms = layer_distances(update.statistics, problem.statistics, squared=self.squared)
         return self.first_layer * terms[0] + sum(terms[1:])

@@ -6,7 +6,7 @@ from gi_jax.threat.knowledge import Clipped, Fact, Mixed, Noisy, Quantized, Roun
 from gi_jax.threat.local import LocalTraining, Trained, train_locally
 from gi_jax.threat.mapping import Mapping
 from gi_jax.threat.observation import grant, observe
-from gi_jax.threat.problem import AttackProblem, check_problem, stack, victim_axes
+from gi_jax.threat.problem import AttackProblem, as_float32_arrays, check_problem, stack, victim_axes
 from gi_jax.threat.space import ImageSpace
 from gi_jax.threat.victim import Sent, Victim, one_hot, send
 from gi_jax.threat.views import VIEWS, look
@@ -35,6 +35,7 @@ __all__ = [
     "Update",
     "Victim",
     "Zeroed",
+    "as_float32_arrays",
     "check_problem",
     "client_update",
     "cross_entropy",

@@ -7,7 +7,7 @@ from gi_jax.models import Normalize
 from gi_jax.threat.batch_norm import BatchNormThreat, Shared
 from gi_jax.threat.local import LocalTraining, several, shared_after_training
 from gi_jax.threat.problem import AttackProblem
-from gi_jax.threat.victim import GradientDefense, Sent, Victim, send
+from gi_jax.threat.victim import GradientDefense, Sent, Victim, as_arrays, send
 from gi_jax.types import Key
 
 
@@ -51,6 +51,7 @@ def observe(
       InputError: for local steps that are no whole epochs, or under which statistics or the order cannot be shared;
         for pictures outside [0, 1], for labels that are no probabilities, and for a defense that is none.
     """
+    victim = as_arrays(victim)
     n = len(victim.images)
     if local is None and (assumed is not None or order_known):
         local = LocalTraining(num_steps=1)

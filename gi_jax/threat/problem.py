@@ -6,12 +6,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gi_jax import checks
 from gi_jax.models import Network, Normalize, is_factored
 from gi_jax.threat.client import Batch, Update, client_update
+from gi_jax.threat.floats import as_array, as_float32
 from gi_jax.threat.knowledge import Fact, Mixed
 from gi_jax.threat.local import LocalTraining, deal, train_locally
+from gi_jax.threat.logits import logits_of, num_outputs
 from gi_jax.threat.space import ImageSpace
 from gi_jax.types import BatchStats, Gradients, Images, Labels, Params
 
@@ -127,14 +130,13 @@ class AttackProblem:
 
     def logits(self, images: Images) -> jax.Array:
         """The network's output [n, num_classes] for pictures of one client, in the network's units."""
-        return _logits(self.network, self.normalize, self.params, self._given_to_one, images)
+        return logits_of(self.network, self.normalize, self.params, self._given_to_one, images)
 
     @property
     def num_classes(self) -> int:
         """Width of the network's output."""
-        size = self.image_shape[0] // self.clients
-        images = jax.ShapeDtypeStruct((size, *self.image_shape[1:]), jnp.float32)
-        return _logits.eval_shape(self.network, self.normalize, self.params, self._given_to_one, images).shape[-1]
+        shape = (self.image_shape[0] // self.clients, *self.image_shape[1:])
+        return num_outputs(self.network, self.normalize, self.params, self._given_to_one, shape)
 
     @property
     def _given_to_one(self) -> BatchStats:
@@ -142,9 +144,10 @@ class AttackProblem:
         return jax.tree.map(lambda leaf: leaf[0], given) if self.clients > 1 else given
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _logits(network, normalize, params, given, images):
-    return network(params, given, images, normalize)[0]
+def as_float32_arrays(problem: AttackProblem) -> AttackProblem:
+    """The problem with its labels as an array, and float32 in place of other floating-point numbers."""
+    labels = None if problem.labels is None else as_array("labels", problem.labels).astype(jnp.float32)
+    return as_float32(dataclasses.replace(problem, labels=labels))
 
 
 def check_problem(problem: AttackProblem) -> None:
@@ -155,21 +158,21 @@ def check_problem(problem: AttackProblem) -> None:
     """
     if len(problem.image_shape) != 4:
         raise checks.InputError(f"image_shape {problem.image_shape}: expected that of the batch, (n, h, w, c)")
-    checks.all_finite("space", (problem.space.mean, problem.space.std))
-    if not jnp.all(jnp.asarray(problem.space.std) > 0):
-        raise checks.InputError(f"space: std {problem.space.std}: expected numbers above 0")
+    problem.space.check(problem.image_shape)
     checks.same_structure("observed gradient", problem.observed, problem.params)
-    checks.all_finite("observed gradient", problem.observed)
-    checks.all_finite("params", problem.params)
+    for what, tree in (("observed gradient", problem.observed), ("params", problem.params)):
+        checks.all_floating(what, tree)
+        checks.all_finite(what, tree)
     if problem.statistics is not None:
         checks.all_finite("statistics", problem.statistics)
+    expected = (problem.image_shape[0], problem.num_classes)
     if problem.labels is not None:
-        expected = (problem.image_shape[0], problem.num_classes)
         if problem.labels.shape != expected:
             raise checks.InputError(
                 f"labels have shape {problem.labels.shape}; expected class probabilities {expected}"
             )
         checks.all_finite("labels", problem.labels)
+        checks.within(0, 1, labels=problem.labels)
 
 
 def victim_axes(problem: AttackProblem) -> AttackProblem:
@@ -182,7 +185,7 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
     """Problems of several victims as one with a leading victim axis. Model and units are shared, not copied.
 
     Raises:
-      InputError: if they differ in network, normalization or shape (different programs).
+      InputError: if they differ in network, normalization or shape (different programs), or in weights or units.
     """
     first = problems[0]
     for other in problems[1:]:
@@ -197,9 +200,24 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
                 "problems of one launch must share network, normalization, shape, label knowledge, local steps and "
                 "kind of defense"
             )
+        for name in ("params", "space", "local"):
+            if not _same(getattr(first, name), getattr(other, name)):
+                raise checks.InputError(
+                    f"problems of one launch must share {name}, and these differ in it; expected one model and one "
+                    "space for all; attack them one by one"
+                )
     names = ("statistics", "observed", "labels", "known", "order")
     joined = _stack([{name: getattr(problem, name) for name in names} for problem in problems])
     return dataclasses.replace(first, **joined)
+
+
+def _same(tree, other) -> bool:
+    """Whether two trees hold the same numbers; numbers that are the same objects, or traced, are not looked at."""
+    if jax.tree.structure(tree) != jax.tree.structure(other):
+        return False
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    unlike = [pair for pair in pairs if pair[0] is not pair[1]]
+    return all(np.array_equal(*pair) for pair in unlike if not any(isinstance(x, jax.core.Tracer) for x in pair))
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """The client's side of a round: its secret, its defense, and what it sends."""
 
+import dataclasses
 import inspect
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -13,8 +14,10 @@ from gi_jax.kept import jit_kept
 from gi_jax.models import Network, Normalize
 from gi_jax.once import jit_once
 from gi_jax.threat.client import Batch, ClientStep, client_update
+from gi_jax.threat.floats import as_array, as_float32
 from gi_jax.threat.knowledge import Fact
 from gi_jax.threat.local import LocalTraining, successive_models, train_locally
+from gi_jax.threat.logits import num_outputs
 from gi_jax.threat.space import ImageSpace
 from gi_jax.types import BatchStats, Gradients, Images, Key, Labels, Params
 
@@ -23,6 +26,8 @@ from gi_jax.types import BatchStats, Gradients, Images, Key, Labels, Params
 @dataclass(frozen=True, kw_only=True)
 class Victim:
     """The client's secret: its batch, and the model that it was given.
+
+    Lists are taken as arrays, and floating-point numbers of other widths as float32.
 
     Attributes:
       network: static.
@@ -98,7 +103,8 @@ def send(
       InputError: for a network that is none, pictures outside [0, 1], labels that are no probabilities, and a defense
         that is none.
     """
-    _check_victim(victim)
+    victim = as_arrays(victim)
+    _check_victim(victim, normalize)
     _check_defense(victim, defense)
     batch = Batch(victim.space.normalize(victim.images), victim.labels)
     client = ClientStep(victim.network, normalize, victim.params, victim.batch_stats, batch)
@@ -116,10 +122,24 @@ def send(
     transformation = optax.with_extra_args_support(defense(key))
     state = transformation.init(gradients)
     observed, _ = transformation.update(gradients, state, victim.params, client=client)
-    return Sent(observed, gradients, statistics, order)
+    return Sent(jax.tree.map(jnp.float32, observed), gradients, statistics, order)
 
 
-def _check_victim(victim):
+def as_arrays(victim: Victim) -> Victim:
+    """The victim with arrays in place of lists, of float32 in place of other floating-point numbers.
+
+    Raises:
+      InputError: for pictures of whole numbers.
+    """
+    images, labels = as_array("images", victim.images), as_array("labels", victim.labels).astype(jnp.float32)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise checks.InputError(
+            f"images of type {images.dtype}: expected float32 in [0, 1]; divide by 255 if they are from 0 to 255"
+        )
+    return as_float32(dataclasses.replace(victim, images=images, labels=labels))
+
+
+def _check_victim(victim, normalize):
     try:
         inspect.signature(victim.network).bind("params", "batch_stats", "images", "normalize")
     except TypeError as error:
@@ -136,6 +156,14 @@ def _check_victim(victim):
         raise checks.InputError(
             f"labels of shape {victim.labels.shape} for {len(victim.images)} images: expected class probabilities "
             "[n, num_classes]; try gi_jax.one_hot"
+        )
+    victim.space.check(victim.images.shape)
+    checks.all_floating("params", victim.params)
+    width = num_outputs(victim.network, normalize, victim.params, victim.batch_stats, victim.images.shape)
+    if victim.labels.shape[1] != width:
+        raise checks.InputError(
+            f"labels of shape {victim.labels.shape} for a network of {width} outputs: expected class probabilities "
+            f"[n, {width}]; try gi_jax.one_hot(labels, {width})"
         )
     if not victim.encoded:  # signs carry encodings out of the box
         checks.within(0, 1, images=victim.images)
@@ -159,10 +187,15 @@ def one_hot(labels, num_classes: int) -> Labels:
     """Class numbers [n] as class probabilities [n, num_classes].
 
     Raises:
-      InputError: for a number outside the classes.
+      InputError: for what are no class numbers, or a number outside the classes; traced ones are not looked at.
     """
-    labels = jnp.asarray(labels)
-    outside = [int(label) for label in labels.reshape(-1) if not 0 <= int(label) < num_classes]
-    if outside:
-        raise checks.InputError(f"label {outside[0]}: expected class numbers from 0 to {num_classes - 1}")
-    return jax.nn.one_hot(labels, num_classes)
+    labels = as_array("labels", labels)
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise checks.InputError(
+            f"labels of type {labels.dtype} and shape {labels.shape}: expected whole class numbers [n]"
+        )
+    numbers = [] if isinstance(labels, jax.core.Tracer) else labels.tolist()
+    outside = next((label for label in numbers if not 0 <= label < num_classes), None)
+    if outside is not None:
+        raise checks.InputError(f"label {outside}: expected class numbers from 0 to {num_classes - 1}")
+    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
