@@ -179,6 +179,7 @@ def tiny_client(overhead):
 def test_without_torch_one_line_says_so(harness, attack_step, monkeypatch):
     monkeypatch.setattr(harness, "has", lambda package: False)
     monkeypatch.setattr(attack_step, "measure_point", lambda *_, **__: {})
+    monkeypatch.setattr(attack_step, "QUICK", ())
     report = harness.Report()
     attack_step.measure(report, quick=True)
     assert len(report.notes) == 1

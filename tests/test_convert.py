@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from gi_jax.cli import main
 from gi_jax.experiments import weights
 from gi_jax.experiments.torch_files import read_tensors
 from gi_jax.models import Normalize
+from gi_jax.models.layers import Conv, Linear
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "resnet18_large.json").read_text())
 
@@ -83,9 +85,39 @@ def test_flat_features_of_a_convolution_are_turned_over():
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
+class Deep(nn.Module):
+    """More than ten layers, which flax numbers: by text the tenth would come before the second."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = images
+        for _ in range(12):
+            x = Conv(3)(x)
+        return Linear(2)(x.mean((1, 2)))
+
+
+def test_layers_are_in_the_order_of_their_numbers():
+    network = models.FlaxNetwork(Deep())
+    tensors = {f"{number}.weight": np.full((3, 3, 3, 3), number) for number in range(12)}
+    tensors |= {"head.weight": np.ones((2, 3)), "head.bias": np.ones(2)}
+    params, _ = models.from_torch(network, (4, 4, 3), tensors)
+    assert [params[f"Conv_{number}"]["kernel"][0, 0, 0, 0] for number in range(12)] == list(range(12))
+
+
+def test_a_layer_of_another_kind_in_the_network_is_named():
+    class Odd(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return Linear(2)(nn.PReLU()(images).mean((1, 2)))
+
+    with pytest.raises(InputError, match=r"layer PReLU_0 of the network holds negative_slope \(\): expected conv"):
+        models.from_torch(models.FlaxNetwork(Odd()), (4, 4, 3), {})
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
+        (lambda of: of.update(note=np.array("mine")), "tensor 'note' holds no numbers"),
         (lambda of: of.pop("block2.norm.weight") is None, "layer 'block2.norm' has weights of shape ()"),
         (lambda of: of.update({"a.in_proj": np.ones(3)}), "layer 'a' has 'in_proj': expected convolutions"),
         (lambda of: of.update({"a.weight": np.ones((2, 3, 4))}), r"layer 'a' has weights of shape \(2, 3, 4\)"),
@@ -198,6 +230,7 @@ def test_converted_weights_are_attacked(theirs, tmp_path, capsys):
     "arguments, message",
     [
         (["--model", "convnot", "--data", "photos"], "unknown model 'convnot': did you mean 'convnet'?"),
+        (["--model", "convnet", "--image-size", "32", "--test-pictures", "5"], "on what is missing: add --data"),
         (["--model", "convnet"], "the size of the pictures is missing: add --data"),
         (["--model", "convnet", "--image-size", "32", "--new-head"], "the number of classes of a fresh last layer"),
         (["--model", "convnet", "--image-size", "0"], "image_size=0: expected a number above 0"),

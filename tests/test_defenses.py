@@ -719,6 +719,8 @@ def test_functions_chain_after_what_looks_at_the_client():
         ((HALVE, "prune:p=0.9"), "str in a chain: expected defenses"),
         ((HALVE, make("clip_per_example", norm=1.0)), "defense 'clip_per_example' after another"),
         ((HALVE, make("mixup", k=2)), "defense 'mixup' after another"),
+        ((make("qsgd", levels=4), HALVE), "defense 'qsgd' before 'a function': what an adversary can say"),
+        ((make("dpsgd", clip=1.0, sigma=1.0), HALVE, make("soteria", p=0.5)), "'soteria' after 'dpsgd': it looks at"),
     ],
 )
 def test_chains_that_cannot_be(defenses, message):

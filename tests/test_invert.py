@@ -66,7 +66,7 @@ def spec_for(folder, **changes):
 def test_a_gradient_from_a_file_is_the_problem_that_it_came_from(client, client_bn, bn):
     folder, victim = client
     spec = spec_for(folder, client_bn=client_bn, bn=bn)
-    found, words = read_problem(folder / f"{client_bn}.npz", spec)
+    found, words = read_problem(folder / f"{client_bn}.npz", weights.load(folder / "weights"), spec)
     expected = observe(victim, spec.threat, defenses.identity, jax.random.key(1))
     assert found.network == expected.network and found.image_shape == expected.image_shape
     assert found.normalize == expected.normalize and found.local is None
@@ -81,7 +81,9 @@ def test_a_gradient_from_a_file_is_the_problem_that_it_came_from(client, client_
 def test_the_model_that_is_sent_back_gives_gradient_and_statistics_away(client):
     folder, victim = client
     spec = spec_for(folder, client_bn="batch", bn="exact", labels="known")
-    found, _ = read_problem(folder / "batch_after.npz", spec, after=RATE, labels=[1, 2])
+    found, _ = read_problem(
+        folder / "batch_after.npz", weights.load(folder / "weights"), spec, after=RATE, labels=[1, 2]
+    )
     expected = observe(victim, THREATS["exact"], defenses.identity, jax.random.key(1))
     scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected.observed))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), found.observed, expected.observed)
@@ -94,9 +96,17 @@ def test_the_model_that_is_sent_back_gives_gradient_and_statistics_away(client):
 def test_several_local_steps_are_read_as_their_mean_gradient(client):
     folder, victim = client
     spec = spec_for(folder, local_steps=2, local_rate=RATE, labels="known")
-    found, _ = read_problem(folder / "running_after.npz", spec, after=RATE, labels=[1, 2])
+    found, _ = read_problem(
+        folder / "running_after.npz", weights.load(folder / "weights"), spec, after=RATE, labels=[1, 2]
+    )
     assert found.local.num_steps == 2
-    once, _ = read_problem(folder / "running_after.npz", spec_for(folder, labels="known"), after=RATE, labels=[1, 2])
+    once, _ = read_problem(
+        folder / "running_after.npz",
+        weights.load(folder / "weights"),
+        spec_for(folder, labels="known"),
+        after=RATE,
+        labels=[1, 2],
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-5), found.observed, once.observed)
 
 
@@ -128,6 +138,9 @@ def test_a_picture_is_found_in_a_file(client, tmp_path, capsys):
         ("running.npz", ["--labels", "many"], "unknown labels 'many'"),
         ("batch.npz", ["--client-bn", "batch", "--bn", "exact"], "expected bn infer or proxy"),
         ("batch.npz", ["--client-bn", "batch", "--bn", "infer-reference"], "expected exact, infer or proxy"),
+        ("running_after.npz", [], "running_after.npz holds running statistics, so these are weights: add --after"),
+        ("running.npz", ["--local-rate", "0.5"], "--local-rate 0.5 with the gradient of one step: leave it out"),
+        ("running.npz", ["--defense", "mixup:k=2"], "expected one of the gradient"),
         ("running_after.npz", ["--after", "--local-rate", "0"], "local_rate=0.0: expected a number above 0"),
         ("running.npz", ["--defense", "prune:p=2"], r"p=2.0: expected a number in \[0, 1\)"),
     ],
@@ -146,4 +159,4 @@ def test_an_update_that_is_not_finite_is_refused(client, tmp_path):
     tensors["block0.conv.weight"] = np.full_like(tensors["block0.conv.weight"], np.nan)
     np.savez(tmp_path / "nan.npz", **tensors)
     with pytest.raises(InputError, match="observed gradient: block0/conv/kernel holds 864 values that are NaN"):
-        read_problem(tmp_path / "nan.npz", spec_for(folder))
+        read_problem(tmp_path / "nan.npz", weights.load(folder / "weights"), spec_for(folder))

@@ -27,8 +27,6 @@ BAD = Cell(dataclasses.replace(ATTACK, data="folder:nowhere"))
 def cluster(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # whatever else fills this machine, only the test kills
-    # Programs of this process are made at the usual level, and bits are to be equal.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
     # A short path: the sockets in it have a longest name.
     options = dict(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     ray.init(num_cpus=2, object_store_memory=100 * 2**20, **options)

@@ -28,7 +28,7 @@ def add_parser(commands) -> None:
         "convert",
         help="take over the weights of a PyTorch network",
         description="Converts the weights of a PyTorch network for attack --weights and labels --weights, and tests "
-        "it on the data it is for.",
+        "it on the data it is for, unless its last layer is fresh.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -13,8 +13,8 @@ examples:
   gi-jax convert model.pth --model resnet18_basic --data cifar10 --out theirs
   gi-jax invert gradient.npz --weights theirs
       the gradient of one picture: numpy.savez("gradient.npz", **{n: p.grad for n, p in model.named_parameters()})
-  gi-jax invert after.pth --after --weights theirs --batch-size 8 --client-bn batch --local-rate 0.1
-      the model that a client sent back after one step at rate 0.1, BatchNorm buffers and all
+  gi-jax invert after.pth --after --weights theirs --batch-size 8 --client-bn batch --bn exact --local-rate 0.1
+      the model that a client sent back after one step at rate 0.1, whose BatchNorm buffers tell the statistics
   gi-jax invert gradient.npz --weights theirs --defense prune:p=0.9 --restarts 8 --steps 2000 --out pruned
 
 FILE is as for gi-jax convert. OUT gets reconstructions.png, reconstructions.npz and result.json; after Ctrl-C those of
@@ -42,7 +42,12 @@ def add_parser(commands) -> None:
     add("--defense", action="append", metavar="NAME:P=V", help="what the client is taken to do to its gradient")
     add("--local-steps", type=int, default=1, metavar="M", help="steps of the client (default: 1)")
     add("--local-batch-size", type=int, metavar="B", help="pictures of each (default: all)")
-    add("--local-rate", type=float, default=0.01, metavar="L", help="learning rate of its steps (default: 0.01)")
+    add(
+        "--local-rate",
+        type=float,
+        metavar="L",
+        help="learning rate of its steps, with --after or several (default: 0.01)",
+    )
     add = parser.add_argument_group("adversary").add_argument
     add(
         "--labels", default="auto", metavar="K,K,...|L", help="class numbers, optimize, or a name of gi-jax list labels"
@@ -72,8 +77,11 @@ def run(options) -> int:
     terminal.set_up_compilation()
     names = ("batch_size", "client_bn", "local_steps", "local_batch_size", "attack", "tv", "bn_prior", "learning_rate")
     settings = {name: getattr(options, name) for name in (*names, "steps", "restarts", "seed")}
+    rate = 0.01 if options.local_rate is None else options.local_rate
     if options.local_steps > 1:
-        settings["local_rate"] = options.local_rate
+        settings["local_rate"] = rate
+    elif options.local_rate is not None and not options.after:
+        raise InputError(f"--local-rate {rate:g} with the gradient of one step: leave it out, or add --after")
     labels = _class_numbers(options.labels)
     settings["labels"] = options.labels if labels is None else "known"
     settings["bn"] = options.bn or ("infer" if options.client_bn == "batch" else None)
@@ -81,7 +89,7 @@ def run(options) -> int:
     target = options.out / "result.json"
     if target.exists() and not options.overwrite:
         raise InputError(f"{target} is there already: choose another --out, or add --overwrite")
-    after = options.local_rate if options.after else None
+    after = rate if options.after else None
     with terminal.Interrupt() as interrupt, terminal.progress_bar() as on_report:
         running = dict(on_report=on_report, should_stop=interrupt.requested)
         found = invert(options.file, spec, after=after, labels=labels, **running)

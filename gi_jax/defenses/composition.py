@@ -50,20 +50,8 @@ class Defense:
                     f"defense {name!r} after {first!r}: it starts from the gradients of the examples and "
                     f"would undo what comes before; expected it first"
                 )
-        for (name, values), (later, _) in pairwise(self.gradient_stages):
-            if DEFENSES[name].estimated(**dict(values)) and not DEFENSES[later].overrules:
-                raise checks.InputError(
-                    f"defense {name!r} before {later!r}: what an adversary can say of it is read off what was sent, "
-                    f"which {later!r} changes; expected it last"
-                )
-        names = [name for name, _ in self.stages]
-        private = next((number for number, name in enumerate(names) if DEFENSES[name].kind == Kind.DP), len(names))
-        for name in names[private + 1 :]:
-            if DEFENSES[name].of_examples:
-                raise checks.InputError(
-                    f"defense {name!r} after {names[private]!r}: it looks at the private pictures once more, which the "
-                    "bound does not cover; expected what reads the update only, such as prune or clip"
-                )
+        _check_legible(self.gradient_stages)
+        _check_private([name for name, _ in self.stages])
 
     def __call__(self, key: Key) -> optax.GradientTransformation:
         stages = [
@@ -106,6 +94,34 @@ class Defense:
 
     def __str__(self) -> str:
         return " + ".join(_write(name, values) for name, values in self.stages) or "none"
+
+
+_FUNCTION = ("a function", ())
+"""Stands for a stage that is no row of the table, of which nothing is known."""
+
+
+def _check_legible(stages):
+    """Refuses a stage whose facts are read off what was sent where the next one changes that."""
+    for (name, values), (later, _) in pairwise(stages):
+        if name not in DEFENSES or not DEFENSES[name].estimated(**dict(values)):
+            continue
+        if later not in DEFENSES or not DEFENSES[later].overrules:
+            raise checks.InputError(
+                f"defense {name!r} before {later!r}: what an adversary can say of it is read off what was sent, "
+                f"which {later!r} changes; expected it last"
+            )
+
+
+def _check_private(names):
+    """Refuses a look at the private pictures after a bound on what leaks of them."""
+    kinds = [DEFENSES[name].kind if name in DEFENSES else None for name in names]
+    private = kinds.index(Kind.DP) if Kind.DP in kinds else len(names)
+    for name in names[private + 1 :]:
+        if name in DEFENSES and DEFENSES[name].of_examples:
+            raise checks.InputError(
+                f"defense {name!r} after {names[private]!r}: it looks at the private pictures once more, which the "
+                "bound does not cover; expected what reads the update only, such as prune or clip"
+            )
 
 
 def _checked(name, values):
@@ -223,6 +239,9 @@ class Chained:
     parts: tuple[Defense | FunctionDefense, ...]
 
     def __post_init__(self):
+        stages = [stage for part in self.parts for stage in getattr(part, "gradient_stages", (_FUNCTION,))]
+        _check_legible(stages)
+        _check_private([name for name, _ in stages])
         named = [name for part in self.parts[1:] for name, _ in getattr(part, "stages", ())]
         late = next((name for name in named if DEFENSES[name].first or DEFENSES[name].mixing is not None), None)
         if late is not None:

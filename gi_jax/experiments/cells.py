@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gi_jax import checks
 from gi_jax.experiments.decode import DecodeSpec
 from gi_jax.experiments.spec import AttackSpec, described
+from gi_jax.experiments.streams import REVISION
 from gi_jax.experiments.training import TrainSpec
 
 
@@ -58,7 +59,8 @@ class Cell:
     @property
     def id(self) -> str:
         """Sixteen hexadecimal digits that are equal for equal cells."""
-        text = json.dumps(self.description, sort_keys=True)
+        revision = {"revision": REVISION} if self.kind in ("attack", "decoding") else {}
+        text = json.dumps({**self.description, **revision}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

@@ -53,6 +53,10 @@ def convert(
     if data_name is None and (image_size is None or new_head):
         missing = "the number of classes of a fresh last layer" if new_head else "the size of the pictures"
         raise checks.InputError(f"{missing} is missing: add --data, or only --image-size for the layer of the file")
+    if data_name is None and (data_dir, test_pictures) != (None, None):
+        raise checks.InputError(
+            "data_dir and test_pictures say where and how to test, and on what is missing: add --data"
+        )
     dataset = None if data_name is None else data.load(data_name, "train", data_dir, image_size=image_size)
     if dataset is None:
         shape, units = (image_size, image_size, 3), (IMAGENET_MEAN, IMAGENET_STD)

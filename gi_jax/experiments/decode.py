@@ -15,7 +15,7 @@ import numpy as np
 from gi_jax import checks, data, defenses, metrics
 from gi_jax.attacks.decode import decode_instahide, decode_mixup, decode_paper
 from gi_jax.experiments.environment import environment
-from gi_jax.experiments.streams import Stream, key_of
+from gi_jax.experiments.streams import REVISION, Stream, key_of
 from gi_jax.threat import ImageSpace, Mapping
 from gi_jax.types import Images
 
@@ -73,7 +73,7 @@ class DecodeSpec:
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that are equal for equal specifications."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        text = json.dumps({**dataclasses.asdict(self), "revision": REVISION}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -43,12 +43,15 @@ class Inverted(NamedTuple):
     result: dict
 
 
-def read_problem(file: str, spec: AttackSpec, *, after: float | None = None, labels: Sequence[int] | None = None):
+def read_problem(
+    file: str, weights: Weights, spec: AttackSpec, *, after: float | None = None, labels: Sequence[int] | None = None
+):
     """The problem that a file holds, for the model, the threat model and the local steps of a specification.
 
     Args:
       file: see `read_tensors`: the gradient under the names of the parameters, of one step or the mean of several.
-      spec: names the weights before the step; pictures, defenses but the first, and counts of updates do not matter.
+      weights: the model before the step.
+      spec: threat model, local steps and defense; what it says of pictures does not matter.
       after: the file holds the weights after the client's steps at this rate instead. With the buffers of BatchNorm
         after one step it gives the exact statistics of the batch away.
       labels: of the private pictures; None to recover them from the gradient.
@@ -59,11 +62,20 @@ def read_problem(file: str, spec: AttackSpec, *, after: float | None = None, lab
     Raises:
       InputError: for a file or labels that do not fit the model, and exact statistics that the file does not hold.
     """
-    weights, n = load_for(spec), spec.batch_size
+    n = spec.batch_size
     before = jax.tree.map(jnp.asarray, (weights.params, weights.batch_stats))
     sent, buffers = models.from_torch(weights.network, weights.origin.image_shape, read_tensors(file))
+    if defenses.parse(spec.defenses[0]).mixing is not None:
+        raise checks.InputError(f"defense {spec.defenses[0]} with an update from a file: expected one of the gradient")
+    if buffers:
+        checks.same_structure(f"{file}: running statistics", buffers, before[1])
+        checks.all_finite(f"{file}: running statistics", buffers)
+        if after is None:
+            raise checks.InputError(f"{file} holds running statistics, so these are weights: add --after")
     if after is not None:
         checks.positive(local_rate=after)
+        if spec.local is not None and after != spec.local_rate:
+            raise checks.InputError(f"after={after:g} with local_rate={spec.local_rate:g}: expected the same rate")
         sent = successive_models(before[0], sent, after * spec.local_steps)
     if not any(np.any(leaf) for leaf in jax.tree.leaves(sent)):
         raise checks.InputError(f"{file} holds no change: expected the gradient, or with --after the weights after it")
@@ -125,11 +137,12 @@ def invert(
     on_report: Callable[[Report], None] = lambda report: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Inverted:
-    """Attacks the update in a file; arguments and errors as for `read_problem`.
+    """Attacks the update in a file, against the weights that the specification names; else as `read_problem`.
 
     Stops after the chunk in which `should_stop` says so, with what is there.
     """
-    problem, label_words = read_problem(file, spec, after=after, labels=labels)
+    weights = load_for(spec)
+    problem, label_words = read_problem(file, weights, spec, after=after, labels=labels)
     problems = stack([problem])
     attack = attacks.tie_epochs(attacks.adapt(make_attack(spec), problem), problem, spec.epoch_prior)
     states = attacks.start(attack, problems, attacks.lane_keys(key_of(spec.seed, Stream.START), [0], spec.restarts))
@@ -152,7 +165,7 @@ def invert(
         "environment": environment(),
         "update": str(file),
         "spec": dataclasses.asdict(spec),
-        "threat_model": [*_words(spec, problem, label_words)],
+        "threat_model": [*_words(weights, spec, problem, label_words)],
         "steps": int(progress.step),
         "loss": float(found.loss),
         "losses": [float(loss) if np.isfinite(loss) else None for loss in found.losses],
@@ -162,8 +175,8 @@ def invert(
     return Inverted(np.asarray(found.images), np.asarray(found.spread), np.asarray(found.labels), result)
 
 
-def _words(spec, problem, label_words):
-    yield load_for(spec).origin.words()
+def _words(weights, spec, problem, label_words):
+    yield weights.origin.words()
     if jax.tree.leaves(problem.statistics):
         client, shared, adversary = spec.threat.words()
         if spec.threat.shared == Shared.EXACT:

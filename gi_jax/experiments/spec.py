@@ -9,6 +9,7 @@ from typing import NamedTuple
 from gi_jax import checks, defenses, models
 from gi_jax.attacks import ATTACKS
 from gi_jax.attacks.labels import METHODS
+from gi_jax.experiments.streams import REVISION
 from gi_jax.models import MODELS, Normalize
 from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat, LocalTraining, Shared
 
@@ -392,7 +393,7 @@ class AttackSpec:
         """Sixteen hexadecimal digits that are equal for equal specifications."""
         settings = described(self)
         del settings["weights"]
-        text = json.dumps(settings, sort_keys=True)
+        text = json.dumps({**settings, "revision": REVISION}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,9 @@ import jax
 
 from gi_jax.types import Key
 
+REVISION = 2
+"""Goes up when somebody draws other numbers or a score means another thing: old results do not mix with new ones."""
+
 
 class Stream(enum.IntEnum):
     """The parts of an experiment that draw."""

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from gi_jax.checks import InputError
+from gi_jax.models.from_torch import natural
 
 _INSIDE = ("state_dict", "model_state_dict", "model", "net")
 """Where the weights are in a checkpoint that holds more."""
+
+_SAFE_TORCH = (2, 6)
 
 _ADVICE = (
     "expected what torch.save(model.state_dict(), 'weights.pth') writes, or, to be read without PyTorch, numpy.savez("
@@ -52,11 +55,7 @@ def _read_safetensors(file):
     from safetensors.numpy import load_file
 
     tensors = load_file(file)
-    return {name: tensors[name] for name in sorted(tensors, key=_natural)}
-
-
-def _natural(name):
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return {name: tensors[name] for name in sorted(tensors, key=natural)}
 
 
 def _read_torch(file):
@@ -64,10 +63,15 @@ def _read_torch(file):
         import torch
     except ImportError as error:
         raise InputError(f"{file} is read by PyTorch, which is not installed: pip install torch; {_ADVICE}") from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
+        raise InputError(
+            f"{file} with PyTorch {torch.__version__}, which may run code in such files (CVE-2025-32434): expected 2.6 "
+            "or newer; pip install -U torch"
+        )
     content = torch.load(file, map_location="cpu", weights_only=True)
     for name in _INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     if not isinstance(content, Mapping):
         raise InputError(f"{file} holds {type(content).__name__}; {_ADVICE}")
-    return {name: value.float().numpy() for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return {name: value.detach().float().numpy() for name, value in content.items() if isinstance(value, torch.Tensor)}

@@ -167,7 +167,9 @@ def observe_all(
             )
             for number in range(update * size, (update + 1) * size)
         ]
-        sent = [dataclasses.replace(problem, known=told(spec, problem.known)) for problem in sent]
+        # A compiled `observe` gives copies of the model back.
+        model = dict(params=victims[0].params, space=sent[0].space)
+        sent = [dataclasses.replace(problem, known=told(spec, problem.known), **model) for problem in sent]
         for problem in sent:
             check_problem(problem)
         problems += look(spec.view, sent, spec.threat, aggregate=_aggregate(spec, update))

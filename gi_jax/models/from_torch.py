@@ -4,6 +4,7 @@ Modules have other names in every code base, so tensors are matched by kind (con
 and order, and every shape is checked.
 """
 
+import re
 from collections.abc import Mapping
 
 import jax
@@ -28,7 +29,7 @@ def from_torch(
     """The tensors of a PyTorch network as parameters and running statistics, or its gradients as a gradient.
 
     Args:
-      network: ours, with the same layers.
+      network: ours, with the same layers, whose names in order (`conv2` before `conv10`) are the order of the network.
       image_shape: (h, w, c) of its pictures.
       tensors: by the names of a `state_dict()`, or `{name: p.grad for name, p in model.named_parameters()}`, in the
         order of the network; weights of convolutions [out, in, h, w] and of linear layers [out, in]. A linear layer
@@ -73,8 +74,23 @@ def _places(network, image_shape):
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         *path, name = (entry.key for entry in path)
         layers.setdefault(tuple(path), {})[name] = leaf.shape
-    kinds = [_KINDS[len(shapes["kernel"] if "kernel" in shapes else shapes["scale"])] for shapes in layers.values()]
-    return [(path, kind, shapes) for (path, shapes), kind in zip(layers.items(), kinds, strict=True)]
+    ordered = sorted(layers, key=lambda path: [natural(name) for name in path])
+    return [(path, _kind(path, layers[path]), layers[path]) for path in ordered]
+
+
+def natural(name: str) -> list:
+    """A key to sort names by, in which numbers are numbers: `conv2` before `conv10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _kind(path, shapes):
+    weight = shapes.get("kernel", shapes.get("scale", ()))
+    if len(weight) not in _KINDS:
+        raise checks.InputError(
+            f"layer {'/'.join(path)} of the network holds {_words(shapes)}: expected convolutions of two dimensions, "
+            "linear layers and normalization with scale and bias, which PyTorch's are matched with"
+        )
+    return _KINDS[len(weight)]
 
 
 def _layers(tensors):
@@ -83,7 +99,10 @@ def _layers(tensors):
     for full, value in tensors.items():
         module, _, name = full.rpartition(".")
         if name != "num_batches_tracked":
-            layers.setdefault(module, {})[name] = np.asarray(value, np.float32)
+            try:
+                layers.setdefault(module, {})[name] = np.asarray(value, np.float32)
+            except (TypeError, ValueError) as error:
+                raise checks.InputError(f"tensor {full!r} holds no numbers: expected weights; leave it out") from error
     for module, arrays in layers.items():
         strange = sorted(arrays.keys() - {"weight", "bias", *_STATISTICS})
         if strange or np.ndim(arrays.get("weight", 0.0)) not in _KINDS:

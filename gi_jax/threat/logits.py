@@ -32,7 +32,7 @@ def num_outputs(
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise _unusable(network, f"on images of shape {shape}: {reason}") from error
-    if isinstance(logits, tuple | list | dict):
+    if not hasattr(logits, "ndim"):
         raise _unusable(network, f"returns a {type(logits).__name__}")
     if logits.ndim != 2 or logits.shape[0] != shape[0]:
         raise _unusable(network, f"returns shape {logits.shape} for {shape[0]} images")

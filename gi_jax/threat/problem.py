@@ -223,4 +223,5 @@ def _same(tree, other) -> bool:
 @jax.jit
 def _stack(trees):
     """At once: tensor by tensor, each of another shape, takes longer to compile than to do."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    strong = lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf))  # noqa: E731  weak types are other programs
+    return jax.tree.map(lambda *leaves: jnp.stack([strong(leaf) for leaf in leaves]), *trees)
