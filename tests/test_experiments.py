@@ -456,8 +456,8 @@ def test_the_published_box_cuts_dark_and_light_values_off():
     np.testing.assert_allclose(kept[-1, 0, 0], space.high, atol=1e-6)
 
 
-def test_old_fingerprints_hold_and_precisions_are_told_apart():
-    assert AttackSpec().fingerprint == "0b86bb7a3d8de016"  # from before there was a precision
+def test_fingerprints_hold_and_precisions_are_told_apart():
+    assert AttackSpec().fingerprint == "56e70d564a950532"  # of revision 2, and as if there were no precision
     assert AttackSpec(precision="bfloat16").fingerprint != AttackSpec().fingerprint
 
 

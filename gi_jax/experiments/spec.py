@@ -400,7 +400,7 @@ class AttackSpec:
 def described(spec) -> dict:
     """A specification as plain values, by which it is known.
 
-    The precision is left out where it is float32, so that stores from before there was a choice stay valid.
+    The precision is left out where it is float32, as it was before there was a choice.
     """
     settings = dataclasses.asdict(spec)
     if settings.get("precision") == AttackSpec.precision:
