@@ -5,7 +5,6 @@ from pathlib import Path
 
 from gi_jax.cli import terminal
 from gi_jax.cli.arguments import data_arguments, numbers
-from gi_jax.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -55,8 +54,7 @@ def run(options) -> int:
 
     terminal.set_up_compilation()
     target = options.out / weights.NAME
-    if target.exists() and not options.overwrite:
-        raise InputError(f"{target} is there already: choose another --out, or add --overwrite")
+    terminal.check_absent(target, overwrite=options.overwrite)
     names = ("data_dir", "image_size", "mean", "std", "new_head", "seed", "test_pictures")
     settings = {name: getattr(options, name) for name in names}
     converted = convert(options.file, options.model, data_name=options.data, **settings)

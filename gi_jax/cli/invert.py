@@ -86,9 +86,7 @@ def run(options) -> int:
     settings["labels"] = options.labels if labels is None else "known"
     settings["bn"] = options.bn or ("infer" if options.client_bn == "batch" else None)
     spec = AttackSpec(**settings, **settings_of(options.weights), defenses=(" + ".join(options.defense or ["none"]),))
-    target = options.out / "result.json"
-    if target.exists() and not options.overwrite:
-        raise InputError(f"{target} is there already: choose another --out, or add --overwrite")
+    terminal.check_absent(options.out / "result.json", overwrite=options.overwrite)
     after = rate if options.after else None
     with terminal.Interrupt() as interrupt, terminal.progress_bar() as on_report:
         running = dict(on_report=on_report, should_stop=interrupt.requested)

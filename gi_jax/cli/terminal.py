@@ -50,6 +50,12 @@ def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict |
     return result if fingerprint == wanted and complete and not overwrite else None
 
 
+def check_absent(path: Path, *, overwrite: bool) -> None:
+    """Refuses to replace a file that nobody asked to replace."""
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already: choose another --out, or add --overwrite")
+
+
 def set_up_compilation() -> None:
     """Keeps compiled programs on disk, and makes them quickly; before all else that computes."""
     from gi_jax.experiments import environment

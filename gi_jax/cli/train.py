@@ -150,8 +150,7 @@ def _check_folder(options) -> None:
         options.out / training.RECORD,
         *sorted(options.out.glob(f"seed-*/{weights.NAME}")),
     ):
-        if file.exists():
-            raise InputError(f"{file} is there already: choose another --out, or add --overwrite")
+        terminal.check_absent(file, overwrite=False)
 
 
 def _printer():

@@ -45,7 +45,7 @@ class Inverted(NamedTuple):
 
 def read_problem(
     file: str, weights: Weights, spec: AttackSpec, *, after: float | None = None, labels: Sequence[int] | None = None
-):
+) -> tuple[AttackProblem, str]:
     """The problem that a file holds, for the model, the threat model and the local steps of a specification.
 
     Args:
