@@ -6,6 +6,7 @@ import numpy as np
 
 from gi_jax import defenses, metrics
 from gi_jax.experiments import published
+from gi_jax.experiments.catalogue import total_variation_of
 from gi_jax.experiments.labels import label_distribution
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.training import TrainSpec
@@ -50,6 +51,8 @@ def attack(seed, where, column="none", middle=0.4, labels="known", batch_size=1)
     spec = AttackSpec(
         data="cifar10",
         client_bn="batch",
+        attack="gradient_inversion_evaluation",
+        tv=total_variation_of(column),
         first=1,
         steps=400,
         labels=labels,

@@ -15,6 +15,7 @@ from PIL import Image
 from gi_jax import cli
 from gi_jax.checks import InputError
 from gi_jax.experiments import catalogue, published
+from gi_jax.experiments.catalogue import SCALES, placed
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.training import TrainSpec
 from gi_jax.reports import html, markdown
@@ -22,6 +23,7 @@ from gi_jax.reports.experiments import BUILDERS, deviations, report
 from gi_jax.reports.experiments.found import Found, first, select, values
 from gi_jax.reports.experiments.names import defense_name, family, parameters
 from gi_jax.reports.experiments.provenance import attack_command
+from gi_jax.reports.experiments.table1 import granted
 from gi_jax.reports.experiments.tradeoff import _front
 from gi_jax.reports.page import (
     NOT_RUN,
@@ -197,6 +199,9 @@ def test_unknown_experiments_are_refused():
         report("tabel2", "", "", [], "small")
 
 
+UTILITY = ("test accuracy, %", "training time, times that without a defense")
+
+
 def test_what_is_not_as_in_the_paper_is_said_first():
     found = cells.full("table2")
     lead = report("table2", "", "", found, "small").lead[1]
@@ -208,6 +213,11 @@ def test_what_is_not_as_in_the_paper_is_said_first():
     assert "an easier case" in page.lead[1] and "photos, not cifar10" in page.lead[1]
     row = row_of(tables(page, "Leakage at batch size 16")[0], defense_name("prune:p=0.9"))
     assert row["average LPIPS: difference"] == "-"  # nothing is compared with the paper's numbers
+    for one in found:
+        if one.where["what"] == "training":
+            one.row["spec"] |= {"model": "convnet"}
+    table = tables(report("table2", "", "", found, "smoke"), "Utility: accuracy and time")[0]
+    assert {row_of(table, defense_name("prune:p=0.9"))[f"{of}: difference"] for of in UTILITY} == {"-"}
     assert len(report("table3", "", "", [], "smoke").lead[1]) < 60
 
 
@@ -321,6 +331,13 @@ def test_our_speed_takes_the_place_of_the_papers():
     assert paper[4] == published.table3().instahide[0].hours
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_what_attacks_are_granted_is_what_the_paper_says_of_them(scale):
+    found = [Found(placed.where, None) for placed in placed("table1", scale)]
+    for name, assumed in published.table1().attacks.items():
+        assert granted(found, name) == (assumed.statistics, assumed.labels)
+
+
 def test_the_front_holds_what_no_other_beats():
     points = {"a": (1.0, 3.0), "b": (2.0, 2.0), "c": (1.0, 2.0), "d": (3.0, 1.0), "e": (2.0, 2.0)}
     assert _front(points) == ["a", "b", "d", "e"]
@@ -390,11 +407,12 @@ def test_names():
     assert defense_name("dpsgd:clip=1,sigma=0.5") == "dpsgd:clip=1,sigma=0.5"
 
 
-def as_published(count, column="none", network="none", epochs=2.0, **changes):
+def as_published(count, column="none", network="none", epochs=2.0, pictures=None, **changes):
     """An attack of the published length on so many pictures, and on a network that was trained under a defense."""
     found = cells.attack(0, {"what": "attack", "column": column, "batch_size": 1}, column)
     spec = found.row["spec"] | {"steps": 10_000, "box": "reference"} | changes
-    trained = dataclasses.asdict(TrainSpec(data="cifar10", model="resnet18", epochs=epochs, defense=network))
+    training = TrainSpec(data="cifar10", model="resnet18", epochs=epochs, defense=network, train_pictures=pictures)
+    trained = dataclasses.asdict(training)
     images = found.row["result"]["images"][:1] * count * spec["encodings"]
     row = found.row | {"spec": spec, "network": trained, "result": found.row["result"] | {"images": images}}
     return found._replace(row=row)
@@ -405,11 +423,17 @@ def as_published(count, column="none", network="none", epochs=2.0, **changes):
     [
         ("table2", as_published(50), []),
         ("figure2", as_published(16), []),
-        ("figure1", as_published(16), []),
+        ("figure1", as_published(16), ["the paper tunes it"]),
         ("figure1", as_published(16)._replace(where={"panel": "large"}), []),
         ("table2", as_published(16), ["16 pictures, not 50"]),
         ("table2", as_published(50, steps=200), ["200 iterations, not 10,000"]),
-        ("table2", as_published(50, epochs=1.0), ["1 epochs, not 2"]),
+        ("table2", as_published(50, epochs=1.0), ["for 1 epochs, not 2 of 49,000"]),
+        ("table2", as_published(50, pictures=10_000), ["for 2 epochs of 10,000 pictures, not 2 of 49,000"]),
+        ("table2", as_published(50, attack="modern"), ["the attack is modern, not gradient_inversion_evaluation"]),
+        ("table2", as_published(50, learning_rate=1.0), ["its rate is 1, not 0.1"]),
+        ("table2", as_published(50, "mixup:k=4", "mixup:k=4", encodings=20, tv=0.01), ["weighs 0.01, not 0.1"]),
+        ("alpha_bn", as_published(50, tv=0.5), []),
+        ("table2", as_published(50, box="valid"), ["kept among valid pictures"]),
         ("table2", as_published(50, "mixup:k=4", "mixup:k=4", encodings=20), []),
         ("table2", as_published(50, "mixup:k=4", "mixup:k=4", encodings=2), ["encoded in 2 epochs, not 20"]),
         ("table2", as_published(50, "mixup:k=4", encodings=20), ["not trained on such"]),

@@ -221,6 +221,7 @@ def run_federation(
         test_accuracy=rows[-1]["test_accuracy"],
         test_pictures=0 if tested is None else len(tested),
         defense=spec.defense,
+        train_pictures=len(dataset),
     )
     result = {
         "complete": not (stopped or reasons),

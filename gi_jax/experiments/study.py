@@ -128,6 +128,7 @@ class Study:
             test_accuracy=accuracy,
             test_pictures=0 if accuracy is None else len(self.tested.labels),
             defense=self.spec.defense,
+            train_pictures=len(self.pool.labels),
         )
         return Weights(
             origin, *(jax.tree.map(lambda leaf: leaf[lane], tree) for tree in (state.params, state.batch_stats))

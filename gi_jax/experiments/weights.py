@@ -34,6 +34,7 @@ class Origin:
       test_accuracy: share of `test_pictures` held-out pictures, 0 to 1; None if there were none,
         and for a training that was interrupted inside of an epoch.
       source: the file they were converted from, instead of a training here.
+      train_pictures: it was trained on; None where that is not on record.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Origin:
     test_pictures: int
     defense: str = "none"
     source: str | None = None
+    train_pictures: int | None = None
 
     def __post_init__(self):
         shape, numbers = self.image_shape, (self.num_classes, self.epochs, self.steps, *self.mean, *self.std)
@@ -70,7 +72,8 @@ class Origin:
         epochs = f"{round(self.epochs, 2):g}"
         unit = "epoch" if epochs == "1" else "epochs"
         under = "" if self.defense == "none" else f" under {self.defense}"
-        what = f"{epochs} {unit}{under} on the train split of {self.data}{tested}"
+        pictures = "" if self.train_pictures is None else f"{self.train_pictures:,} pictures of "
+        what = f"{epochs} {unit}{under} on {pictures}the train split of {self.data}{tested}"
         return f"The network ({self.model}) was trained for {what}."
 
     def check_fits(self, num_classes: int, image_shape: tuple[int, ...], name: str) -> None:

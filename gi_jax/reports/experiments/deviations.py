@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from gi_jax import defenses
 from gi_jax.experiments import published
+from gi_jax.experiments.catalogue import total_variation_of
 from gi_jax.experiments.training import TrainSpec
 from gi_jax.reports.experiments.found import Found
 
@@ -65,6 +66,7 @@ def _of_attacks(name, found):
             "whose client normalizes with its batch's own"
         )
     lines += _others(specs, paper, {"data": "the pictures are of", "model": "the network is"})
+    lines += _of_settings(name, specs, paper)
     lines += _of_networks(rows, paper)
     steps = sorted({spec["steps"] for spec in specs} - {paper["iterations"]})
     if steps:
@@ -79,29 +81,57 @@ def _of_attacks(name, found):
         lines.append(f"pictures are encoded in {_either(sorted(encoded))} epochs, not {paper['encoded_epochs']}")
     if name != "protocol" and any(spec["box"] == "valid" for spec in specs):
         lines.append(
-            "guesses are kept among valid pictures, and encodings decoded by their own mapping; the published code has "
-            "a smaller box, and mixes up rows of an incomplete last batch (see the experiment protocol)"
+            "guesses are kept among valid pictures; the published code has a smaller box (see the experiment protocol)"
         )
+        if encoded:
+            lines.append(
+                "encodings are decoded by their own mapping; the published code mixes up rows of an incomplete last "
+                "batch (see the experiment protocol)"
+            )
+    return lines
+
+
+def _of_settings(name, specs, paper):
+    """On the attack itself, its rate and its weights."""
+    lines = _others(specs, paper, {"attack": "the attack is"})
+    rates = sorted({spec["learning_rate"] for spec in specs} - {None, paper["learning_rate"]})
+    if rates:
+        lines.append(f"its rate is {_either(f'{rate:g}' for rate in rates)}, not {paper['learning_rate']:g}")
+    if name != "alpha_bn":  # sweeps both weights
+        weights = {(spec["tv"], total_variation_of(spec["defenses"][0])) for spec in specs}
+        pairs = [pair for pair in weights if pair[0] not in (None, pair[1])]
+        if pairs:
+            ours, theirs = (_either(f"{weight:g}" for weight in sorted(set(some))) for some in zip(*pairs, strict=True))
+            lines.append(f"total variation weighs {ours}, not {theirs}")
+    if name == "figure1":
+        lines.append("the weight of the statistics prior is that of Table 2; the paper tunes it for this figure")
     return lines
 
 
 def _of_networks(rows, paper):
     """On the attacked networks: how long they were trained, and on what."""
     lines = []
-    ages = {TrainSpec(**row["network"]).settings.epochs if row["network"] else 0 for row in rows}
-    if ages != {paper["network_epochs"]}:
-        trained = " and ".join(f"{age:g}" if age else "no" for age in sorted(ages))
-        lines.append(f"the attacked network was trained for {trained} epochs, not {paper['network_epochs']}")
+    ages = {_age(TrainSpec(**row["network"]), paper) if row["network"] else (0, None) for row in rows}
+    if ages != {(paper["network_epochs"], None)}:
+        spans = [f"{age:g} epochs" + (f" of {pictures:,} pictures" if pictures else "") for age, pictures in ages]
+        trained, wanted = " and ".join(sorted(spans)), f"{paper['network_epochs']} of {paper['network_pictures']:,}"
+        lines.append(f"the attacked network was trained for {trained}, not {wanted}")
     if any(_encoded(row["spec"]) and (row["network"] or {}).get("defense", "none") == "none" for row in rows):
         lines.append("encoded pictures meet a network that was not trained on such")
     return lines
+
+
+def _age(spec, paper):
+    """Epochs of a training, and its pictures where they are fewer than in the paper."""
+    few = spec.train_pictures is not None and spec.train_pictures < paper["network_pictures"]
+    return spec.settings.epochs, spec.train_pictures if few else None
 
 
 def _others(specs, paper, words):
     """Values that are not the paper's, of the fields that `words` begin a sentence on."""
     lines = []
     for field, beginning in words.items():
-        values = {spec[field] for spec in specs} - {paper[field]}
+        values = {spec[field] for spec in specs} - {None, paper[field]}
         if values:
             lines.append(f"{beginning} {' and '.join(sorted(values))}, not {paper[field]}")
     return lines

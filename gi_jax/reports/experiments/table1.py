@@ -12,24 +12,45 @@ LABELS = {"known": "known", "auto": "read from the gradient", "optimize": "optim
 
 
 def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
-    """What is asked, the published table, and what running says."""
+    """What is asked, the published table beside ours, and what running says."""
     paper = published.table1()
     introduction = Section(
         "What is asked",
         (
             Text(
                 "Attacks are often shown with help: the attacker is told the BatchNorm statistics of the private "
-                "batch, or the labels. The first table says what each published attack assumes, as the paper sees it. "
-                "The second takes each attack and removes the help: if an assumption matters, the pictures get worse "
-                "without it."
+                "batch, or the labels. The first table says what each published attack assumes, as the paper sees it, "
+                "and what the threat model grants it here. The second gives attacks more or less help: if an "
+                "assumption matters, the pictures get worse without it."
             ),
             Text(leakage.SCALE),
         ),
     )
-    columns = (Column("attack"), Column("knows BatchNorm statistics"), Column("knows private labels"), Column("remark"))
-    rows = tuple((Cell(name, one.paper), one.statistics, one.labels, one.remark) for name, one in paper.attacks.items())
+    columns = (
+        Column("attack"),
+        *(
+            Column(whose, group=what)
+            for what in ("knows BatchNorm statistics", "knows private labels")
+            for whose in ("published", "here")
+        ),
+        Column("remark", group=" "),
+    )
+    rows = tuple(
+        (Cell(name, one.paper), one.statistics, here[0], one.labels, here[1], one.remark)
+        for name, one in paper.attacks.items()
+        for here in [granted(found, name)]
+    )
     assumptions = Section("What attacks assume, as published", (Table(columns, rows, paper.source),))
     return (introduction, assumptions, _checked(found, paper))
+
+
+def granted(found: Sequence[Found], attack: str) -> tuple[str | None, str | None]:
+    """Whether statistics and labels are given to the attack in its first cell, in the words of the published table."""
+    where = next((one.where for one in found if one.where.get("attack") == attack), None)
+    if where is None:
+        return None, None
+    statistics = {"none": "not applicable", "given": "yes", "unknown": "no"}[where["statistics"]]
+    return statistics, "yes" if where["labels"] == "known" else "no"
 
 
 def _checked(found, paper):

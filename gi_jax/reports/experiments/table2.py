@@ -96,7 +96,7 @@ def _utility(found, columns):
                 _known(leakage.difference(trained.accuracy, known) if comparable else None),
                 _known(time),
                 Cell(ratio, _spread(trained.ratios, "{:.2f}")),
-                _known(leakage.difference(ratio, time)),
+                _known(leakage.difference(ratio, time) if comparable else None),
                 Cell(float(len(trained.accuracies)), f"{trained.diverged} diverged" if trained.diverged else ""),
             )
         )
@@ -129,12 +129,18 @@ def _utility_words(found, columns):
         return "What came out: no defense was trained beside the undefended network yet."
     most = max(losses, key=losses.get)
     known = {column: paper.test_accuracy["none"] - value for column, value in paper.test_accuracy.items()}
-    compared = most in known and deviations.accuracies_comparable(found)
-    published_words = f" (published: {known[most]:.2f})" if compared else ""
-    return (
+    comparable = deviations.accuracies_comparable(found)
+    published_words = f" (published: {known[most]:.2f})" if comparable and most in known else ""
+    words = (
         f"What came out: the undefended network reaches {base:.2f} %. Of {len(losses)} defenses that were trained, "
         f"{defense_name(most)} costs most, {losses[most]:.2f} points of accuracy{published_words}."
     )
+    if not comparable:
+        words += (
+            " Trainings this short say little of what a defense costs in the end: some networks have hardly begun to "
+            "learn."
+        )
+    return words
 
 
 def _leakage(found, columns, batch_size):
