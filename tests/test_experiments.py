@@ -323,10 +323,13 @@ def test_without_lpips_an_attack_still_has_its_scores(tmp_path, monkeypatch):
         run_attack(spec, tmp_path, Execution(reference_scoring=True))
 
 
-def test_lanes_shrink_with_the_picture():
+def test_lanes_shrink_with_the_picture(monkeypatch):
     assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 8
     assert lanes_per_launch(AttackSpec(batch_size=4), (32, 32, 3)) == 2
     assert lanes_per_launch(AttackSpec(batch_size=16), (224, 224, 3)) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 4 * 512  # each of them is filled
 
 
 def test_result_is_plain_json_with_every_promised_field(whole):

@@ -362,7 +362,7 @@ def test_attack_looks_at_the_trained_network(trained, tmp_path, capsys):
     sentence = next(words for words in block["threat_model"] if words.startswith("The network"))
     assert sentence == weights.load(trained).origin.words()
     assert sentence.startswith(
-        "The network (convnet) was trained for 1.43 epochs on 56 pictures of the train split of photos (test accuracy "
+        "The network (convnet) was trained for 1.43 epochs on 116 pictures of the train split of photos (test accuracy "
     )
     spec = AttackSpec(**{**block["spec"], "defenses": tuple(block["spec"]["defenses"])})
     assert spec.weights_hash == weights.settings_of(trained / weights.NAME)["weights_hash"]

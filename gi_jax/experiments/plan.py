@@ -91,9 +91,9 @@ def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
 
     Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache.
     """
-    # Elsewhere five hundred, of which each takes some 30 MB. What is too wide for a device by the analysis of its
-    # program is made narrower.
-    budget = 2**13 if jax.default_backend() == "cpu" else 2**19
+    # Accelerators five hundred each, of which each takes some 30 MB. What is too wide for a device by the analysis of
+    # its program is made narrower.
+    budget = 2**13 if jax.default_backend() == "cpu" else 2**19 * jax.local_device_count()
     return max(1, budget // (spec.pictures_per_update * image_shape[0] * image_shape[1]))
 
 
