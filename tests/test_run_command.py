@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from gi_jax import cli
+from gi_jax.experiments import catalogue, cells
 from gi_jax.experiments.store import Store
 
 
@@ -176,3 +177,50 @@ def test_a_pattern_picks_cells_by_their_words(ran, capsys):
     assert "0 cells are there, 3 are to be computed" in capsys.readouterr().out  # none, 0.95 and 0.99
     assert cli.main([*command, "--match", "batch size 1"]) == 2
     assert "no cell of table2 has such words" in capsys.readouterr().err
+
+
+def with_table3(ran, folder, *scales):
+    """A store with the row of `ran` as that of Table 3 at these scales."""
+    (row,) = Store(ran / "store")
+    store = Store(folder)
+    for scale in scales:
+        (one,) = catalogue.placed("table3", scale)
+        store.append(row | {"cell": one.cell.id})
+    return store
+
+
+@pytest.mark.parametrize("scales", [["smoke"], ["smoke", "small"], ["paper", "smoke"]])
+def test_of_scales_that_are_complete_the_largest_is_reported(ran, tmp_path, capsys, scales, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with_table3(ran, tmp_path / "store", *scales)
+    assert cli.main(["report", "table3", "--store", "store"]) == 0
+    largest = max(scales, key=list(catalogue.SCALES).index)
+    assert f"1 of 1 cells at scale {largest}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [["table3"], []])
+def test_a_scale_of_which_nothing_ran_is_named_and_those_that_did(ran, tmp_path, capsys, names):
+    store = with_table3(ran, tmp_path, "smoke", "small")
+    assert cli.main(["report", *names, "--scale", "paper", "--store", str(tmp_path)]) == 2
+    error, name = capsys.readouterr().err, "table3" if names else "NAME"
+    assert "at scale paper, only at smoke and small" in error and str(store.path) in error
+    assert f"gi-jax run {name} --scale paper --out {tmp_path} first, or --scale small" in error
+
+
+def test_a_run_ends_with_the_report_of_its_scale(ran, tmp_path, capsys, monkeypatch):
+    shutil.copytree(ran / "store", tmp_path / "store")
+    monkeypatch.setattr("gi_jax.experiments.jobs.run_jobs", lambda *arguments, **options: [])
+    assert cli.main(["run", "figure3", "--out", str(tmp_path / "store")]) == 0
+    assert f"next: gi-jax report figure3 --scale smoke --store {tmp_path}" in capsys.readouterr().out
+
+
+def test_rows_of_an_older_revision_are_said_to_be(ran, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cells, "REVISION", 1)
+    with_table3(ran, tmp_path, "smoke")
+    monkeypatch.setattr(cells, "REVISION", 3)
+    assert cli.main(["run", "table3", "--estimate", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "0 cells are there, 1 are to be computed" in said
+    assert "1 rows are of an older revision of gi_jax and are computed anew" in said
+    assert cli.main(["report", "table3", "--store", str(tmp_path)]) == 2
+    assert "1 rows are of an older revision" in capsys.readouterr().err

@@ -74,6 +74,7 @@ def add_parser(commands) -> None:
 def run(options) -> int:
     from gi_jax import checks
     from gi_jax.experiments import catalogue, estimate
+    from gi_jax.experiments.cells import of_older_revisions
     from gi_jax.experiments.jobs import jobs, parse_shard, run_jobs, run_jobs_on_ray, selected
     from gi_jax.experiments.spec import Execution
     from gi_jax.experiments.store import Store
@@ -103,6 +104,9 @@ def run(options) -> int:
     console = terminal.stdout()
     there = sum(cell.id in store for cell in {one.cell for one in placed})
     console.print(f"{there} cells are there, {len(cells)} are to be computed", highlight=False)
+    older = of_older_revisions(cells, store)
+    if older:
+        console.print(f"{older} rows are of an older revision of gi_jax and are computed anew", highlight=False)
     for line in estimate.words(cells, store):
         console.print(line, highlight=False)
     if options.estimate or not chosen:
@@ -135,7 +139,8 @@ def run(options) -> int:
     if failed:
         print(f"gi-jax: {len(failed)} of {len(chosen)} jobs failed; the others are in {options.out}", file=sys.stderr)
         return 2
-    console.print(f"rows: {store.path}   next: gi-jax report {' '.join(names)} --store {options.out}", highlight=False)
+    following = f"gi-jax report {' '.join(names)} --scale {options.scale} --store {options.out}"
+    console.print(f"rows: {store.path}   next: {following}", highlight=False, soft_wrap=True)
     return 0
 
 
