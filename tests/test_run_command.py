@@ -109,6 +109,29 @@ def test_a_row_without_its_scores_is_named(ran, tmp_path, capsys, command, monke
     assert row["cell"] in error and "summary" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("lost", [("timing", "run_seconds"), ("environment",), ("spec", "model")])
+def test_an_estimate_names_a_row_without_its_times(ran, tmp_path, capsys, lost):
+    def lose(row):
+        *parts, name = lost
+        (row[parts[0]] if parts else row).pop(name)
+
+    changed(ran, tmp_path / "store", lose)
+    assert cli.main(["run", "table1", "--estimate", "--out", str(tmp_path / "store")]) == 2
+    error = capsys.readouterr().err
+    (row,) = Store(tmp_path / "store")
+    assert row["cell"] in error and repr(lost[-1]) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"spec": {}, "environment": [], "timing": {"wall_seconds": 1}}'])
+def test_an_estimate_names_a_damaged_network(tmp_path, capsys, content):
+    record = tmp_path / "networks" / ("0" * 16) / "training.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(content)
+    assert cli.main(["run", "table1", "--estimate", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{record} is damaged" in error and "train it again" in error and error.count("\n") == 1
+
+
 def test_rows_say_whose_scores_they_are(ran, tmp_path, capsys):
     def decoded(row):
         row["result"]["decoded"] = {}

@@ -51,9 +51,7 @@ def run(options) -> int:
                 continue
             line = json.dumps(row) if options.json else _line(row)
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{store.path}: the row of cell {row['cell']} is damaged ({error}): remove its line to compute it again"
-            ) from error
+            raise store.damaged(row["cell"], error) from error
         count += 1
         print(line)
     for name, _ in wanted:

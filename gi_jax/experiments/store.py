@@ -81,9 +81,13 @@ class Store:
                 try:
                     yield json.loads(line)
                 except ValueError as error:
-                    raise checks.InputError(
-                        f"{self.path}: the row of cell {cell} is damaged ({error}): remove its line to compute it again"
-                    ) from error
+                    raise self.damaged(cell, error) from error
+
+    def damaged(self, cell: str, reason: object) -> checks.InputError:
+        """For whoever finds something else in a row than what it should hold."""
+        return checks.InputError(
+            f"{self.path}: the row of cell {cell} is damaged ({reason}): remove its line to compute it again"
+        )
 
     def get(self, cell: str) -> dict | None:
         """The row of a cell; None if there is none."""
