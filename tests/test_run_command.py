@@ -262,3 +262,18 @@ def test_rows_of_an_older_revision_are_said_to_be(ran, tmp_path, capsys, monkeyp
     assert "1 rows are of an older revision of gi_jax and are computed anew" in said
     assert cli.main(["report", "table3", "--store", str(tmp_path)]) == 2
     assert "1 rows are of an older revision" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_reader_that_leaves_is_left_in_peace(tmp_path, lines):
+    store = Store(tmp_path)
+    store.path.parent.mkdir(exist_ok=True)
+    row = {"kind": "distribution", "spec": {"data": "photos"}, "result": {}, "finished": "now"}
+    store.path.write_text("".join(json.dumps({"cell": f"{n:016x}", **row}) + "\n" for n in range(5000)))
+    listing = [sys.executable, "-m", "gi_jax", "rows", "--store", str(tmp_path)]
+    with subprocess.Popen(listing, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        for _ in range(lines):
+            command.stdout.readline()
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 1
