@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -182,6 +183,16 @@ def test_missing_data_are_found_before_anything_runs(ran, capsys):
     error = capsys.readouterr().err
     assert "nowhere" in error and error.count("\n") == 1
     assert len(Store(ran / "store")) == 1
+
+
+@pytest.mark.parametrize("address", ["nowhere.invalid:1", "127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:99999", "here"])
+def test_a_cluster_that_does_not_answer_is_one_line_at_once(tmp_path, capfd, address):
+    ray = pytest.importorskip("ray")
+    began = time.monotonic()
+    assert cli.main(["run", "table3", "--engine", "ray", "--address", address, "--out", str(tmp_path)]) == 2
+    assert time.monotonic() - began < 20 and not ray.is_initialized()
+    error = capfd.readouterr().err
+    assert address in error and "HOST:PORT" in error and error.count("\n") == 1
 
 
 ON_A_HOST = """
