@@ -63,6 +63,8 @@ def test_rows_are_listed_and_filtered(ran, capsys):
     assert capsys.readouterr().out == "0 of 1 rows\n"
     assert cli.main([*where, "kind=attack", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "attack"
+    assert cli.main([*where, "kind=attack", "--where", "batch_size=2"]) == 0
+    assert capsys.readouterr().out == "0 of 1 rows\n"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,8 @@ def test_rows_are_listed_and_filtered(ran, capsys):
         (["rows", "--store", "nowhere"], "nowhere"),
         (["rows", "--store", "STORE", "--where", "batch_size"], "NAME=VALUE"),
         (["rows", "--store", "STORE", "--where", "size=1"], "size"),
+        (["rows", "--store", "STORE", "--where", "size=null"], "size"),
+        (["rows", "--store", "STORE", "--where", "kind=attack", "--where", "size=1"], "size"),
         (["rows", "--store", "STORE", "--where", "kind=attak"], "attack"),
     ],
 )
