@@ -1,6 +1,7 @@
 """Federations: partitions, rounds against a plain loop of clients and a server, BatchNorm policies, and who watches."""
 
 import json
+import re
 import signal
 from functools import partial
 
@@ -12,7 +13,7 @@ import pytest
 from problems import COMPILED, QUICK, SPACE, TinyNet, moved, relative_error
 
 import gi_jax
-from gi_jax import attacks, cli, defenses, federated, metrics, training
+from gi_jax import attacks, cli, defenses, federated, memory, metrics, training
 from gi_jax.checks import InputError
 from gi_jax.experiments import weights
 from gi_jax.experiments.federation import FederationSpec, run_federation
@@ -559,6 +560,63 @@ def test_models_of_clients_are_tested_one_by_one():
     (row,) = run_federation(spec).result["rounds"]
     assert len(row["test_accuracy_of_clients"]) == 3
     assert row["test_accuracy"] == pytest.approx(np.mean(row["test_accuracy_of_clients"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "at_once"),
+    [
+        (dict(batch_size=8), 3),  # 8 x 12 x 12 pixels a client
+        (dict(batch_size=8, clients_per_round=2), 2),
+        (dict(batch_size=20), 2),
+        (dict(), 1),  # all pictures
+        (dict(batch_size=24, local_steps=3, local_batch_size=8), 3),
+        (dict(batch_size=24, local_steps=1), 2),
+        (dict(at_once=3), 3),
+    ],
+)
+def test_clients_side_by_side_are_what_keeps_the_device_busy(settings, at_once, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")  # others are busy with more
+    spec = FederationSpec(model="mlp", image_size=12, clients=3, partition="iid", rounds=1, **settings)
+    result = run_federation(spec).result
+    assert result["spec"]["at_once"] == at_once
+    assert FederationSpec(**result["spec"]).at_once == at_once  # what was run, wherever it is run again
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ([], "at_once=3 clients with 8 pictures each: a round needs .* GB, .*; try --at-once 1, or --batch-size 4"),
+        (["--at-once", "1"], "at_once=1 clients with 8 pictures each: .*; try --batch-size 4"),
+        (["--at-once", "1", "--local-steps", "2", "--local-batch-size", "4"], "try a smaller --local-batch-size"),
+    ],
+)
+def test_rounds_that_the_memory_does_not_hold_are_refused_before_the_first(
+    settings, hint, tmp_path, capsys, monkeypatch, no_disk_cache
+):
+    available = int(0.6 * _needed(settings, tmp_path, monkeypatch))
+    monkeypatch.setattr("gi_jax.memory.available", lambda: available)
+    monkeypatch.setattr(federated, "advance", None)
+    assert cli.main([*QUICKLY, *settings, "--out", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(hint, error) and error.count("\n") == 1
+
+
+def _needed(settings, folder, monkeypatch):
+    """Bytes of the command's program, which the memory holds."""
+    sizes, needed = [], memory.needed
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "needed", lambda program: sizes.append(needed(program)) or sizes[-1])
+        assert cli.main([*QUICKLY, *settings, "--rounds", "1", "--out", str(folder / "fits")]) == 0
+    return sizes[0]
+
+
+def test_the_program_whose_memory_is_known_is_the_one_that_runs(model):
+    federation = Federation(network=NETWORK, server_rate=RATE, batch_size=3)
+    state = federated.start(federation, *model, NUM_CLIENTS)
+    assert federated.program_bytes(federation, state, POOL, CLIENTS, KEY) > POOL.images.nbytes
+    before = len(COMPILED)
+    next(federated.advance(federation, state, POOL, CLIENTS, KEY, ends=[1]))
+    assert COMPILED[before:] == []
 
 
 @pytest.mark.parametrize(

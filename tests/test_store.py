@@ -29,6 +29,19 @@ def test_rows_come_back_in_the_order_in_which_they_were_added(tmp_path):
         assert one.get(f"{1:016x}") == row(1) and one.get(f"{9:016x}") is None
 
 
+def test_rows_of_a_kind_are_found_without_parsing_the_others(tmp_path):
+    store = Store(tmp_path)
+    for number, kind in enumerate(("attack", "training", 'new "kind"', "attack")):
+        store.append({"cell": f"{number:016x}", "kind": kind, "inner": {"kind": "training"}})
+    with store.path.open("a") as file:
+        file.write('{"cell": "00000000000000ff", "kind": "attack", "damaged}\n')
+    store.refresh()
+    for kind, numbers in (("training", [1]), ('new "kind"', [2]), ("none", [])):
+        assert [found["cell"] for found in store.of_kind(kind)] == [f"{number:016x}" for number in numbers]
+    with pytest.raises(InputError, match="00000000000000ff is damaged"):
+        list(store.of_kind("attack"))
+
+
 def test_the_first_row_of_a_cell_stays(tmp_path):
     first, second = Store(tmp_path), Store(tmp_path)
     assert first.append(row(1, by="first")) and not second.append(row(1, by="second"))

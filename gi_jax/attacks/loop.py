@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gi_jax import checks
+from gi_jax import checks, memory
 from gi_jax.attacks.adaptive import adapt
 from gi_jax.attacks.base import Attack, AttackState
 from gi_jax.attacks.entrance import check_attack, check_call
@@ -134,11 +134,7 @@ def program_bytes(attack: Attack, problems: AttackProblem, states: AttackState) 
 
     Compiles the program, which `advance` then finds in the compilation cache if there is one.
     """
-    analysis = _advance.compile(_as_arrays(attack), problems, states, jnp.int32(0)).memory_analysis()
-    if analysis is None:
-        return 0
-    shared = analysis.alias_size_in_bytes  # outputs that lie where inputs were
-    return analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes - shared
+    return memory.needed(_advance.compile(_as_arrays(attack), problems, states, jnp.int32(0)))
 
 
 def advance(

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import os
 import sys
 
 from gi_jax.cli import attack, convert, decode, federate, invert, labels, listing, report, rows, run, terminal, train
@@ -9,10 +10,22 @@ from gi_jax.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0 done, 2 bad input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    """Runs the command line; returns the exit status: 0 done, 1 nobody reads on, 2 bad input, 130 interrupted."""
+    try:
+        try:
+            return _run(_parser().parse_args(arguments))
+        finally:
+            sys.stdout.flush()  # here, where its error is caught
+    except BrokenPipeError:  # such as `gi-jax rows | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the end
+        return 1
+
+
+def _run(options) -> int:
     try:
         return options.command(options)
+    except BrokenPipeError:
+        raise
     except InputError as error:
         print(f"gi-jax: error: {error}", file=sys.stderr)
         return 2

@@ -96,7 +96,12 @@ def add_parser(commands) -> None:
     )
     add = parser.add_argument_group("running").add_argument
     add("--seed", type=int, default=0, metavar="K", help="of weights, partition and all that is drawn (default: 0)")
-    add("--at-once", type=int, metavar="M", help="clients computed side by side (default: all; fewer take less memory)")
+    add(
+        "--at-once",
+        type=int,
+        metavar="M",
+        help="clients computed side by side (default: as many as the device is busy with)",
+    )
     add("--test-every", type=int, default=1, metavar="R", help="rounds between two tests (default: 1)")
     add("--test-pictures", type=int, metavar="N", help="test on the first N pictures only (default: all)")
     add("--out", type=Path, default=Path("gi-jax-federate"), metavar="DIR", help="default: gi-jax-federate")

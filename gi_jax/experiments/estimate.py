@@ -3,9 +3,11 @@
 import itertools
 import json
 from collections.abc import Iterable
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
+from gi_jax import checks
 from gi_jax.experiments import weights
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.environment import environment
@@ -116,26 +118,14 @@ class Rate(NamedTuple):
 
 def _rates(store):
     here, found = environment(), {}
-    same = ("device", "devices", "cores", "processor", "matmul_precision")
-    for row in itertools.chain(store, _trained(store)):
-        timing = row["timing"]
-        there = {"matmul_precision": "default"} | row["environment"]  # older rows do not say
-        if not timing or any(there.get(name) != here[name] for name in same):
-            continue
-        if row["kind"] == "attack":
-            speed, run_seconds = timing["image_iterations_per_second"], timing["run_seconds"]
-        elif "seconds_per_step" in timing:
-            settings = TrainSpec(**row["spec"]).settings
-            speed = settings.batch_size / timing["seconds_per_step"]
-            run_seconds = timing["seconds_per_step"] * row["result"]["network"]["steps"]
-        elif "steps_seconds" in timing:
-            settings, steps = TrainSpec(**row["spec"]).settings, row["result"]["network"]["steps"]
-            run_seconds = timing["first_chunk_seconds"] + timing["steps_seconds"]
-            speed = settings.batch_size * steps / run_seconds
-        else:
-            continue
-        overhead = max(0.0, timing["wall_seconds"] - run_seconds) if "wall_seconds" in timing else 0.0
-        found.setdefault(_program(row), []).append((speed, overhead))
+    rows = ((row, partial(store.damaged, row["cell"])) for row in store)
+    for row, damaged in itertools.chain(rows, _trained(store)):
+        try:
+            measured = _measured(row, here)
+            if measured is not None:
+                found.setdefault(_program(row), []).append(measured)
+        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise damaged(error) from error
     rates = {}
     for program, pairs in found.items():
         speeds, overheads = zip(*pairs, strict=True)
@@ -143,9 +133,39 @@ def _rates(store):
     return rates
 
 
+def _measured(row, here):
+    """Work a second and the seconds besides, by a row; None if it was computed on other hardware or is not timed."""
+    same = ("device", "devices", "cores", "processor", "matmul_precision")
+    timing = row["timing"]
+    there = {"matmul_precision": "default"} | row["environment"]  # older rows do not say
+    if not timing or any(there.get(name) != here[name] for name in same):
+        return None
+    if row["kind"] == "attack":
+        speed, run_seconds = timing["image_iterations_per_second"], timing["run_seconds"]
+    elif "seconds_per_step" in timing:
+        settings = TrainSpec(**row["spec"]).settings
+        speed = settings.batch_size / timing["seconds_per_step"]
+        run_seconds = timing["seconds_per_step"] * row["result"]["network"]["steps"]
+    elif "steps_seconds" in timing:
+        settings, steps = TrainSpec(**row["spec"]).settings, row["result"]["network"]["steps"]
+        run_seconds = timing["first_chunk_seconds"] + timing["steps_seconds"]
+        speed = settings.batch_size * steps / run_seconds
+    else:
+        return None
+    return speed, max(0.0, timing["wall_seconds"] - run_seconds) if "wall_seconds" in timing else 0.0
+
+
 def _trained(store):
-    """The networks of a store, which have no rows, as if they had."""
+    """The networks of a store, which have no rows, as if they had; each with what says that it is damaged."""
     for path in sorted((store.folder / NETWORKS).glob(f"*/{RECORD}")):
-        result = json.loads(path.read_text())
-        common = {name: result[name] for name in ("spec", "environment", "timing")}
-        yield {"kind": "training", **common, "result": result}
+        damaged = partial(_damaged, path)
+        try:
+            result = json.loads(path.read_text())
+            row = {name: result[name] for name in ("spec", "environment", "timing")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(error) from error
+        yield {"kind": "training", **row, "result": result}, damaged
+
+
+def _damaged(path, reason):
+    return checks.InputError(f"{path} is damaged ({reason}): remove its folder to train it again")

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gi_jax import checks, data, defenses, federated, models
+from gi_jax import checks, data, defenses, federated, memory, models
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.plan import TooLarge, check_memory, side_by_side
 from gi_jax.experiments.study import on_device, test_split
 from gi_jax.experiments.training import Report, TrainingOutcome
 from gi_jax.experiments.weights import Origin, Weights
@@ -36,7 +37,8 @@ class FederationSpec:
       partition: `iid` or `dirichlet`, see `gi_jax.federated`.
       alpha: concentration of `dirichlet`.
       rounds: how many.
-      clients_per_round, batch_size, at_once: see `gi_jax.federated.Federation`.
+      clients_per_round, batch_size: see `gi_jax.federated.Federation`.
+      at_once: clients computed side by side; None takes as many as keep the device busy.
       local_steps: of the client's SGD, in whole epochs of the pictures of a round (FedAvg); None sends one gradient
         (FedSGD).
       local_batch_size, local_rate: of these steps, see `LocalTraining`.
@@ -153,8 +155,9 @@ def run_federation(
       hold the mean over them of what they keep, and the accuracy is the mean of their own models'.
 
     Raises:
-      InputError: for data that is missing, for settings that do not fit it, and for a loss that is not finite in the
-        first rounds; in later ones the result is that of the rounds before, and `reason` in it says why.
+      InputError: for data that is missing, for settings that do not fit it, for rounds that the memory does not hold,
+        and for a loss that is not finite in the first rounds; in later ones the result is that of the rounds before,
+        and `reason` in it says why.
     """
     dataset = data.load(spec.data, "train", data_dir, image_size=spec.image_size)
     tested = test_split(spec, data_dir)
@@ -164,6 +167,9 @@ def run_federation(
     clients = spec.divide(dataset.labels)
     key_weights, key_rounds = jax.random.split(jax.random.key(spec.seed))
     params, batch_stats = network.init(key_weights, image_shape)
+    federation.check(clients, batch_stats)
+    if spec.at_once is None:
+        federation = dataclasses.replace(federation, at_once=_at_once(federation, clients, image_shape))
     state = federated.start(federation, params, batch_stats, spec.clients)
     pool, held_out = on_device(dataset, dataset), None if tested is None else on_device(tested, dataset)
     ends = sorted({*range(spec.test_every, spec.rounds, spec.test_every), spec.rounds})
@@ -184,6 +190,9 @@ def run_federation(
             rows[-1]["test_accuracy_of_clients"] = scores
 
     reasons = []
+    began = time.monotonic()
+    _check_memory(federation, state, pool, clients, key_rounds)
+    seconds["first"] += time.monotonic() - began
     played = federated.advance(federation, state, pool, clients, key_rounds, ends=ends)
     before = latest = None
     for progress in _until_it_diverges(played, reasons):
@@ -227,7 +236,7 @@ def run_federation(
         "complete": not (stopped or reasons),
         "reason": next(iter(reasons), None),
         "environment": environment(),
-        "spec": dataclasses.asdict(spec),
+        "spec": dataclasses.asdict(spec) | {"at_once": federation.at_once},
         "network": dataclasses.asdict(origin),
         "note": dataset.note,
         "classes_of_clients": [
@@ -242,6 +251,35 @@ def run_federation(
         },
     }
     return TrainingOutcome(Weights(origin, *progress.state.mean()), result)
+
+
+def _in_flight(federation, held):
+    """Pictures that a client, which holds so many, works on at a time."""
+    pictures = federation.pictures(held)
+    return pictures if federation.local is None else federation.local.per_step(pictures)
+
+
+def _at_once(federation, clients, image_shape):
+    """How many clients to compute side by side."""
+    count, held = clients.shape
+    return min(federation.sampled(count), side_by_side(_in_flight(federation, held), image_shape))
+
+
+def _check_memory(federation, state, pool, clients, key):
+    """Refuses rounds that the memory does not hold, before the first one."""
+    try:
+        check_memory(lambda: federated.program_bytes(federation, state, pool, clients, key), memory.available())
+    except TooLarge as error:
+        pictures = _in_flight(federation, clients.shape[1])
+        fewer = f"--batch-size {max(1, int(error.share * pictures))}"
+        if federation.local is not None:  # of which a round has a whole number
+            fewer = "a smaller --local-batch-size"
+        if federation.at_once > 1:
+            fewer = f"--at-once {max(1, int(error.share * federation.at_once))}, or {fewer}"
+        raise checks.InputError(
+            f"at_once={federation.at_once} clients with {pictures:,} pictures each: a round needs "
+            f"{error.needed / 1e9:.1f} GB, there are {error.available / 1e9:.1f} GB; try {fewer}"
+        ) from error
 
 
 def _until_it_diverges(rounds, reasons):

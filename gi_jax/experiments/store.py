@@ -69,8 +69,13 @@ class Store:
         """All rows, in the order in which they were added."""
         return self.read(self._lines)
 
-    def read(self, cells) -> Iterator[dict]:
-        """The rows of these cells, in this order; KeyError for one that is missing."""
+    def of_kind(self, kind: str) -> Iterator[dict]:
+        """The rows of a kind, in the order in which they were added; others are not parsed."""
+        found = self.read(self._lines, f'"kind": {json.dumps(kind)}'.encode())
+        return (row for row in found if row.get("kind") == kind)
+
+    def read(self, cells, holding: bytes = b"") -> Iterator[dict]:
+        """The rows of these cells whose line holds a text, in this order; KeyError for one that is missing."""
         if not self._lines:
             return
         with self.path.open("rb") as file:
@@ -78,12 +83,18 @@ class Store:
                 start, length = self._lines[cell]
                 file.seek(start)
                 line = file.read(length)
+                if holding not in line:
+                    continue
                 try:
                     yield json.loads(line)
                 except ValueError as error:
-                    raise checks.InputError(
-                        f"{self.path}: the row of cell {cell} is damaged ({error}): remove its line to compute it again"
-                    ) from error
+                    raise self.damaged(cell, error) from error
+
+    def damaged(self, cell: str, reason: object) -> checks.InputError:
+        """For whoever finds something else in a row than what it should hold."""
+        return checks.InputError(
+            f"{self.path}: the row of cell {cell} is damaged ({reason}): remove its line to compute it again"
+        )
 
     def get(self, cell: str) -> dict | None:
         """The row of a cell; None if there is none."""

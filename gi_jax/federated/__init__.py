@@ -7,7 +7,7 @@ from gi_jax.federated.federation import Federation
 from gi_jax.federated.partition import dirichlet, iid
 from gi_jax.federated.rounds import State, keys_of_round, play, start, take_part
 from gi_jax.federated.servers import SERVERS
-from gi_jax.federated.simulation import Progress, Simulation, advance, simulate
+from gi_jax.federated.simulation import Progress, Simulation, advance, program_bytes, simulate
 
 __all__ = [
     "SERVERS",
@@ -26,6 +26,7 @@ __all__ = [
     "iid",
     "keys_of_round",
     "play",
+    "program_bytes",
     "simulate",
     "start",
     "take_part",

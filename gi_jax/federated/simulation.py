@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gi_jax import checks
+from gi_jax import checks, memory
 from gi_jax.federated.adversary import Adversary, Secret, Seen, watch
 from gi_jax.federated.federation import Federation
 from gi_jax.federated.rounds import State, keys_of_round, play, start
@@ -152,6 +152,14 @@ def advance(
             yield Progress(done, state, losses, seen, secrets, seconds)
             if not seen:
                 chunk = max(1, min(2 * chunk, LONGEST_CHUNK, int(CHUNK_SECONDS * taken / max(seconds, 1e-9))))
+
+
+def program_bytes(federation: Federation, state: State, pool: Pool, clients: np.ndarray, key: Key) -> int:
+    """Memory on one device that rounds need which nobody watches; 0 where it is not known.
+
+    Compiles their program, which `advance` then finds.
+    """
+    return memory.needed(_unwatched.lower(federation, state, pool, jnp.asarray(clients), key, jnp.int32(1)).compile())
 
 
 @partial(jax.jit, donate_argnames="state")
