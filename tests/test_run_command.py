@@ -114,6 +114,15 @@ def test_a_row_without_its_scores_is_named(ran, tmp_path, capsys, command, monke
     assert row["cell"] in error and "summary" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("lost", ["kind", "environment", "pictures"])
+def test_a_report_names_a_row_that_lacks_a_field(ran, tmp_path, capsys, lost):
+    store = changed(ran, tmp_path / "store", lambda row: row.pop(lost))
+    assert cli.main(["report", "table2", *store, "--out", str(tmp_path / "report")]) == 2
+    error = capsys.readouterr().err
+    (row,) = Store(tmp_path / "store")
+    assert row["cell"] in error and repr(lost) in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("lost", [("timing", "run_seconds"), ("environment",), ("spec", "model")])
 def test_an_estimate_names_a_row_without_its_times(ran, tmp_path, capsys, lost):
     def lose(row):

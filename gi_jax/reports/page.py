@@ -51,7 +51,7 @@ class Column:
     @property
     def full(self) -> str:
         """Heading with its group, on one line."""
-        return f"{self.group}: {self.heading}" if self.group else self.heading
+        return f"{self.group}: {self.heading}" if self.group.strip() else self.heading
 
 
 @dataclass(frozen=True)

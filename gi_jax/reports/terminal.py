@@ -78,7 +78,7 @@ def print_decoded(console: Console, runs: list[dict]) -> None:
     metrics = [column for column in DECODED if column[0] in runs[0]["summary"]]
     table = Table(title="decoded pictures: mean (most leaked picture)", title_justify="left")
     for heading in ("defense", "encodings", "decoder"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for _, heading, _ in metrics:
         table.add_column(heading, justify="right")
     table.add_column("pictures", justify="right")

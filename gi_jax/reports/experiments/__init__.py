@@ -18,7 +18,7 @@ from gi_jax.reports.experiments import (
     tradeoff,
 )
 from gi_jax.reports.experiments.found import Found
-from gi_jax.reports.page import Page, Section
+from gi_jax.reports.page import Notes, Page, Section
 
 BUILDERS: dict[str, Callable[[Sequence[Found], str], tuple[Section, ...]]] = {
     "table1": table1.build,
@@ -53,8 +53,7 @@ def report(name: str, title: str, about: str, found: Sequence[Found], scale: str
     ran = sum(one.row is not None for one in found)
     state = f"Scale {scale}: {ran} of {len(found)} cells were run."
     differs = deviations.sentences(name, found) if name in WITH_PUBLISHED_ATTACKS else []
-    if differs:
-        state += f" Not as in the paper: {'; '.join(differs)}."
+    first = (Section("Not as in the paper", (Notes(tuple(differs)),)),) if differs else ()
     notes = [note for table in (published.table2(), published.table3()) for note in (table.source, *table.notes)]
     notes += published.settings()["notes"]
-    return Page(title, (about, state), (*build(found, scale), provenance.section(found, notes)))
+    return Page(title, (about, state), (*first, *build(found, scale), provenance.section(found, notes)))

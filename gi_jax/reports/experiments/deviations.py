@@ -40,8 +40,8 @@ def _of_recipes(specs):
     if pictures:
         lines.append(f"trainings see {_either(f'{count:,}' for count in pictures)} pictures of the train split only")
     if not all(spec.recipe == "published" and spec.augment and _untouched(spec) for spec in specs):
-        lengths = _either(sorted({f"{spec.settings.epochs:g}" for spec in specs}))
-        lines.append(f"trainings have a recipe of their own, of {lengths} epochs")
+        lengths = _either(sorted({_epochs(spec.settings.epochs) for spec in specs}))
+        lines.append(f"trainings have a recipe of their own, of {lengths}")
     return lines
 
 
@@ -113,12 +113,16 @@ def _of_networks(rows, paper):
     lines = []
     ages = {_age(TrainSpec(**row["network"]), paper) if row["network"] else (0, None) for row in rows}
     if ages != {(paper["network_epochs"], None)}:
-        spans = [f"{age:g} epochs" + (f" of {pictures:,} pictures" if pictures else "") for age, pictures in ages]
+        spans = [_epochs(age) + (f" of {pictures:,} pictures" if pictures else "") for age, pictures in ages]
         trained, wanted = " and ".join(sorted(spans)), f"{paper['network_epochs']} of {paper['network_pictures']:,}"
         lines.append(f"the attacked network was trained for {trained}, not {wanted}")
     if any(_encoded(row["spec"]) and (row["network"] or {}).get("defense", "none") == "none" for row in rows):
         lines.append("encoded pictures meet a network that was not trained on such")
     return lines
+
+
+def _epochs(number):
+    return {0: "no epoch", 1: "1 epoch"}.get(number, f"{number:g} epochs")
 
 
 def _age(spec, paper):

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from gi_jax.errors import InputError
 from gi_jax.experiments.catalogue import placed
 from gi_jax.experiments.store import Store
 from gi_jax.reports.experiments.found import Found
@@ -32,18 +31,21 @@ def gather(name: str, scale: str, store: Store, *, pictures: bool = True) -> lis
     return [_found(one.where, store.get(one.cell.id), store, pictures) for one in placed(name, scale)]
 
 
+FIELDS = ("kind", "spec", "network", "result", "timing", "environment", "pictures")
+"""What reports read of a row."""
+
 NEEDED = {"attack": ("attack", "defense", "summary"), "training": ("test_accuracy",)}
 """What reports read of the result of a row of a kind, whatever else they find there."""
 
 
 def _found(where, row, store, pictures):
     if row is not None:
-        missing = [name for name in NEEDED.get(row["kind"], ()) if name not in row["result"]]
-        if missing:
-            raise InputError(
-                f"{store.path}: the row of cell {row['cell']} is damaged (no {missing[0]!r} in its result): remove its "
-                "line to compute it again"
-            )
+        missing = next((name for name in FIELDS if name not in row), None)
+        if missing is not None:
+            raise store.damaged(row["cell"], f"no {missing!r}")
+        missing = next((name for name in NEEDED.get(row["kind"], ()) if name not in row["result"]), None)
+        if missing is not None:
+            raise store.damaged(row["cell"], f"no {missing!r} in its result")
     if row is None or not pictures or not row["pictures"]:
         return Found(where, row)
     kept = row["pictures"]

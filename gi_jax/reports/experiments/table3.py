@@ -130,7 +130,7 @@ def _measured(found, paper):
     largest = paper.instahide[-1]
     share = instahide_cost(largest.pictures, paper.assumptions).combinatorial / largest.hours
     words = (
-        f"What came out: at {batch} pictures a gradient an inversion {where} takes {fastest:.3g} hours for "
+        f"What came out: at batch size {batch} an inversion {where} takes {fastest:.3g} hours for "
         f"{paper.attack_iterations:,} iterations. The published {paper.assumptions.attack_hours:g} are of ResNet-18 on "
         f"a graphics card: compare them with hours of that network only. For N = {largest.pictures:,} "
         f"the combinatorial step is {100 * share:.1f} % of the published hours, which a faster attack does not change."
