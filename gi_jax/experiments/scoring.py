@@ -160,7 +160,7 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps
     return [
         *_words_of_view(spec, assumed_steps),
         victims.age,
-        *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
+        *(words_of_statistics(spec) if has_norm else ("The network has no BatchNorm.",)),
         _label_words(spec, victims, defense, assumed_steps, known),
         *_words_of_shares(spec),
         "The adversary knows the size of the batch and the normalization of the data.",
@@ -171,6 +171,12 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps
         "Restarts are selected by the attacker's own loss; only scoring matches pictures of a batch to the truth.",
         *((victims.note,) if victims.note else ()),
     ]
+
+
+def words_of_statistics(spec: AttackSpec) -> tuple[str, ...]:
+    """The sentences of the threat model on a network with BatchNorm."""
+    unused = "The attack makes no use of the shared statistics: it has no statistics prior."
+    return (*spec.threat.words(), *(() if spec.uses_statistics else (unused,)))
 
 
 def _words_of_precision(spec):
