@@ -12,7 +12,7 @@ from problems import PLAIN, QUICK, as_float64, enable_x64, random_like, toy_prob
 from gi_jax import attacks, defenses
 from gi_jax.attacks import ADAPTATIONS, GradientDescent, adam, adapt, adaptation_words, reconstruct
 from gi_jax.checks import InputError
-from gi_jax.defenses.pruning import smallest_kept
+from gi_jax.defenses.pruning import largest, smallest_kept
 from gi_jax.metrics import psnr
 from gi_jax.objectives import (
     Candidate,
@@ -272,6 +272,17 @@ def test_noise_on_top_hides_zeros_and_noise_below_does_not(problem):
     np.testing.assert_allclose(again.hidden["b"], (0.15, 0.5, False), rtol=1e-6)
     assert read(under(problem, Zeroed(bound=BOUND), GAUSSIAN)).hidden["b"].bounded
     assert read(under(problem, GAUSSIAN)).hidden == {}
+    rounded = read(under(problem, Zeroed(kept=0.3), GAUSSIAN, ROUNDED))
+    np.testing.assert_allclose(rounded.hidden["w"], (0.3, 0.5, False), rtol=1e-6)
+
+
+def test_random_rounding_of_hidden_zeros_is_no_sign_that_they_were_kept(problem):
+    wide = {"w": jnp.float32(np.random.default_rng(0).standard_normal(10_000))}
+    defense = defenses.parse("prune:p=0.9 + gaussian:sigma=0.01 + qsgd:levels=1000")
+    sent, _ = defense(jax.random.key(1)).update(wide, defense(jax.random.key(1)).init(wide))
+    kept = np.asarray(largest(wide["w"], 1000))
+    certain = np.asarray(seen(read(under(problem, *defense.known(sent, 1), sent=sent)), sent)["w"])
+    assert certain[kept].min() > 0.9 and certain[~kept].mean() < 0.05
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplacian"])
@@ -374,6 +385,12 @@ def test_facts_choose_the_parts(problem, facts, kind, prior, tv):
     assert parts.get("noise_prior") == prior
     assert jax.tree.structure(parts["tv"]) == jax.tree.structure(tv)
     np.testing.assert_allclose(parts["tv"].weight, tv.weight, rtol=1e-6)
+
+
+def test_noise_on_flipped_mixtures_has_the_prior_of_magnitudes_without_total_variation_too(problem):
+    for facts, flipped in (((Mixed(k=2, flipped=True),), True), ((Mixed(k=2),), False), ((), False)):
+        adapted = adapt(attacks.create("idlg"), under(problem, *facts, GAUSSIAN))
+        assert adapted.objective.parts["noise_prior"] == NoisePrior(magnitude=flipped)
 
 
 @pytest.mark.parametrize("distance, weight", [("squared", 1.0), ("absolute", 1.0), ("cosine-per-layer", 1e-4)])
