@@ -329,6 +329,5 @@ def reconstruct(
 
 
 def _as_arrays(attack: Attack) -> Attack:
-    # Python numbers and arrays would be different programs.
-    attack = jax.tree.map(jnp.float32, attack)
-    return dataclasses.replace(attack, num_steps=jnp.int32(attack.num_steps))
+    # Python numbers and arrays would be different programs. Whole numbers above 2^24 are no float32.
+    return dataclasses.replace(jax.tree.map(jnp.float32, attack), num_steps=jnp.int32(attack.num_steps))
