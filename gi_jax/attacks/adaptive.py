@@ -90,8 +90,9 @@ def adapt(attack: Attack, problem: AttackProblem) -> Attack:
     - `Zeroed` makes total variation count the more, the fewer entries are seen; `Noisy` and `Rounded` add `NoisePrior`,
       a posterior together with a likelihood of weight 1, beside which the attack's own priors stay; `Signs` takes a
       weight of total variation of at least 0.01 (best of 0.0003 to 0.03 on three photographs).
-    - `Mixed` takes total variation of |x| where signs are flipped, that of `NoisePrior` too. Weights stay: the 0.1 that Huang et al. (2021) found
-      best for MixUp, on a trained network with batch statistics, costs 21 dB on the photographs.
+    - `Mixed` takes total variation of |x| where signs are flipped, that of `NoisePrior` too. Weights stay: the 0.1 that
+      Huang et al. (2021) found best for MixUp, on a trained network with batch statistics, costs 21 dB on the
+      photographs.
 
     The facts' numbers stay in the problem: one adapted attack serves a stack of problems that differ in them, and the
     same program serves a new scale.
