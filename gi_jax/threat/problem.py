@@ -211,7 +211,7 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
                 "kind of defense"
             )
         for name in ("params", "space", "local"):
-            if not _same(getattr(first, name), getattr(other, name)):
+            if not same_numbers(getattr(first, name), getattr(other, name)):
                 raise checks.InputError(
                     f"problems of one launch must share {name}, and these differ in it; expected one model and one "
                     "space for all; attack them one by one"
@@ -221,7 +221,7 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
     return dataclasses.replace(first, **joined)
 
 
-def _same(tree, other) -> bool:
+def same_numbers(tree, other) -> bool:
     """Whether two trees hold the same numbers; numbers that are the same objects, or traced, are not looked at."""
     if jax.tree.structure(tree) != jax.tree.structure(other):
         return False
