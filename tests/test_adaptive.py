@@ -321,6 +321,29 @@ def test_energy_below_the_noise(problem, facts, expected):
     np.testing.assert_allclose(energy(read(under(problem, *facts)), SENT), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("law", ["gaussian", "laplacian"])
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.99])
+def test_what_was_kept_for_its_noise_is_no_energy(problem, law, p):
+    draw = np.random.default_rng(0).standard_normal
+    heavy = {"a": jnp.float32(draw(10_000) * np.exp(1.5 * draw(10_000))), "b": jnp.float32(draw(5_000) ** 3)}
+    length = np.sqrt(np.mean(np.square(heavy["b"]))) / (1 if law == "gaussian" else 2**0.5)
+
+    def estimated(gradient, relative):
+        noise = f"{law}:{'sigma' if law == 'gaussian' else 'scale'}={relative * length}"
+        defense = defenses.parse(f"{noise} + prune:p={p}")
+        transformation = defense(jax.random.key(0))
+        sent, _ = transformation.update(gradient, transformation.init(gradient))
+        kept = jax.tree.map(lambda own, sent: own * (sent != 0), gradient, sent)
+        found = energy(read(under(problem, *defense.known(sent, 1), sent=sent)), sent)
+        return found, tree_dot(kept, kept), tree_dot(sent, sent)
+
+    for relative in (0.1, 0.3, 1.0, 2.0):
+        found, wanted, _ = estimated(heavy, relative)
+        assert 0.7 < found / wanted < 1.5
+    found, _, whole = estimated(jax.tree.map(lambda tensor: 1e-6 * tensor, heavy), 1.0)
+    assert found < 0.1 * whole  # noise alone
+
+
 # The prior.
 
 
