@@ -378,7 +378,7 @@ def test_stages_come_in_the_order_in_which_they_are_written():
     [
         (A, B, C),
         (C, parse("top_k:k=9"), parse("qsgd:levels=3")),
-        (parse("quantize:bits=4"), B, parse("sign")),
+        (parse("quantize:bits=4"), parse("sign"), B),
         (parse("gaussian:relative=0.5"), parse("clip:norm=1"), parse("prune_global:p=0.4")),
     ],
 )
