@@ -108,7 +108,10 @@ BATCH = {
     "idlg": preset("idlg"),
     "cpl": preset("cpl"),
 }
-"""For a client with batch statistics that are known exactly: as published; total variation of Huang et al. (2021)."""
+"""For a client with batch statistics that are known exactly: as published; total variation of Huang et al. (2021).
+
+Those without a statistics prior make no use of them.
+"""
 
 
 def run(

@@ -12,7 +12,7 @@ from problems import PLAIN, QUICK, as_float64, enable_x64, random_like, toy_prob
 from gi_jax import attacks, defenses
 from gi_jax.attacks import ADAPTATIONS, GradientDescent, adam, adapt, adaptation_words, reconstruct
 from gi_jax.checks import InputError
-from gi_jax.defenses.pruning import smallest_kept
+from gi_jax.defenses.pruning import largest, smallest_kept
 from gi_jax.metrics import psnr
 from gi_jax.objectives import (
     Candidate,
@@ -272,6 +272,17 @@ def test_noise_on_top_hides_zeros_and_noise_below_does_not(problem):
     np.testing.assert_allclose(again.hidden["b"], (0.15, 0.5, False), rtol=1e-6)
     assert read(under(problem, Zeroed(bound=BOUND), GAUSSIAN)).hidden["b"].bounded
     assert read(under(problem, GAUSSIAN)).hidden == {}
+    rounded = read(under(problem, Zeroed(kept=0.3), GAUSSIAN, ROUNDED))
+    np.testing.assert_allclose(rounded.hidden["w"], (0.3, 0.5, False), rtol=1e-6)
+
+
+def test_random_rounding_of_hidden_zeros_is_no_sign_that_they_were_kept(problem):
+    wide = {"w": jnp.float32(np.random.default_rng(0).standard_normal(10_000))}
+    defense = defenses.parse("prune:p=0.9 + gaussian:sigma=0.01 + qsgd:levels=1000")
+    sent, _ = defense(jax.random.key(1)).update(wide, defense(jax.random.key(1)).init(wide))
+    kept = np.asarray(largest(wide["w"], 1000))
+    certain = np.asarray(seen(read(under(problem, *defense.known(sent, 1), sent=sent)), sent)["w"])
+    assert certain[kept].min() > 0.9 and certain[~kept].mean() < 0.05
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplacian"])
@@ -308,6 +319,29 @@ def test_what_was_zeroed_twice_has_the_looser_bound(problem):
 )
 def test_energy_below_the_noise(problem, facts, expected):
     np.testing.assert_allclose(energy(read(under(problem, *facts)), SENT), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "laplacian"])
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.99])
+def test_what_was_kept_for_its_noise_is_no_energy(problem, law, p):
+    draw = np.random.default_rng(0).standard_normal
+    heavy = {"a": jnp.float32(draw(10_000) * np.exp(1.5 * draw(10_000))), "b": jnp.float32(draw(5_000) ** 3)}
+    length = np.sqrt(np.mean(np.square(heavy["b"]))) / (1 if law == "gaussian" else 2**0.5)
+
+    def estimated(gradient, relative):
+        noise = f"{law}:{'sigma' if law == 'gaussian' else 'scale'}={relative * length}"
+        defense = defenses.parse(f"{noise} + prune:p={p}")
+        transformation = defense(jax.random.key(0))
+        sent, _ = transformation.update(gradient, transformation.init(gradient))
+        kept = jax.tree.map(lambda own, sent: own * (sent != 0), gradient, sent)
+        found = energy(read(under(problem, *defense.known(sent, 1), sent=sent)), sent)
+        return found, tree_dot(kept, kept), tree_dot(sent, sent)
+
+    for relative in (0.1, 0.3, 1.0, 2.0):
+        found, wanted, _ = estimated(heavy, relative)
+        assert 0.7 < found / wanted < 1.5
+    found, _, whole = estimated(jax.tree.map(lambda tensor: 1e-6 * tensor, heavy), 1.0)
+    assert found < 0.1 * whole  # noise alone
 
 
 # The prior.
@@ -374,6 +408,12 @@ def test_facts_choose_the_parts(problem, facts, kind, prior, tv):
     assert parts.get("noise_prior") == prior
     assert jax.tree.structure(parts["tv"]) == jax.tree.structure(tv)
     np.testing.assert_allclose(parts["tv"].weight, tv.weight, rtol=1e-6)
+
+
+def test_noise_on_flipped_mixtures_has_the_prior_of_magnitudes_without_total_variation_too(problem):
+    for facts, flipped in (((Mixed(k=2, flipped=True),), True), ((Mixed(k=2),), False), ((), False)):
+        adapted = adapt(attacks.create("idlg"), under(problem, *facts, GAUSSIAN))
+        assert adapted.objective.parts["noise_prior"] == NoisePrior(magnitude=flipped)
 
 
 @pytest.mark.parametrize("distance, weight", [("squared", 1.0), ("absolute", 1.0), ("cosine-per-layer", 1e-4)])

@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import QUICK, TinyNet, relative_error, toy_problem, toy_victim, truth
+from problems import PLAIN, QUICK, TinyNet, relative_error, toy_problem, toy_victim, truth
 from scipy import stats
 
-from gi_jax import attacks
+from gi_jax import attacks, defenses
 from gi_jax.checks import InputError
+from gi_jax.defenses import encode_victim
 from gi_jax.defenses import secure_aggregation as secure
 from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.objectives import BatchNormPrior, Candidate, GradientMatching, LabelConsistency
-from gi_jax.threat import RUNNING, THREATS, VIEWS, Batch, check_problem, look
+from gi_jax.threat import RUNNING, THREATS, VIEWS, Batch, Mixed, check_problem, look
 from gi_jax.threat.views import average
 
 TINY = TinyNet(4)
@@ -216,6 +217,22 @@ def test_an_eavesdropper_is_refused_in_one_line():
     with pytest.raises(InputError, match="nothing is observed") as error:
         seen("eavesdropper", RUNNING)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("view", ["sum", "client"])
+def test_of_a_sum_it_is_known_how_all_pictures_were_encoded_and_nothing_of_their_gradients(view):
+    defense = defenses.parse("intra_instahide:k=2 + gaussian:sigma=0.01")
+    encoded = [encode_victim(defense.mixing, jax.random.key(0), one)[0] for one in clients_of(PLAIN, 2, 2)]
+    problems = [toy_problem(one, RUNNING, defense) for one in encoded]
+    (problem,) = look(view, problems, RUNNING)
+    assert problem.known == (Mixed(k=2, flipped=True),)
+    np.testing.assert_array_equal(problem.space.std, encoded[0].space.std)
+    assert attacks.adapt(attacks.create("modern"), problem).objective.parts["tv"].magnitude
+    told_otherwise = dataclasses.replace(
+        problems[1], known=(Mixed(k=2, flipped=True, label_sum=0.7), *problems[1].known[1:])
+    )
+    with pytest.raises(InputError, match="encode their pictures with different numbers"):
+        look(view, [problems[0], told_otherwise], RUNNING)
 
 
 def test_an_unknown_view_is_refused():

@@ -311,6 +311,13 @@ def test_nothing_is_compiled_twice_that_is_the_same_program():
     assert not {"jit(_advance)", "jit(_init)"} & set(COMPILED[before:])
 
 
+def test_steps_are_counted_as_whole_numbers():
+    attack = small_attack(num_steps=2**24 + 1)
+    assert loop._as_arrays(attack).num_steps == 2**24 + 1
+    swept = loop._as_arrays(small_attack(num_steps=jnp.array([5, 2**24 + 1])))
+    np.testing.assert_array_equal(swept.num_steps, [5, 2**24 + 1])
+
+
 STRENGTHS = {
     "noise": (
         lambda sigma: FunctionDefense(

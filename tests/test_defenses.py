@@ -378,7 +378,7 @@ def test_stages_come_in_the_order_in_which_they_are_written():
     [
         (A, B, C),
         (C, parse("top_k:k=9"), parse("qsgd:levels=3")),
-        (parse("quantize:bits=4"), B, parse("sign")),
+        (parse("quantize:bits=4"), parse("sign"), B),
         (parse("gaussian:relative=0.5"), parse("clip:norm=1"), parse("prune_global:p=0.4")),
     ],
 )
@@ -514,6 +514,19 @@ def test_what_an_adversary_reads_off_what_was_sent():
     np.testing.assert_allclose(noise.scale, np.sqrt(20.25 / 2 / (2 * 4)))
 
 
+@pytest.mark.parametrize(
+    "later", ["prune:p=0.5", "prune_global:p=0.5", "top_k:k=20", "clip:norm=0.1", "quantize:bits=8"]
+)
+def test_the_width_of_rounding_holds_after_what_keeps_the_largest_entry(later):
+    chained, gradients = parse(f"quantize:bits=4 + {later}"), {"a": numbers(40), "b": numbers(9, seed=1)}
+    sent = send(chained, gradients)
+    widths = [fact.width for fact in chained.known(sent, 1) if isinstance(fact, Quantized)]
+    shrunk = max(np.abs(sent["a"])) / max(np.abs(gradients["a"]))
+    for name, tensor in sent.items():
+        moved = np.abs(tensor - shrunk * gradients[name])[tensor != 0]
+        assert moved.max() <= 1.001 * sum(width[name] for width in widths)
+
+
 # How they are written.
 
 
@@ -597,6 +610,16 @@ ALL = ", ".join(DEFENSES)
             "picture; expected one or the other",
         ),
         (
+            "quantize:bits=4 + clip:norm=1 + gaussian:sigma=1",
+            "defense 'quantize' before 'gaussian': what an adversary can say of it is read off what was sent, which "
+            "'gaussian' changes; expected it last",
+        ),
+        (
+            "quantize:bits=4 + soteria:p=0.5",
+            "defense 'quantize' before 'soteria': what an adversary can say of it is read off what was sent, which "
+            "'soteria' changes; expected it last",
+        ),
+        (
             "prune:p=0.5 + qsgd:levels=4 + gaussian:sigma=1",
             "defense 'qsgd' before 'gaussian': what an adversary can say of it is read off what was sent, which "
             "'gaussian' changes; expected it last",
@@ -627,7 +650,8 @@ def test_bad_texts_are_told_in_one_line(text, message):
         "laplacian:scale=1e+20",
         "laplacian:relative=1 + clip:norm=2",  # of noise that was scaled down nothing is known anyway
         "qsgd:levels=4 + sign",
-        "sign + top_k:k=123456789 + quantize:bits=8 + qsgd:levels=16",
+        "sign + top_k:k=123456789 + prune:p=0.5 + qsgd:levels=16",
+        "quantize:bits=8 + top_k:k=123456789 + clip:norm=2 + sign + gaussian:sigma=1",
         "dpsgd:clip=1,sigma=1.1,q=0.01,steps=1234567,delta=1e-05 + gaussian:relative=0.1",
     ],
 )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import QUICK, TinyNet, toy_problem, toy_victim
 
 from gi_jax import attacks
 from gi_jax.attacks import loop
@@ -16,12 +17,12 @@ from gi_jax.experiments import checkpoint
 from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.confidence import predictive_power
 from gi_jax.experiments.plan import lanes_per_launch, make_attack
-from gi_jax.experiments.scoring import threat_words
+from gi_jax.experiments.scoring import threat_words, words_of_statistics
 from gi_jax.experiments.session import Session
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.experiments.streams import Stream, key_of
 from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, observe_all, reference_box
-from gi_jax.objectives import GradientMatching
+from gi_jax.objectives import Candidate, GradientMatching
 from gi_jax.threat import RUNNING, THREATS, ImageSpace, Mixed
 
 SMALL = AttackSpec(steps=20, num_batches=3, defenses=("none", "prune:p=0.9"))
@@ -138,6 +139,33 @@ def test_threat_model_decides_the_parts_of_the_attack(settings, threat, parts):
     spec = AttackSpec(**settings)
     assert spec.threat == threat
     assert set(make_attack(spec).objective.parts) == parts
+
+
+@pytest.mark.parametrize(
+    ("settings", "used"),
+    [
+        ({}, True),
+        ({"bn": "infer"}, True),
+        ({"bn": "infer", "bn_prior": 0.0}, False),
+        ({"attack": "modern"}, False),
+        ({"attack": "inverting_gradients"}, False),
+        ({"attack": "idlg", "bn": "infer"}, False),
+        ({"attack": "inverting_gradients", "bn": "exact-paper"}, True),
+        ({"attack": "idlg", "bn": "proxy"}, True),
+        ({"attack": "gradient_inversion_evaluation", "bn": "exact-reference"}, True),
+        ({"client_bn": "running", "attack": "idlg"}, True),
+    ],
+)
+def test_statistics_that_enter_nowhere_are_said_to(settings, used):
+    spec = AttackSpec(**{"client_bn": "batch", "num_batches": 1} | settings)
+    said = "The attack makes no use of the shared statistics" in " ".join(words_of_statistics(spec))
+    assert (spec.uses_statistics, said) == (used, not used)
+    problem = toy_problem(toy_victim(TinyNet(4)), spec.threat)
+    moved = dataclasses.replace(problem, statistics=jax.tree.map(lambda leaf: leaf + 1, problem.statistics))
+    objective, guess = make_attack(spec).objective, Candidate(jnp.linspace(-1, 1, 384).reshape(problem.image_shape))
+    loss = jax.jit(lambda problem: objective(problem, guess)[0], compiler_options=QUICK)
+    losses = [float(loss(one)) for one in (problem, moved)]
+    assert (losses[0] != losses[1]) == used
 
 
 def test_the_strongest_attack_is_taken_unless_one_is_named():
@@ -312,6 +340,26 @@ def test_what_is_granted_of_each_client_of_a_sum_is_said(labels, oracle):
     spec = AttackSpec(view="sum", clients=2, labels=labels)
     words = " ".join(threat_words(spec, make_victims(spec), "none"))
     assert (f"ORACLE: these {oracle} those of each client apart" in words) == (oracle is not None)
+
+
+@pytest.mark.parametrize(
+    "settings, apart",
+    [({"bn": "exact"}, True), ({"bn": "infer-reference"}, True), ({"bn": "infer"}, False)],
+)
+def test_statistics_of_each_client_of_a_sum_are_granted_where_they_hold_its_batch(settings, apart):
+    spec = AttackSpec(**{"view": "sum", "clients": 2, "client_bn": "batch"} | settings)
+    words = " ".join(threat_words(spec, make_victims(spec), "none"))
+    assert ("ORACLE: these statistics and labels are those of each client apart" in words) == apart
+
+
+def test_one_who_sees_a_step_of_a_client_that_encodes_adapts_to_the_encoding():
+    spec = AttackSpec(view="client", batch_size=2, num_batches=1, defenses=("mixup:k=2",))
+    victims = make_victims(spec)
+    attacked, _ = encode_victims(spec, victims, "mixup:k=2")
+    assert [type(fact) for fact in make_problems(spec, attacked, "mixup:k=2")[0].known] == [Mixed]
+    assert "The attack adapts: it takes the private pictures for mixtures" in " ".join(
+        threat_words(spec, victims, "mixup:k=2")
+    )
 
 
 def test_without_lpips_an_attack_still_has_its_scores(tmp_path, monkeypatch):

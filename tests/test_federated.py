@@ -25,6 +25,7 @@ from gi_jax.threat import (
     THREATS,
     BatchNormThreat,
     LocalTraining,
+    Mixed,
     Shared,
     check_problem,
     observe,
@@ -458,6 +459,8 @@ def test_encodings_are_what_a_client_trains_on(model):
     encodings = secret.victim.space.normalize(secret.victim.images)
     np.testing.assert_allclose(encodings, mixed, atol=1e-4)
     assert found.seen[0].problem.known[0].k == 2
+    summed = run(model, 1, defense=defense, batch_size=4, adversary=Adversary(threat=THREATS["infer"], view="sum"))
+    assert summed.seen[0].problem.known == (Mixed(k=2, flipped=True),)
 
 
 REFUSED = {

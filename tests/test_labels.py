@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import PLAIN, QUICK, SPACE, pictures, plain_params, toy_victim
+from scipy.stats import laplace, norm
 
 from gi_jax import cli, defenses, metrics
 from gi_jax.attacks import labels
+from gi_jax.attacks.labels.bias_counts import REACH
 from gi_jax.attacks.labels.geng import geng
 from gi_jax.checks import InputError
 from gi_jax.experiments.attack import run_attack
@@ -309,6 +311,21 @@ def test_noise_that_nobody_told_of_does_not_prove_all_classes_present():
     assert (noisy["head"]["kernel"].min(0) < 0).all()
     found_there = found("bias_counts", dataclasses.replace(problem, observed=noisy))
     np.testing.assert_array_equal(found_there, counts_of(numbers, 10))
+
+
+@pytest.mark.parametrize("law, proved", [("gaussian", True), ("laplacian", False)])
+def test_four_scales_of_noise_prove_a_class_present_where_such_noise_is_rare(law, proved):
+    numbers = [0, 0, 0, 1]
+    problem = make(numbers, 10, blind=True)
+    head = problem.observed["head"]
+    noisy = {**problem.observed, "head": {**head, "bias": head["bias"].at[5].set(-0.04)}}
+    problem = dataclasses.replace(problem, observed=noisy, known=(Noisy(distribution=law, scale=0.01),))
+    np.testing.assert_array_equal(found("bias_counts", problem), counts_of([0, 0, 1, 5] if proved else numbers, 10))
+
+
+def test_noise_goes_as_far_as_three_standard_deviations_of_normal_noise():
+    for law, reach in REACH.items():
+        np.testing.assert_allclose({"gaussian": norm, "laplacian": laplace}[law].sf(reach), norm.sf(3), rtol=0.02)
 
 
 @pytest.mark.parametrize("facts, known", [("clipped", True), ("pruned", False), ("noisy", False)])

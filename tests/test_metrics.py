@@ -58,6 +58,14 @@ def test_correlation_is_blind_to_brightness_and_contrast():
     np.testing.assert_allclose(correlation(image, image[::-1]), expected, atol=1e-5)
 
 
+def test_one_value_only_has_no_correlation():
+    values = np.linspace(0, 1, 100, dtype=np.float32)[:, None, None, None]
+    plain, varied = np.broadcast_to(values, (100, 32, 32, 3)), np.broadcast_to(noise(0, 1), (100, 32, 32, 3))
+    for a, b in ((plain, plain), (plain, varied), (varied, plain)):
+        np.testing.assert_array_equal(correlation(a, b), 0)
+    assert np.all(np.isnan(correlation(np.full((1, 32, 32, 3), np.inf, np.float32), varied[:1])))
+
+
 def test_pixel_metrics_may_be_traced():
     a, b = noise(0, 2), noise(1, 2)
     for metric in (mse, psnr, ssim):

@@ -299,6 +299,11 @@ def test_signs_of_the_operating_system_can_take_the_place_of_those_drawn():
         (lambda: inter_instahide(4, public_sum=0.0), "public_sum=0.0: expected a number above 0"),
         (lambda: inter_instahide(4, public_sum=0.7), "public_sum=0.7: expected a number in [0, 0.65)"),
         (lambda: Mixing(k=2, num_public=2), "num_public=2: expected 0 or above, and below k=2"),
+        (
+            lambda: Mixing(k=2, flipped=True, num_public=1, public_sum=0.3),
+            "public_sum=0.3 with one private picture: its share would be above 0.65, which no encoding may have; "
+            "expected 0.35 or above, or more private pictures",
+        ),
         (lambda: mixup(4)(jax.random.key(0), *pool(3)), "k=4 with 3 private pictures: expected 4 or more to mix"),
         (
             lambda: inter_instahide(6)(jax.random.key(0), *pool(3), pool(3)[0]),

@@ -538,6 +538,18 @@ def assert_golden(name, number, values, golden, rtol=5e-5, atol=5e-5):
     np.testing.assert_allclose(found, product, atol=atol * length, err_msg=name)
 
 
+def test_straight_through_is_exact_in_value():
+    layer = BatchNorm(Normalize.GIVEN)
+    images = 1e4 + jnp.float32(np.random.default_rng(0).standard_normal((2, 4, 4, 3)))
+    given = {"mean": jnp.full(3, 0.1), "var": jnp.full(3, 1e-3)}  # lost beside numbers of the size of the batch's own
+    variables = {"params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}, "batch_stats": given}
+    value = {
+        normalize: layer.clone(normalize=normalize).apply(variables, images, mutable=["statistics"])[0]
+        for normalize in Normalize
+    }
+    np.testing.assert_array_equal(value[Normalize.STRAIGHT_THROUGH], value[Normalize.GIVEN])
+
+
 def test_a_plain_function_is_a_network():
     network = FunctionNetwork(lambda params, batch_stats, images: images.reshape(2, -1) @ params)
     images, params = jnp.ones((2, 2, 2, 3)), jnp.ones((12, 5))

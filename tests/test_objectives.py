@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from problems import PLAIN, QUICK, TinyNet, random_like, toy_problem, toy_victim, truth
 
 from gi_jax.checks import InputError
+from gi_jax.models import Normalize
+from gi_jax.models.layers import BatchNorm, Conv, Linear
 from gi_jax.objectives import (
     DISTANCES,
     BatchNormPrior,
@@ -257,6 +260,28 @@ def test_batch_norm_prior_known_answers(batch_norm_case, squared, first_layer, e
     np.testing.assert_allclose(prior(problem, None, Update(None, counted)), expected, rtol=1e-6)
 
 
+class Unsorted(nn.Module):
+    """The first normalization has the last name."""
+
+    num_classes: int = 4
+    normalize: Normalize = Normalize.BATCH
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = BatchNorm(self.normalize, name="stem_norm")(images)
+        x = BatchNorm(self.normalize, name="Block_0")(Conv(4)(x))
+        return Linear(self.num_classes)(x.mean((1, 2)))
+
+
+def test_the_first_layer_is_the_one_that_is_called_first():
+    problem = toy_problem(toy_victim(Unsorted()), THREATS["infer"])
+    update = jax.jit(problem.imagine, compiler_options=QUICK)(Batch(truth(toy_victim(Unsorted())), jnp.eye(2, 4)))
+    block, stem = layer_distances(update.statistics, problem.statistics)
+    assert list(update.statistics) == ["Block_0", "stem_norm"] and problem.first_layer == 1
+    prior = jax.jit(BatchNormPrior(first_layer=10.0).__call__)
+    np.testing.assert_allclose(prior(problem, None, update), 10 * stem + block, rtol=1e-5)
+
+
 def test_batch_norm_prior_is_zero_at_the_truth_with_exact_statistics(batch_norm_case):
     victim, problem, update = batch_norm_case
     for squared in (False, True):
@@ -276,7 +301,7 @@ def test_batch_norm_prior_has_a_finite_derivative_at_its_zero():
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(slope))
 
 
-def test_layer_distances_come_in_the_order_of_the_network(batch_norm_case):
+def test_layer_distances_come_in_the_order_of_the_tree(batch_norm_case):
     _, problem, update = batch_norm_case
     assert list(update.statistics) == ["norm0", "norm1"]
     changed = {name: jax.tree.map(lambda leaf: leaf + 1, layer) for name, layer in problem.statistics.items()}

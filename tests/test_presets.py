@@ -315,6 +315,18 @@ def test_agreement_is_the_psnr_of_the_others():
     np.testing.assert_allclose(agreement(np.zeros((1, 8, 8, 3))), 100)
 
 
+def test_restarts_that_are_one_start_say_nothing():
+    draw = np.random.default_rng(0).random((2, 1, 8, 8, 3), dtype=np.float32)
+    usable = np.array([True, True, True])
+    assert np.all(np.isnan(spread(draw[[0, 0, 0]], usable, 1)))
+    np.testing.assert_array_equal(spread(draw[[0, 0, 1]], usable, 1), spread(draw, usable[:2], 0))
+    problem = toy_problem(toy_victim(PLAIN), RUNNING)
+    for initialize in (initial.constant(0.5), initial.given(np.full((2, 8, 8, 3), 0.3))):
+        attack = dataclasses.replace(attacks.create("inverting_gradients", num_steps=5), initialize=initialize)
+        found = attacks.reconstruct(attack, problem, jax.random.key(0), num_restarts=3)
+        assert np.all(np.isnan(found.spread)) and np.all(np.isnan(agreement(found.spread)))
+
+
 def test_a_reconstruction_carries_its_spread():
     problem = toy_problem(toy_victim(PLAIN), RUNNING)
     attack = attacks.create("inverting_gradients", num_steps=5)

@@ -15,11 +15,14 @@ from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Noisy, Quantized,
 Parts = dict[str, object]
 """The parts of an `Objective`, by name."""
 
+Facts = tuple[Fact, ...]
+
 
 class Adaptation(NamedTuple):
-    """What an attack makes of a kind of fact: `change(parts, fact)` gives the parts that fit it, `words` says how."""
+    """What an attack makes of a kind of fact: `change(parts, fact, known)` gives the parts that fit it, one of all that
+    are `known`; `words` says how."""
 
-    change: Callable[[Parts, Fact], Parts]
+    change: Callable[[Parts, Fact, Facts], Parts]
     words: str
 
 
@@ -27,7 +30,7 @@ def _of_kind(kind: type, change: Callable, parts: Parts) -> Parts:
     return {name: change(part) if isinstance(part, kind) else part for name, part in parts.items()}
 
 
-def _likelihood(parts: Parts, fact: Fact) -> Parts:
+def _likelihood(parts: Parts, fact: Fact, known: Facts) -> Parts:
     return _of_kind(GradientMatching, lambda part: GradientLikelihood(weight=_relative_weight(part)), parts)
 
 
@@ -36,22 +39,22 @@ def _relative_weight(part: GradientMatching):
     return part.weight if part.distance.startswith("cosine") else 1.0
 
 
-def _zeroed(parts: Parts, fact: Zeroed) -> Parts:
+def _zeroed(parts: Parts, fact: Zeroed, known: Facts) -> Parts:
     scarce = _of_kind(TotalVariation, lambda part: dataclasses.replace(part, scarce=True), parts)
-    return _likelihood(scarce, fact)
+    return _likelihood(scarce, fact, known)
 
 
-def _noisy(parts: Parts, fact: Noisy | Rounded) -> Parts:
-    magnitude = any(isinstance(part, TotalVariation) and part.magnitude for part in parts.values())
-    return _likelihood(parts, fact) | {"noise_prior": NoisePrior(magnitude=magnitude)}
+def _noisy(parts: Parts, fact: Noisy | Rounded, known: Facts) -> Parts:
+    flipped = any(isinstance(one, Mixed) and one.flipped for one in known)
+    return _likelihood(parts, fact, known) | {"noise_prior": NoisePrior(magnitude=flipped)}
 
 
-def _signs(parts: Parts, fact: Signs) -> Parts:
+def _signs(parts: Parts, fact: Signs, known: Facts) -> Parts:
     at_least = lambda part: dataclasses.replace(part, weight=jnp.maximum(part.weight, 0.01))  # noqa: E731
-    return _of_kind(TotalVariation, at_least, _likelihood(parts, fact))
+    return _of_kind(TotalVariation, at_least, _likelihood(parts, fact, known))
 
 
-def _mixed(parts: Parts, fact: Mixed) -> Parts:
+def _mixed(parts: Parts, fact: Mixed, known: Facts) -> Parts:
     if not fact.flipped:
         return parts  # a mixture is as smooth as a picture
     return _of_kind(TotalVariation, lambda part: dataclasses.replace(part, magnitude=True), parts)
@@ -85,10 +88,11 @@ def adapt(attack: Attack, problem: AttackProblem) -> Attack:
       `GradientLikelihood`, which reads them all in order (`gi_jax.objectives.channel`), at the weight of a cosine, or
       at 1 in place of a distance in the gradient's own units.
     - `Zeroed` makes total variation count the more, the fewer entries are seen; `Noisy` and `Rounded` add `NoisePrior`,
-      so that the whole is a posterior where the likelihood's weight is 1; `Signs` takes a weight of total variation of
-      at least 0.01 (best of 0.0003 to 0.03 on three photographs).
-    - `Mixed` takes total variation of |x| where signs are flipped. Weights stay: the 0.1 that Huang et al. (2021) found
-      best for MixUp, on a trained network with batch statistics, costs 21 dB on the photographs.
+      a posterior together with a likelihood of weight 1, beside which the attack's own priors stay; `Signs` takes a
+      weight of total variation of at least 0.01 (best of 0.0003 to 0.03 on three photographs).
+    - `Mixed` takes total variation of |x| where signs are flipped, that of `NoisePrior` too. Weights stay: the 0.1 that
+      Huang et al. (2021) found best for MixUp, on a trained network with batch statistics, costs 21 dB on the
+      photographs.
 
     The facts' numbers stay in the problem: one adapted attack serves a stack of problems that differ in them, and the
     same program serves a new scale.
@@ -104,11 +108,11 @@ def adapt(attack: Attack, problem: AttackProblem) -> Attack:
         return attack
     parts = attack.objective.parts
     for fact in problem.known:
-        parts = _adaptation(fact).change(parts, fact)
+        parts = _adaptation(fact).change(parts, fact, problem.known)
     return dataclasses.replace(attack, objective=dataclasses.replace(attack.objective, parts=parts))
 
 
-def adaptation_words(known: tuple[Fact, ...]) -> tuple[str, ...]:
+def adaptation_words(known: Facts) -> tuple[str, ...]:
     """How an adapted attack uses the facts, a clause a kind, in their order."""
     return tuple(dict.fromkeys(_adaptation(fact).words for fact in known))
 

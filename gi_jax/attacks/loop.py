@@ -183,11 +183,13 @@ class Reconstruction(NamedTuple):
     Attributes:
       images: pictures [n, h, w, c] in [0, 1].
       labels: class probabilities [n, num_classes] that go with them, or None if the problem knows none.
-      loss: the attacker's objective at `images`; infinite if no evaluation was finite.
+      loss: the attacker's objective at its guess, infinite if no evaluation was finite. That is `images` before they
+        were clipped, where an attack is not boxed, such as `dlg`.
       restart: which restart it was.
       losses: best loss of each restart, [restarts].
       alive: [restarts]; False where a lane was frozen by a value that is not finite.
-      spread: how far the other restarts are from `images`, [n, h, w, c]; NaN if there are none. See `uncertainty`.
+      spread: how far the other restarts are from `images`, [n, h, w, c]; NaN if there are none, or all are the same.
+        See `uncertainty`.
     """
 
     images: Images
@@ -323,6 +325,5 @@ def reconstruct(
 
 
 def _as_arrays(attack: Attack) -> Attack:
-    # Python numbers and arrays would be different programs.
-    attack = jax.tree.map(jnp.float32, attack)
-    return dataclasses.replace(attack, num_steps=jnp.int32(attack.num_steps))
+    # Python numbers and arrays would be different programs. Whole numbers above 2^24 are no float32.
+    return dataclasses.replace(jax.tree.map(jnp.float32, attack), num_steps=jnp.int32(attack.num_steps))

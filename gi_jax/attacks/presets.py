@@ -23,7 +23,10 @@ from gi_jax.objectives import (
 
 
 def inverting_gradients(*, tv: float = 0.1, learning_rate: float = 0.1, num_steps: int = 4800) -> Attack:
-    """Cosine distance and total variation; signed Adam with step decay (Geiping et al. 2020, published code)."""
+    """Cosine distance and total variation; signed Adam with step decay (Geiping et al. 2020).
+
+    Signs are those of the paper; its published code, whose defaults are the numbers here, leaves them off.
+    """
     parts = {"matching": GradientMatching(), "tv": TotalVariation(weight=tv)}
     return GradientDescent(objective=Objective(parts=parts), learning_rate=learning_rate, num_steps=num_steps)
 
@@ -90,7 +93,9 @@ def grad_inversion(
     """Squared distance, statistics prior, noise, and restarts that agree on a registered mean (Yin et al. 2021).
 
     Noise is the paper's; it leaves the weights open, so they are those of re-implementations, which found 0.01 enough
-    noise. Restarts make the group: eight in the paper.
+    noise. Restarts make the group: eight in the paper. Other than there, mean squares stand for the norms of pictures
+    and group, registration is by shifts, and labels are known unless they are asked for; other than in
+    re-implementations, the first layer's statistics count as the others'.
     """
     parts = {
         "matching": GradientMatching(distance="squared", weight=1e-4),

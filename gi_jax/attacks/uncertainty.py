@@ -1,7 +1,8 @@
 """How sure an attacker can be of a reconstruction without the truth: what its other restarts say.
 
 A part of a picture that the gradient determines comes out alike from every start; where restarts differ, the prior and
-the start have filled in. Restarts that were drawn to each other (`GroupConsistency`) agree for that reason alone.
+the start have filled in. Restarts that were drawn to each other (`GroupConsistency`) agree for that reason alone. Those
+that are alike to the last bit were one start: a closed form, or the same pictures in every lane. They say nothing.
 """
 
 import numpy as np
@@ -12,7 +13,8 @@ from gi_jax.metrics import match
 def spread(images: np.ndarray, usable: np.ndarray, chosen: int) -> np.ndarray:
     """How far the other restarts are from the chosen one: root of the mean square difference.
 
-    Each restart is first brought into the order of the chosen one (optimal one-to-one matching of its pictures).
+    Each restart is first brought into the order of the chosen one (optimal one-to-one matching of its pictures). Those
+    that are the chosen one to the last bit are no other restarts, and left out.
 
     Args:
       images: [restarts, n, h, w, c] in [0, 1].
@@ -20,10 +22,10 @@ def spread(images: np.ndarray, usable: np.ndarray, chosen: int) -> np.ndarray:
       chosen: which restart is the answer.
 
     Returns:
-      float32 [n, h, w, c] in the units of pictures; NaN if there is no other usable restart.
+      float32 [n, h, w, c] in the units of pictures; NaN if no usable restart is another.
     """
     answer = images[chosen]
-    others = [images[number] for number in np.flatnonzero(usable) if number != chosen]
+    others = [other for other in images[usable] if not np.array_equal(other, answer)]
     if not others or not usable[chosen]:
         return np.full(answer.shape, np.nan, np.float32)
     squares = [np.square(other[match(other, answer)] - answer) for other in others]

@@ -91,6 +91,12 @@ class Mixing:
         if self.public_sum is not None:
             checks.positive(public_sum=self.public_sum)
             checks.in_range(0, MAX_COEFFICIENT, public_sum=self.public_sum)
+            if self.num_public == self.k - 1 > 0 and 1 - self.public_sum > MAX_COEFFICIENT:
+                raise checks.InputError(
+                    f"public_sum={self.public_sum} with one private picture: its share would be above "
+                    f"{MAX_COEFFICIENT:g}, which no encoding may have; expected {1 - MAX_COEFFICIENT:.2f} or above, or "
+                    "more private pictures"
+                )
 
     def __call__(self, key: Key, images: Images, labels: Labels, public: Images | None = None) -> Encoded:
         """Encodes the pool of an epoch: as many encodings as there are private pictures.

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import jax
 import optax
@@ -101,11 +100,13 @@ _FUNCTION = ("a function", ())
 
 
 def _check_legible(stages):
-    """Refuses a stage whose facts are read off what was sent where the next one changes that."""
-    for (name, values), (later, _) in pairwise(stages):
+    """Refuses a stage whose facts are read off what was sent where a later one changes that."""
+    for number, (name, values) in enumerate(stages):
         if name not in DEFENSES or not DEFENSES[name].estimated(**dict(values)):
             continue
-        if later not in DEFENSES or not DEFENSES[later].overrules:
+        others = (later for later, _ in stages[number + 1 :] if later not in DEFENSES[name].withstands)
+        later = next(others, None)
+        if later is not None and (later not in DEFENSES or not DEFENSES[later].overrules):
             raise checks.InputError(
                 f"defense {name!r} before {later!r}: what an adversary can say of it is read off what was sent, "
                 f"which {later!r} changes; expected it last"

@@ -64,8 +64,9 @@ class Entry(NamedTuple):
       first: it replaces the gradient by one of its own, so it can only be the first stage.
       of_examples: it looks at the single examples of a step, so the client takes one step.
       estimated: `estimated(**parameters)`: whether what is known of it is read off the size of the entries that were
-        sent, which no later stage may then change, unless it `overrules`: makes what is known of noise and rounding
-        before it useless.
+        sent, which no later stage may then change, unless it `overrules`: makes what is known of noise and random
+        rounding before it useless.
+      withstands: later stages after which what is read off is still right.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -79,6 +80,7 @@ class Entry(NamedTuple):
     mixing: Callable[..., Mixing] | None = None
     estimated: Callable[..., bool] = lambda **values: False
     overrules: bool = False
+    withstands: tuple[str, ...] = ()
 
 
 def _encodes(mixing: Callable[..., Mixing], parameters: dict[str, Parameter], about: str, paper: str) -> Entry:
@@ -258,6 +260,8 @@ DEFENSES = {
         {"bits": Parameter("of an entry with its sign; a whole number, 2 to 16", int)},
         "rounds to evenly spaced values, the largest entry of a tensor being the last",
         "Krishnamoorthi 2018, arXiv 1806.08342",
+        estimated=lambda bits: True,
+        withstands=("prune", "prune_global", "top_k", "clip", "quantize"),  # the largest is sent, or scaled with all
     ),
     "soteria": Entry(
         lambda key, p: prune_representation(p),

@@ -16,6 +16,7 @@ from gi_jax import attacks, checks, defenses, models
 from gi_jax.attacks.uncertainty import agreement
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.plan import make_attack
+from gi_jax.experiments.scoring import words_of_statistics
 from gi_jax.experiments.session import Report
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.streams import Stream, key_of
@@ -178,10 +179,10 @@ def invert(
 def _words(weights, spec, problem, label_words):
     yield weights.origin.words()
     if jax.tree.leaves(problem.statistics):
-        client, shared, adversary = spec.threat.words()
+        client, shared, *rest = words_of_statistics(spec)
         if spec.threat.shared == Shared.EXACT:
             shared = "The update's BatchNorm buffers give the exact statistics of the private batch away."
-        yield from (client, shared, adversary)
+        yield from (client, shared, *rest)
     yield label_words
     defense = spec.defenses[0]
     yield (

@@ -11,7 +11,7 @@ from gi_jax.attacks.labels import choose
 from gi_jax.experiments.confidence import predictive_power
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.victims import Victims, pictures, told
-from gi_jax.threat import VIEWS, ImageSpace, Shared, Victim, observe
+from gi_jax.threat import VIEWS, ImageSpace, Mixed, Shared, Victim, observe
 
 
 def score(
@@ -160,7 +160,7 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps
     return [
         *_words_of_view(spec, assumed_steps),
         victims.age,
-        *(spec.threat.words() if has_norm else ("The network has no BatchNorm.",)),
+        *(words_of_statistics(spec) if has_norm else ("The network has no BatchNorm.",)),
         _label_words(spec, victims, defense, assumed_steps, known),
         *_words_of_shares(spec),
         "The adversary knows the size of the batch and the normalization of the data.",
@@ -173,6 +173,12 @@ def threat_words(spec: AttackSpec, victims: Victims, defense: str, assumed_steps
     ]
 
 
+def words_of_statistics(spec: AttackSpec) -> tuple[str, ...]:
+    """The sentences of the threat model on a network with BatchNorm."""
+    unused = "The attack makes no use of the shared statistics: it has no statistics prior."
+    return (*spec.threat.words(), *(() if spec.uses_statistics else (unused,)))
+
+
 def _words_of_precision(spec):
     if spec.precision == AttackSpec.precision:
         return ()
@@ -183,8 +189,8 @@ def _words_of_shares(spec):
     """Of a sum: what the adversary is granted of each client apart."""
     if spec.view == "server":
         return ()
-    exact = spec.threat.shared in (Shared.EXACT, Shared.EXACT_UNBIASED)
-    what = ["statistics"] * exact + ["labels"] * ("known" in spec.labels)
+    of_batch = spec.threat.shared in (Shared.EXACT, Shared.EXACT_UNBIASED, Shared.RUNNING_AFTER)
+    what = ["statistics"] * of_batch + ["labels"] * ("known" in spec.labels)
     return (f"ORACLE: these {' and '.join(what)} are those of each client apart; a sum shows neither.",) if what else ()
 
 
@@ -222,12 +228,13 @@ def _words_of_view(spec, assumed_steps):
 
 
 def _known(spec, victim, defense):
-    """The facts that the adversary has of a defense; their numbers are missing."""
-    if defense == "none" or spec.attacker == "plain" or spec.assume_steps is not None or spec.view != "server":
+    """The facts that the adversary has of a defense, of a mean those that `look` keeps; their numbers are missing."""
+    if defense == "none" or spec.attacker == "plain" or spec.assume_steps is not None:
         return ()
     granted = partial(observe, threat=spec.threat, defense=defenses.parse(defense))
     victim = dataclasses.replace(victim, encoded=True)  # of its shapes alone
-    return told(spec, jax.eval_shape(granted, victim, key=jax.random.key(0)).known)
+    facts = told(spec, jax.eval_shape(granted, victim, key=jax.random.key(0)).known)
+    return facts if spec.view == "server" else tuple(fact for fact in facts if isinstance(fact, Mixed))
 
 
 def _defense_words(spec, defense, known):
@@ -243,7 +250,7 @@ def _defense_words(spec, defense, known):
             f"{applies}; the adversary knows that, but not the number of steps, which its parameters depend on, and "
             "its attack does not adapt.",
         )
-    if spec.view != "server":
+    if spec.view != "server" and not known:
         return (f"Every client applies {defense} before it sends; the attack on their sum does not adapt to it.",)
     adapted = "; ".join(attacks.adaptation_words(known)) or "there is nothing to adapt to"
     knows = "that and the parameters" if spec.attacker == "adaptive" else "how pictures are encoded, nothing else of it"

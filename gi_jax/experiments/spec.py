@@ -389,6 +389,12 @@ class AttackSpec:
         return {name: value for name, value in given.items() if name in offered and value is not None}
 
     @property
+    def uses_statistics(self) -> bool:
+        """Whether the shared statistics enter the attack: in its normalization, or as the target of a prior."""
+        weights = ATTACKS[self.attack_name].published | self.attack_settings
+        return self.threat.adversary != Normalize.BATCH or weights.get("bn_prior", 0.0) > 0
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that are equal for equal specifications."""
         settings = described(self)

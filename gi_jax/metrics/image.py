@@ -90,9 +90,10 @@ def correlation(a: Images, b: Images) -> jax.Array:
     """
     check_images(a=a, b=b)
     x, y = (jnp.asarray(images, jnp.float32).reshape(len(images), -1) for images in (a, b))
+    plain = (jnp.ptp(x, axis=1) == 0) | (jnp.ptp(y, axis=1) == 0)  # the mean of equal values may be off by an ulp
     x, y = (rows - rows.mean(axis=1, keepdims=True) for rows in (x, y))
     lengths = jnp.linalg.norm(x, axis=1) * jnp.linalg.norm(y, axis=1)
-    return jnp.sum(x * y, axis=1) / jnp.where(lengths == 0, 1.0, lengths)
+    return jnp.where(plain, 0.0, jnp.sum(x * y, axis=1) / jnp.where(lengths == 0, 1.0, lengths))
 
 
 def check_images(same_count: bool = True, **images: Images) -> None:

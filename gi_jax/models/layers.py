@@ -85,8 +85,9 @@ class BatchNorm(nn.Module):
             case Normalize.GIVEN:
                 mean, var = given["mean"], given["var"]
             case Normalize.STRAIGHT_THROUGH:
-                mean = own_mean + jax.lax.stop_gradient(given["mean"] - own_mean)
-                var = own_var + jax.lax.stop_gradient(given["var"] - own_var)
+                fixed = jax.lax.stop_gradient
+                mean = fixed(given["mean"]) + (own_mean - fixed(own_mean))  # plus 0, so exact in value
+                var = fixed(given["var"]) + (own_var - fixed(own_var))
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         shift = bias - mean * factor
         broadcast = (1,) * (x.ndim - 1) + (-1,)

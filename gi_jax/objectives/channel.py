@@ -78,17 +78,23 @@ def _noisy(channel: Channel, fact: Noisy, names: list[str]) -> Channel:
     return channel._replace(
         bounds={},
         kept={},
-        hidden={name: one._replace(variance=one.variance + variance) for name, one in hidden.items()},
+        hidden=_with_variance(hidden, variance),
         law=fact.distribution if channel.law is None else "gaussian",
         variance=channel.variance + variance,
     )
 
 
+def _with_variance(hidden: dict[str, Hidden], added) -> dict[str, Hidden]:
+    return {name: one._replace(variance=one.variance + added) for name, one in hidden.items()}
+
+
 def _rounded(channel: Channel, fact: Rounded, names: list[str]) -> Channel:
+    added = jnp.square(fact.scale)
     return channel._replace(
         bounds=dict.fromkeys(channel.bounds, jnp.inf),  # it made zeros of its own
+        hidden=_with_variance(channel.hidden, added),
         law="rounding" if channel.law is None else "gaussian",
-        variance=channel.variance + jnp.square(fact.scale),
+        variance=channel.variance + added,
         spacing=fact.spacing,
     )
 

@@ -120,7 +120,8 @@ class BatchNormPrior:
     Attributes:
       squared: squares of the norms instead of the norms (not the paper's); static.
       weight: of this term.
-      first_layer: weight of the first layer relative to the others (10 in code derived from DeepInversion).
+      first_layer: weight of the layer that is called first, relative to the others (10 in code derived from
+        DeepInversion).
     """
 
     squared: bool = field(default=False, metadata={"static": True})
@@ -139,11 +140,12 @@ class BatchNormPrior:
                 "gi_jax.models.layers.BatchNorm, which writes the collection 'statistics'"
             )
         terms = layer_distances(update.statistics, problem.statistics, squared=self.squared)
-        return self.first_layer * terms[0] + sum(terms[1:])
+        first = terms.pop(problem.first_layer)
+        return self.first_layer * first + sum(terms)
 
 
 def layer_distances(statistics: BatchStats, target: BatchStats, *, squared: bool = False) -> list[jax.Array]:
-    """One scalar a layer, in the order of the network: distance of the means plus distance of the variances."""
+    """One scalar a layer, in the order of the pytree: distance of the means plus distance of the variances."""
 
     def size(vector):
         square = jnp.sum(jnp.square(vector))

@@ -136,6 +136,30 @@ def map_layers(function, *trees):
     return jax.tree.map(function, *trees, is_leaf=_is_layer)
 
 
+def called_first(network, normalize: Normalize, params, given: BatchStats, images) -> int:
+    """Which of a network's normalization layers, numbered in the order of a pytree, it calls first; from shapes alone.
+
+    A pytree sorts by names. Flax, and functions that fill a dictionary, return statistics in the order of the calls.
+    """
+    number = []
+
+    def run(params, given, images):
+        _, statistics = network(params, given, images, normalize)
+        first = next(_in_order(statistics))
+        number.extend(n for n, layer in enumerate(jax.tree.leaves(statistics, is_leaf=_is_layer)) if layer is first)
+
+    jax.eval_shape(run, params, given, images)
+    return number[0]
+
+
+def _in_order(statistics):
+    if isinstance(statistics, dict) and not _is_layer(statistics):
+        for inner in statistics.values():
+            yield from _in_order(inner)
+    else:
+        yield from jax.tree.leaves(statistics, is_leaf=_is_layer)
+
+
 def mean_and_var(statistics: BatchStats, *, unbiased: bool = False) -> BatchStats:
     """Drops the count from a network's `statistics`; with `unbiased`, the variance times n / (n - 1)."""
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gi_jax import checks
 from gi_jax.models import Network, Normalize, is_factored
+from gi_jax.threat.batch_norm import called_first
 from gi_jax.threat.client import Batch, Update, client_update
 from gi_jax.threat.floats import as_array, as_float32
 from gi_jax.threat.knowledge import Fact, Mixed
@@ -135,8 +136,17 @@ class AttackProblem:
     @property
     def num_classes(self) -> int:
         """Width of the network's output."""
-        shape = (self.image_shape[0] // self.clients, *self.image_shape[1:])
-        return num_outputs(self.network, self.normalize, self.params, self._given_to_one, shape)
+        return num_outputs(self.network, self.normalize, self.params, self._given_to_one, self._shape_of_one)
+
+    @property
+    def first_layer(self) -> int:
+        """Which of the normalization layers, numbered in the order of `statistics`, the network calls first."""
+        images = jax.ShapeDtypeStruct(self._shape_of_one, jnp.float32)
+        return called_first(self.network, self.normalize, self.params, self._given_to_one, images)
+
+    @property
+    def _shape_of_one(self):
+        return (self.image_shape[0] // self.clients, *self.image_shape[1:])
 
     @property
     def _given_to_one(self) -> BatchStats:
@@ -201,7 +211,7 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
                 "kind of defense"
             )
         for name in ("params", "space", "local"):
-            if not _same(getattr(first, name), getattr(other, name)):
+            if not same_numbers(getattr(first, name), getattr(other, name)):
                 raise checks.InputError(
                     f"problems of one launch must share {name}, and these differ in it; expected one model and one "
                     "space for all; attack them one by one"
@@ -211,7 +221,7 @@ def stack(problems: list[AttackProblem]) -> AttackProblem:
     return dataclasses.replace(first, **joined)
 
 
-def _same(tree, other) -> bool:
+def same_numbers(tree, other) -> bool:
     """Whether two trees hold the same numbers; numbers that are the same objects, or traced, are not looked at."""
     if jax.tree.structure(tree) != jax.tree.structure(other):
         return False

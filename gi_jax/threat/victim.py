@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gi_jax import checks
@@ -168,6 +169,19 @@ def _check_victim(victim, normalize):
     if not victim.encoded:  # signs carry encodings out of the box
         checks.within(0, 1, images=victim.images)
     checks.within(0, 1, labels=victim.labels)
+    _check_sums(victim)
+
+
+def _check_sums(victim):
+    if isinstance(victim.labels, jax.core.Tracer):
+        return
+    sums = np.sum(np.asarray(victim.labels), axis=1)
+    strange = (sums > 1 + 1e-3) | ((sums < 1 - 1e-3) & (not victim.encoded))  # public pictures have no label
+    if strange.any():
+        raise checks.InputError(
+            f"labels that sum to {sums[strange][0]:g}: expected class probabilities, which sum to 1 for each picture; "
+            "try gi_jax.one_hot, or divide them by their sum"
+        )
 
 
 def _check_defense(victim, defense):

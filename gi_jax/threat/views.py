@@ -15,8 +15,9 @@ import jax
 from gi_jax import checks
 from gi_jax.models import Normalize
 from gi_jax.threat.batch_norm import BatchNormThreat, Shared
+from gi_jax.threat.knowledge import Mixed
 from gi_jax.threat.local import successive_models
-from gi_jax.threat.problem import AttackProblem, stack
+from gi_jax.threat.problem import AttackProblem, same_numbers, stack
 from gi_jax.types import Gradients
 
 LEARNING_RATE = 0.1
@@ -94,11 +95,12 @@ def look(
 
     Returns:
       The problems that can be attacked: those given for `server`, else one, whose pictures are all clients' one after
-      the other. Of a sum nothing is `known` of the clients' defenses.
+      the other. Of a sum nothing is `known` of what the clients did to their gradients, and of how they encoded their
+      pictures what holds for all.
 
     Raises:
-      InputError: for an unknown view, clients that differ in model or batch size, `eavesdropper`, and a mean over
-        clients that took several steps each, which no attack imagines.
+      InputError: for an unknown view, clients that differ in model, batch size or encoding, `eavesdropper`, and a mean
+        over clients that took several steps each, which no attack imagines.
     """
     checks.one_of("view", view, VIEWS)
     if view == "eavesdropper":
@@ -127,7 +129,17 @@ def look(
             image_shape=(clients * size, *joined.image_shape[1:]),
             labels=None if joined.labels is None else joined.labels.reshape(clients * size, -1),
             statistics=joined.statistics if apart else problems[0].statistics,
-            known=(),
+            known=_encoding_of_all(problems),
             clients=clients if apart else 1,
         )
     ]
+
+
+def _encoding_of_all(problems):
+    """What is known of the encoding of every picture; facts about a single client's gradient are none about a sum."""
+    first, *others = (tuple(fact for fact in problem.known if isinstance(fact, Mixed)) for problem in problems)
+    if not all(same_numbers(first, other) for other in others):
+        raise checks.InputError(
+            "a sum over clients that encode their pictures with different numbers: expected the same defense for all"
+        )
+    return first

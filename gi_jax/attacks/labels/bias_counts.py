@@ -6,6 +6,9 @@ from gi_jax.attacks.labels.counts import allocate
 from gi_jax.attacks.labels.head import LazyDummies, find_head
 from gi_jax.threat import AttackProblem, Noisy, Rounded
 
+REACH = {"gaussian": 3.0, "laplacian": 5.9}
+"""Scales by which noise is below zero with a probability of 0.00135, by distribution."""
+
 
 def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     """n_i = n (p[i] - (bias gradient)_i), with the mean probabilities p of random pictures.
@@ -14,7 +17,7 @@ def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     The bias is a feature that is 1 for every picture, so that no assumption on features is needed. What the signs of
     the gradient prove present is counted once at least (not in the paper): a class of negative bias gradient, and one
     with a negative entry in its row if no feature is negative. Noise voids the latter where it is known, or shows by
-    classes that are more than the pictures, and it can be taken for the former below three times its scale.
+    classes that are more than the pictures, and it can be taken for the former within its `REACH`.
 
     Args:
       problem: with a bias.
@@ -25,10 +28,14 @@ def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     """
     head = find_head(problem)
     probabilities, features = dummies()
-    scales = [float(fact.scale) / head.label_sum for fact in problem.known if isinstance(fact, Noisy | Rounded)]
-    present = head.bias_gradient < -3 * sum(scales)
+    reaches = [_reach(fact) / head.label_sum for fact in problem.known if isinstance(fact, Noisy | Rounded)]
+    present = head.bias_gradient < -sum(reaches)
     by_rows = present | (head.kernel_gradient.min(0) < 0)
-    if features.min() >= 0 and not scales and by_rows.sum() <= head.batch_size:
+    if features.min() >= 0 and not reaches and by_rows.sum() <= head.batch_size:
         present = by_rows
     values = head.batch_size * (probabilities.mean(0) - head.bias_gradient)
     return allocate(values, head.batch_size, present)
+
+
+def _reach(fact: Noisy | Rounded) -> float:
+    return float(fact.scale) * REACH[fact.distribution if isinstance(fact, Noisy) else "gaussian"]
