@@ -114,8 +114,8 @@ def _of_networks(rows, paper):
     ages = {_age(TrainSpec(**row["network"]), paper) if row["network"] else (0, None) for row in rows}
     if ages != {(paper["network_epochs"], None)}:
         spans = [_epochs(age) + (f" of {pictures:,} pictures" if pictures else "") for age, pictures in ages]
-        trained, wanted = " and ".join(sorted(spans)), f"{paper['network_epochs']} of {paper['network_pictures']:,}"
-        lines.append(f"the attacked network was trained for {trained}, not {wanted}")
+        wanted = f"{paper['network_epochs']} of {paper['network_pictures']:,} pictures"
+        lines.append(f"the attacked network was trained for {' and '.join(sorted(spans))}, not {wanted}")
     if any(_encoded(row["spec"]) and (row["network"] or {}).get("defense", "none") == "none" for row in rows):
         lines.append("encoded pictures meet a network that was not trained on such")
     return lines
