@@ -136,10 +136,7 @@ def _utility_words(found, columns):
         f"{defense_name(most)} costs most, {losses[most]:.2f} points of accuracy{published_words}."
     )
     if not comparable:
-        words += (
-            " Trainings this short say little of what a defense costs in the end: some networks have hardly begun to "
-            "learn."
-        )
+        words += " These are not the published trainings; short ones say little of what a defense costs in the end."
     return words
 
 
