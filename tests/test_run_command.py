@@ -288,6 +288,12 @@ def test_rows_of_an_older_revision_are_said_to_be(ran, tmp_path, capsys, monkeyp
     assert "1 rows are of an older revision" in capsys.readouterr().err
 
 
+def test_the_first_revision_did_not_name_itself():
+    """The name of an attack of Table 2 in a store that was written before there were revisions."""
+    cell = catalogue.placed("table2", "small")[0].cell
+    assert cell.id_of_revision(1) == "ce4e0799b1ddbe25" != cell.id
+
+
 @pytest.mark.parametrize("lines", [0, 1])
 def test_a_reader_that_leaves_is_left_in_peace(tmp_path, lines):
     store = Store(tmp_path)
