@@ -12,8 +12,8 @@ from problems import to_torch
 from gi_jax import InputError, Victim, data, defenses, models, observe, one_hot
 from gi_jax.cli import main
 from gi_jax.experiments import weights
-from gi_jax.experiments.invert import read_problem
-from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.invert import fingerprint, invert, read_problem
+from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.threat import RUNNING, THREATS, ImageSpace
 from gi_jax.threat.batch_norm import running_average
 
@@ -124,8 +124,10 @@ def test_a_picture_is_found_in_a_file(client, tmp_path, capsys):
     assert (tmp_path / "a" / "reconstructions.png").stat().st_size > 1000
     said = capsys.readouterr().out
     assert "classes (pictures): 1 (1), 2 (1)" in said and "agreement of starts" in said
-    assert main(command) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "holds this already, complete" in capsys.readouterr().out
+    assert main([*command, "--seed", "1"]) == 2
+    assert "holds results of other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -160,3 +162,65 @@ def test_an_update_that_is_not_finite_is_refused(client, tmp_path):
     np.savez(tmp_path / "nan.npz", **tensors)
     with pytest.raises(InputError, match="observed gradient: block0/conv/kernel holds 864 values that are NaN"):
         read_problem(tmp_path / "nan.npz", weights.load(folder / "weights"), spec_for(folder))
+
+
+class Unhurried:
+    """A terminal's Interrupt that says so after some chunks."""
+
+    after = 1
+
+    def __enter__(self):
+        self.asked = 0
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def requested(self):
+        self.asked += 1
+        return self.asked >= self.after
+
+
+def test_an_interrupted_one_goes_on_as_if_it_had_not_been(client, tmp_path, capsys, monkeypatch):
+    folder, _ = client
+    command = ["invert", str(folder / "running.npz"), "--weights", str(folder / "weights"), "--batch-size", "2"]
+    command += ["--steps", "120", "--restarts", "2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*command, "--out", str(whole)]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("gi_jax.cli.terminal.Interrupt", Unhurried)
+        assert main([*command, "--out", str(parts)]) == 130
+        assert "go on with the same command and --resume" in capsys.readouterr().err
+    result = json.loads((parts / "result.json").read_text())
+    assert not result["complete"] and result["steps"] == 50
+    assert main([*command, "--out", str(parts)]) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert main([*command, "--seed", "1", "--out", str(parts), "--resume"]) == 2  # another attack
+    assert main([*command, "--out", str(parts), "--resume"]) == 0
+    assert not (parts / "unfinished.msgpack").exists()
+    one, other = (np.load(out / "reconstructions.npz") for out in (whole, parts))
+    for name in one.files:
+        np.testing.assert_array_equal(one[name], other[name])
+    loss = [json.loads((out / "result.json").read_text())["loss"] for out in (whole, parts)]
+    assert loss[0] == loss[1]
+
+
+def test_a_file_is_known_by_what_is_in_it(client, tmp_path):
+    folder, _ = client
+    spec = spec_for(folder)
+    (tmp_path / "copy.npz").write_bytes((folder / "running.npz").read_bytes())
+    name = fingerprint(folder / "running.npz", spec)
+    assert name == fingerprint(tmp_path / "copy.npz", spec)
+    others = [
+        fingerprint(folder / "batch.npz", spec),
+        fingerprint(folder / "running.npz", spec, labels=[1, 2]),
+        fingerprint(folder / "running.npz", spec, after=RATE),
+        fingerprint(folder / "running.npz", spec_for(folder, restarts=3)),
+    ]
+    assert len({name, *others}) == 5
+
+
+def test_a_program_that_the_device_does_not_hold_is_refused(client, tmp_path):
+    folder, _ = client
+    with pytest.raises(InputError, match="4 starts side by side: out of memory.*; try fewer --restarts"):
+        invert(folder / "running.npz", spec_for(folder, steps=2, restarts=4), tmp_path, Execution(memory_bytes=1000))

@@ -18,7 +18,7 @@ examples:
   gi-jax invert gradient.npz --weights theirs --defense prune:p=0.9 --restarts 8 --steps 2000 --out pruned
 
 FILE is as for gi-jax convert. OUT gets reconstructions.png, reconstructions.npz and result.json; after Ctrl-C those of
-the steps so far.
+the steps so far, and the same command with --resume goes on.
 """
 
 
@@ -65,12 +65,14 @@ def add_parser(commands) -> None:
     add("--restarts", type=int, default=4, metavar="R", help="starts, side by side (default: 4)")
     add("--seed", type=int, default=0, metavar="K", help="of the starts (default: 0)")
     add("--out", type=Path, default=Path("gi-jax-invert"), metavar="DIR", help="default: gi-jax-invert")
+    add("--resume", action="store_true", help="go on where an interrupted one in DIR stopped")
     add("--overwrite", action="store_true", help="replace results in DIR")
     parser.set_defaults(command=run)
 
 
 def run(options) -> int:
-    from gi_jax.experiments.invert import invert
+    from gi_jax.experiments import checkpoint
+    from gi_jax.experiments.invert import fingerprint, invert
     from gi_jax.experiments.spec import AttackSpec
     from gi_jax.experiments.weights import settings_of
 
@@ -86,15 +88,24 @@ def run(options) -> int:
     settings["labels"] = options.labels if labels is None else "known"
     settings["bn"] = options.bn or ("infer" if options.client_bn == "batch" else None)
     spec = AttackSpec(**settings, **settings_of(options.weights), defenses=(" + ".join(options.defense or ["none"]),))
-    terminal.check_absent(options.out / "result.json", overwrite=options.overwrite)
-    after = rate if options.after else None
+    meant = dict(after=rate if options.after else None, labels=labels)
+    wanted = fingerprint(options.file, spec, **meant)
+    done = terminal.finished(options.out, wanted, resume=options.resume, overwrite=options.overwrite)
+    if done is not None:
+        checkpoint.remove(options.out)
+        print(f"{options.out} holds this already, complete: it is shown, and --overwrite runs it again")
+        _show(options.out, done)
+        return 0
+    options.out.mkdir(parents=True, exist_ok=True)
     with terminal.Interrupt() as interrupt, terminal.progress_bar() as on_report:
-        running = dict(on_report=on_report, should_stop=interrupt.requested)
-        found = invert(options.file, spec, after=after, labels=labels, **running)
+        running = dict(resume=options.resume, on_report=on_report, should_stop=interrupt.requested)
+        found = invert(options.file, spec, options.out, **meant, **running)
     _write(options.out, found)
+    if found.result["complete"]:
+        checkpoint.remove(options.out)
     _show(options.out, found.result)
     if not found.result["complete"]:
-        print("gi-jax: interrupted; what was found so far is kept", file=sys.stderr)
+        print("gi-jax: interrupted; go on with the same command and --resume", file=sys.stderr)
         return 130
     return 0
 
@@ -112,7 +123,6 @@ def _write(out: Path, found) -> None:
     from gi_jax.experiments.checkpoint import write_atomically
     from gi_jax.reports import picture
 
-    out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out / "reconstructions.npz", images=found.images, spread=found.spread, labels=found.labels)
     picture.draw_found(out / "reconstructions.png", found.images, found.labels, found.result["agreement"])
     write_atomically(out / "result.json", json.dumps(found.result, indent=1, allow_nan=False) + "\n")

@@ -5,22 +5,28 @@ of several starts are.
 """
 
 import dataclasses
+import hashlib
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 
 from gi_jax import attacks, checks, defenses, models
+from gi_jax.attacks.loop import compile_ahead
 from gi_jax.attacks.uncertainty import agreement
+from gi_jax.experiments import checkpoint
 from gi_jax.experiments.environment import environment
-from gi_jax.experiments.plan import make_attack
+from gi_jax.experiments.plan import check_memory, make_attack
 from gi_jax.experiments.scoring import words_of_statistics
 from gi_jax.experiments.session import Report
-from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.experiments.streams import Stream, key_of
-from gi_jax.experiments.torch_files import read_tensors
+from gi_jax.experiments.torch_files import existing, read_tensors
 from gi_jax.experiments.victims import recover_labels, told
 from gi_jax.experiments.weights import Weights, load_for
 from gi_jax.threat import AttackProblem, ImageSpace, check_problem, one_hot, stack
@@ -129,45 +135,93 @@ def _statistics_of_the_batch(weights: Weights, buffers, n):
     return map_layers(of_layer, averages, buffers, own)
 
 
+def fingerprint(file: str, spec: AttackSpec, *, after: float | None = None, labels: Sequence[int] | None = None) -> str:
+    """Sixteen hexadecimal digits that are equal for what `invert` does alike: to the content of a file, not its name.
+
+    Raises:
+      InputError: for a file that is missing.
+    """
+    content = hashlib.sha256(existing(file).read_bytes()).hexdigest()
+    labels = None if labels is None else tuple(labels)
+    return hashlib.sha256(repr((spec.fingerprint, content, after, labels)).encode()).hexdigest()[:16]
+
+
 def invert(
     file: str,
     spec: AttackSpec,
+    out: Path,
+    execution: Execution | None = None,
     *,
     after: float | None = None,
     labels: Sequence[int] | None = None,
+    resume: bool = False,
     on_report: Callable[[Report], None] = lambda report: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Inverted:
     """Attacks the update in a file, against the weights that the specification names; else as `read_problem`.
 
-    Stops after the chunk in which `should_stop` says so, with what is there.
+    Stops after the chunk in which `should_stop` says so, with what is there, and leaves a file from which `resume=True`
+    goes on; so does a kill, up to `save_seconds` before it. A complete one leaves it too, for `checkpoint.remove` once
+    its results are written.
+
+    Args:
+      file, after, labels: as for `read_problem`.
+      spec: threat model, local steps, defense and attack.
+      out: an existing folder, for the file of an unfinished attack.
+      execution: how it is run; all starts are always lanes of one program.
+      resume: go on from that file if there is one.
+      on_report: called after every chunk of steps.
+      should_stop: asked after every chunk of steps.
+
+    Raises:
+      InputError: as `read_problem`, for a program that the device does not hold, and if every start broke.
     """
+    execution, name = execution or Execution(), fingerprint(file, spec, after=after, labels=labels)
     weights = load_for(spec)
     problem, label_words = read_problem(file, weights, spec, after=after, labels=labels)
     problems = stack([problem])
     attack = attacks.tie_epochs(attacks.adapt(make_attack(spec), problem), problem, spec.epoch_prior)
     states = attacks.start(attack, problems, attacks.lane_keys(key_of(spec.seed, Stream.START), [0], spec.restarts))
-    work, complete = spec.batch_size * spec.restarts, True
-    for latest, progress in attacks.advance(attack, problems, states):
+    restored = checkpoint.load(out, name) if resume else None
+    if restored is not None:
+        states = jax.tree.map(jnp.asarray, serialization.from_state_dict(states, restored["states"]))
+    try:
+        check_memory(lambda: attacks.program_bytes(attack, problems, states), execution.memory_bytes)
+    except MemoryError as error:
+        raise checks.InputError(f"{spec.restarts} starts side by side: {error}; try fewer --restarts") from error
+    states = compile_ahead(attack, problems, states)
+    work, num_steps = spec.batch_size * spec.restarts, make_attack(spec).num_steps
+    saved_at, complete = time.monotonic(), True
+
+    def save():
+        state = serialization.to_state_dict(jax.device_get(states))
+        checkpoint.save(out, name, {"states": state})
+
+    for latest, progress in attacks.advance(attack, problems, states, chunk=execution.chunk):
         states = latest
-        on_report(Report("inverting", progress.step * work, spec.steps * work, float(np.min(progress.best_loss))))
+        on_report(Report("inverting", progress.step * work, num_steps * work, float(np.min(progress.best_loss))))
         if should_stop():
-            complete = progress.step >= spec.steps
+            complete = progress.step >= num_steps
             break
+        if time.monotonic() - saved_at > execution.save_seconds:
+            save()
+            saved_at = time.monotonic()
     found = attacks.reconstructions(problems, states)[0][0]
     if not np.isfinite(found.loss):
         raise checks.InputError(
             f"{file}: every start broke on numbers that are not finite; try a smaller learning rate"
         )
+    save()
     counts = np.sum(found.labels, axis=0)
     agreements = agreement(found.spread)
     result = {
+        "fingerprint": name,
         "complete": complete,
         "environment": environment(),
         "update": str(file),
         "spec": dataclasses.asdict(spec),
         "threat_model": [*_words(weights, spec, problem, label_words)],
-        "steps": int(progress.step),
+        "steps": int(np.max(states.step)),
         "loss": float(found.loss),
         "losses": [float(loss) if np.isfinite(loss) else None for loss in found.losses],
         "labels": [round(float(count), 3) for count in counts],

@@ -30,9 +30,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       InputError: for a file that is missing, damaged or of another kind.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise InputError(f"{file} is missing: {_ADVICE}")
+    file = existing(path)
     read = {".npz": _read_npz, ".safetensors": _read_safetensors}.get(file.suffix, _read_torch)
     try:
         tensors = read(file)
@@ -44,6 +42,18 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     if not tensors:
         raise InputError(f"{file} holds no tensors; {_ADVICE}")
     return tensors
+
+
+def existing(path: str | Path) -> Path:
+    """The path of a file of weights that is there.
+
+    Raises:
+      InputError: if it is missing.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"{file} is missing: {_ADVICE}")
+    return file
 
 
 def _read_npz(file):
