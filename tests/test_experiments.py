@@ -92,6 +92,25 @@ def test_undefended_run_comes_first():
     )
 
 
+def test_defenses_are_compared_under_one_attack():
+    spec = AttackSpec(client_bn="batch", defenses=("none", "prune:p=0.1"))
+    assert {spec.only(run).attack_name for run in spec.runs} == {spec.attack_name}
+    assert AttackSpec(client_bn="batch").attack_name != spec.attack_name
+
+
+def test_batches_drawn_at_random_are_as_many_as_there_are():
+    spec = AttackSpec(victim_seed=0, batch_size=32)
+    assert len(make_victims(spec).batches) == 3
+
+
+def test_another_copy_of_the_data_does_not_go_on_with_an_attack(tmp_path, monkeypatch):
+    run_attack(SMALL, tmp_path, Execution(chunk=5), on_report=stop_after(2))
+    other = dataclasses.replace(SMALL, victim_seed=1)
+    monkeypatch.setattr("gi_jax.experiments.attack.make_victims", lambda spec, data_dir: make_victims(other, data_dir))
+    with pytest.raises(InputError, match="attacked other pictures of the same name"):
+        run_attack(SMALL, tmp_path, Execution(chunk=5), resume=True)
+
+
 def test_fingerprint_is_that_of_the_content():
     assert SMALL.fingerprint == dataclasses.replace(SMALL).fingerprint
     assert SMALL.fingerprint != dataclasses.replace(SMALL, tv=0.5).fingerprint

@@ -20,11 +20,11 @@ from gi_jax.threat.batch_norm import running_average
 RATE = 0.1
 
 
-def save_torch(file, params, batch_stats=None):
-    """As PyTorch has a convnet: features flattened channels first."""
+def save_torch(file, params, batch_stats=None, *, flat="head", shape=(8, 8, 128)):
+    """As PyTorch has a network whose layer `flat`, a convnet's last, takes features flattened channels first."""
     tensors = to_torch(params, batch_stats)
-    rows = tensors["head.weight"]
-    tensors["head.weight"] = rows.reshape(10, 8, 8, 128).transpose(0, 3, 1, 2).reshape(10, -1)
+    rows = tensors[f"{flat}.weight"]
+    tensors[f"{flat}.weight"] = rows.reshape(-1, *shape).transpose(0, 3, 1, 2).reshape(rows.shape)
     np.savez(file, **tensors)
 
 
@@ -224,3 +224,27 @@ def test_a_program_that_the_device_does_not_hold_is_refused(client, tmp_path):
     folder, _ = client
     with pytest.raises(InputError, match="4 starts side by side: out of memory.*; try fewer --restarts"):
         invert(folder / "running.npz", spec_for(folder, steps=2, restarts=4), tmp_path, Execution(memory_bytes=1000))
+
+
+def test_a_closed_form_needs_no_steps(tmp_path):
+    network = models.create("mlp", 10)
+    params, _ = network.init(jax.random.key(0), (32, 32, 3))
+    photos = data.load("photos")
+    victim = Victim(
+        network=network,
+        params=params,
+        batch_stats={},
+        images=jnp.asarray(photos.as_float()[1:2]),
+        labels=one_hot(photos.labels[1:2], 10),
+        space=ImageSpace(mean=jnp.float32(photos.mean), std=jnp.float32(photos.std)),
+    )
+    save_torch(tmp_path / "before.npz", params, flat="block0", shape=(32, 32, 3))
+    problem = observe(victim, RUNNING, defenses.identity, jax.random.key(1))
+    save_torch(tmp_path / "gradient.npz", problem.observed, flat="block0", shape=(32, 32, 3))
+    folder = str(tmp_path / "weights")
+    command = ["convert", str(tmp_path / "before.npz"), "--model", "mlp", "--data", "photos", "--test-pictures", "2"]
+    assert main([*command, "--out", folder]) == 0
+    command = ["invert", str(tmp_path / "gradient.npz"), "--weights", folder, "--attack", "phong", "--restarts", "1"]
+    assert main([*command, "--out", str(tmp_path / "found")]) == 0
+    found = np.load(tmp_path / "found" / "reconstructions.npz")["images"]
+    assert np.mean(np.square(found - np.asarray(victim.images))) < 1e-4

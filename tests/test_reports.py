@@ -383,6 +383,8 @@ def test_diverged_is_not_the_same_as_not_run():
         AttackSpec(),
         AttackSpec(steps=10, labels=("known", "auto"), defenses=("none", "mixup:k=4 + prune:p=0.9"), encodings=2),
         AttackSpec(model="resnet18", client_bn="batch", bn="infer", bn_prior=0.01, tv=0.05, learning_rate=0.1, seed=3),
+        AttackSpec(model="lenet", attack="dlg", labels="known"),
+        AttackSpec(model="lenet", attack="dlg"),
         AttackSpec(batch_size=4, local_steps=4, local_batch_size=2, local_rate=0.1, num_batches=1),
     ],
 )

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from gi_jax import cli
+from gi_jax.cli.run import _words
 from gi_jax.experiments import catalogue, cells
 from gi_jax.experiments.store import Store
 
@@ -239,6 +240,15 @@ def test_a_pattern_picks_cells_by_their_words(ran, capsys):
     assert "0 cells are there, 3 are to be computed" in capsys.readouterr().out  # none, 0.95 and 0.99
     assert cli.main([*command, "--match", "batch size 1"]) == 2
     assert "no cell of table2 has such words" in capsys.readouterr().err
+
+
+def test_cells_that_are_called_alike_are_told_apart_by_their_places(capsys):
+    placed = catalogue.placed("protocol", "paper")
+    names = [names[-1] for names in _words(placed).values()]
+    assert len(set(names)) == len(names) > len({one.cell.words for one in placed})
+    command = ["run", "protocol", "--scale", "paper", "--estimate", "--out", "none", "--match", "switch bn_stats, *"]
+    assert cli.main(command) == 0
+    assert "0 cells are there, 2 are to be computed" in capsys.readouterr().out
 
 
 def with_table3(ran, folder, *scales):

@@ -59,6 +59,19 @@ def test_a_torn_line_is_skipped_and_then_removed(tmp_path):
         assert [json.loads(line)["number"] for line in (tmp_path / NAME).read_text().splitlines()] == [1, 2]
 
 
+def test_a_store_that_is_edited_while_a_run_has_it_open_stays_whole(tmp_path):
+    store = Store(tmp_path)
+    assert store.append(row(1)) and store.append(row(2))
+    (tmp_path / NAME).write_text("".join((tmp_path / NAME).read_text().splitlines(keepends=True)[1:]))
+    assert store.append(row(3)) and store.append(row(1))
+    edited = tmp_path / "edited"  # as editors do
+    edited.write_text("".join((tmp_path / NAME).read_text().splitlines(keepends=True)[1:]))
+    edited.replace(tmp_path / NAME)
+    assert store.append(row(4))
+    for one in (store, Store(tmp_path)):
+        assert [found["number"] for found in one] == [3, 1, 4]
+
+
 def test_foreign_lines_are_named(tmp_path):
     Store(tmp_path).append(row(1))
     with (tmp_path / NAME).open("a") as file:

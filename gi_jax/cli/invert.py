@@ -61,7 +61,7 @@ def add_parser(commands) -> None:
     add("--tv", type=float, metavar="A", help="weight of total variation (default: the attack's)")
     add("--bn-prior", type=float, metavar="A", help="weight of the statistics prior (default: the attack's)")
     add("--lr", dest="learning_rate", type=float, metavar="L", help="learning rate (default: the attack's)")
-    add("--steps", type=int, default=1000, metavar="S", help="default: 1000")
+    add("--steps", type=int, metavar="S", help="default: 1000")
     add("--restarts", type=int, default=4, metavar="R", help="starts, side by side (default: 4)")
     add("--seed", type=int, default=0, metavar="K", help="of the starts (default: 0)")
     add("--out", type=Path, default=Path("gi-jax-invert"), metavar="DIR", help="default: gi-jax-invert")
@@ -71,6 +71,7 @@ def add_parser(commands) -> None:
 
 
 def run(options) -> int:
+    from gi_jax.attacks import ATTACKS
     from gi_jax.experiments import checkpoint
     from gi_jax.experiments.invert import fingerprint, invert
     from gi_jax.experiments.spec import AttackSpec
@@ -78,7 +79,10 @@ def run(options) -> int:
 
     terminal.set_up_compilation()
     names = ("batch_size", "client_bn", "local_steps", "local_batch_size", "attack", "tv", "bn_prior", "learning_rate")
-    settings = {name: getattr(options, name) for name in (*names, "steps", "restarts", "seed")}
+    settings = {name: getattr(options, name) for name in (*names, "restarts", "seed")}
+    iterates = options.attack not in ATTACKS or not ATTACKS[options.attack].closed_form
+    if options.steps is not None or iterates:
+        settings["steps"] = 1000 if options.steps is None else options.steps
     rate = 0.01 if options.local_rate is None else options.local_rate
     if options.local_steps > 1:
         settings["local_rate"] = rate

@@ -4,6 +4,7 @@ import argparse
 import fnmatch
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from gi_jax.cli import terminal
@@ -47,8 +48,8 @@ def add_parser(commands) -> None:
         "--match",
         action="append",
         metavar="PATTERN",
-        help="only jobs with a cell whose words, those of the progress bar, match a pattern with *, ? and [...]; "
-        "repeat it for more",
+        help="only jobs with a cell whose words, those of the progress bar, or place (such as 'batch size 1, column "
+        "none') match a pattern with *, ? and [...]; repeat it for more",
     )
     add("--shard", default="1/1", metavar="I/N", help="of all jobs every N-th from the I-th on (default: 1/1)")
     add("--estimate", action="store_true", help="print what is missing and what it costs, and run nothing")
@@ -92,12 +93,13 @@ def run(options) -> int:
         raise InputError("--address, --cpus and --gpus are of --engine ray: expected that, or none of them")
     store = Store(options.out)
     listed = [job for name in names for job in jobs([one.cell for one in catalogue.placed(name, options.scale)])]
+    words = _words(placed)
     if options.match:
-        listed = [job for job in listed if any(_matches(cell, options.match) for cell in job)]
+        listed = [job for job in listed if any(_matches(words[cell], options.match) for cell in job)]
         if not listed:
             raise InputError(
                 f"--match {' '.join(options.match)}: no cell of {' '.join(names)} has such words; expected a pattern "
-                f"for words such as {placed[0].cell.words!r}"
+                f"for words such as {placed[0].cell.words!r} or {placed[0].words!r}"
             )
     listed = list(dict.fromkeys(listed))
     chosen = selected(listed, store, options.limit, shard)
@@ -124,12 +126,12 @@ def run(options) -> int:
         if event.state == "started":
             return
         if event.state == "waiting":
-            say(f"waiting for another run on {options.out}: {event.job[0].words}")
+            say(f"waiting for another run on {options.out}: {words[event.job[0]][-1]}")
             return
         count += 1
-        words = event.job[0].words + (f" and {len(event.job) - 1} more settings" if len(event.job) > 1 else "")
+        more = f" and {len(event.job) - 1} more settings" if len(event.job) > 1 else ""
         reason = f": {event.reason}" if event.reason else ""
-        say(f"[{count}/{len(chosen)}, {began.words()}] {event.state}: {words}{reason}")
+        say(f"[{count}/{len(chosen)}, {began.words()}] {event.state}: {words[event.job[0]][-1]}{more}{reason}")
 
     if options.engine == "ray":
         resources = dict(address=options.address, cpus_per_job=options.cpus, gpus_per_job=options.gpus)
@@ -156,8 +158,20 @@ def _say_waiting(cells) -> bool:
     return bool(cells)
 
 
-def _matches(cell, patterns):
-    return any(fnmatch.fnmatchcase(cell.words, pattern) for pattern in patterns)
+def _words(placed):
+    """Cell to what it is called: its own words, those of its places and, last, what no other cell is called."""
+    cells = {}
+    for one in placed:
+        cells.setdefault(one.cell, []).append(one.words)
+    alike = Counter(cell.words for cell in cells)
+    return {
+        cell: (cell.words, *places, cell.words if alike[cell.words] == 1 else f"{cell.words} ({places[0]})")
+        for cell, places in cells.items()
+    }
+
+
+def _matches(words, patterns):
+    return any(fnmatch.fnmatchcase(one, pattern) for one in words for pattern in patterns)
 
 
 _ASK_FOR_RANK = (

@@ -1,7 +1,7 @@
 """The named experiments: each a function of a scale that lists its cells, with their places in tables and figures."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -133,11 +133,21 @@ SCALES = {
 """By name."""
 
 
+def in_words(where: Mapping[str, str | int | float]) -> str:
+    """Coordinates in an experiment in words: `batch size 16, column none`."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in where.items() if name != "what")
+
+
 class Placed(NamedTuple):
     """A cell and its coordinates in an experiment."""
 
     where: dict[str, str | int | float]
     cell: Cell
+
+    @property
+    def words(self) -> str:
+        """Its place in words."""
+        return in_words(self.where)
 
 
 class Experiment(NamedTuple):

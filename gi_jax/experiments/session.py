@@ -1,10 +1,11 @@
 """The launches of an attack run: what is finished, what is under way, and the file that holds both."""
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import NamedTuple
 
 import jax
@@ -124,6 +125,13 @@ class Session:
         victims = self.victims
         return Pool(pictures(victims.batches), victims.names, victims.batches[0].space, victims.note)
 
+    @cached_property
+    def digest(self):
+        """Of the private pictures and their labels: two copies of a data set may have them in another order."""
+        batches = jax.device_get([(batch.images, batch.labels) for batch in self.victims.batches])
+        content = b"".join(np.ascontiguousarray(array).tobytes() for pair in batches for array in pair)
+        return hashlib.sha256(content).hexdigest()[:16]
+
     def run_all(self, resume):
         """Runs every group; False if interrupted after there was something to show."""
         if resume:
@@ -177,6 +185,11 @@ class Session:
     def restore(self):
         content = checkpoint.load(self.out, self.fingerprint)
         if content is not None:
+            if content.get("victims", self.digest) != self.digest:  # an older file does not say
+                raise checks.InputError(
+                    f"{self.out / checkpoint.NAME} attacked other pictures of the same name: expected the same copy of "
+                    "the data, or another --out"
+                )
             limits = content.get("limits") or dict.fromkeys(self.groups, content["limit"])  # an older file has one
             self.limits = {group: int(limit) for group, limit in limits.items()}
             self.devices = int(content.get("devices", 1))
@@ -192,6 +205,7 @@ class Session:
         content = {
             "limits": self.limits,
             "devices": self.devices,
+            "victims": self.digest,
             "finished": self.finished,
             "history": json.dumps(self.history),
             "assumed": json.dumps(self._assumed),

@@ -307,9 +307,13 @@ class AttackSpec:
         return tuple(Run(defense, labels) for defense in self.defenses for labels in self.labels)
 
     def only(self, run: Run) -> "AttackSpec":
-        """The specification of a single one of its runs; it gives the same numbers."""
+        """The specification of a single one of its runs; it gives the same numbers.
+
+        All runs have the attack that is chosen for the whole: a comparison of defenses compares no attacks.
+        """
         encodings = 1 if defenses.parse(run.defense).mixing is None else self.encodings
-        return dataclasses.replace(self, defenses=(run.defense,), labels=(run.labels,), encodings=encodings)
+        alone = dict(defenses=(run.defense,), labels=(run.labels,), encodings=encodings)
+        return dataclasses.replace(self, **alone, attack=self.attack_name)
 
     @property
     def batches_per_update(self) -> int:

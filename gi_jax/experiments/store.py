@@ -35,7 +35,7 @@ class Store:
         self.folder = Path(folder)
         self.path = self.folder / NAME
         self._lines: dict[str, tuple[int, int]] = {}
-        self._end = 0
+        self._end, self._file = 0, None
         self.refresh()
 
     def refresh(self) -> None:
@@ -47,6 +47,9 @@ class Store:
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._file or status.st_size < self._end:  # edited by hand
+                self._lines, self._end, self._file = {}, 0, status.st_ino
             file.seek(self._end)
             for line in file:
                 if not line.endswith(b"\n"):

@@ -58,7 +58,7 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
         chosen = data.first_per_class(dataset, spec.first)
         num_updates = spec.num_batches or max(1, min(6, len(chosen) // spec.pictures_per_update))
     else:
-        num_updates = spec.num_batches or 6
+        num_updates = spec.num_batches or max(1, min(6, len(dataset) // spec.pictures_per_update))
         chosen = data.choose(dataset, spec.pictures_per_update * num_updates, spec.victim_seed)
     num_batches = num_updates * spec.batches_per_update
     network, params, batch_stats, space, age = _network(spec, dataset)

@@ -82,7 +82,7 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
             ),
         ),
     )
-    rows, moves = [], {}
+    rows, moves = [], {OWN: {}, PAPER: {}}
     for switch in SWITCHES:
         before, after = (_scores(found, switch, value) for value in ("reference", "corrected"))
         row = [Cell(switch, SWITCHES[switch])]
@@ -91,8 +91,8 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
             change = leakage.difference(*(leakage.number(one, "mean") for one in reversed(pair)))
             applies = switch not in (SCORED_ONLY if scoring == OWN else DECODED_ONLY)
             row += [*(_mean(one) if applies else "-" for one in pair), "-" if change is None else change]
-            if change is not None:
-                moves.setdefault(switch, change)
+            if change is not None and switch != BASE:
+                moves[scoring][switch] = change
         summary = next((one for one in (*after.values(), *before.values()) if one is not None), None)
         rows.append((*row, float(summary["count"]) if summary else 0.0))
     columns = (
@@ -105,7 +105,7 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
         Column("n", "{:.0f}", " "),
     )
     caption = "Averages over pictures, the standard deviation over pictures under them."
-    return (introduction, Section("Each switch", (Text(_words(moves)), Table(columns, tuple(rows), caption))))
+    return (introduction, Section("Each switch", (*_words(moves), Table(columns, tuple(rows), caption))))
 
 
 def _mean(summary):
@@ -114,11 +114,13 @@ def _mean(summary):
 
 
 def _words(moves):
-    moves = {switch: change for switch, change in moves.items() if switch != BASE}
-    if not moves:
-        return "What came out: no switch was run in both positions yet."
-    most = max(moves, key=lambda switch: abs(moves[switch]))
-    return (
-        f"What came out: of {len(moves)} switches, {most} moves the average LPIPS most, by {moves[most]:+.2f}; "
-        f"{sum(abs(change) < 0.01 for change in moves.values())} move it by less than 0.01."
-    )
+    if not any(moves.values()):
+        yield Text("What came out: no switch was run in both positions yet.")
+    for scoring, changes in moves.items():
+        if changes:
+            most = max(changes, key=lambda switch: abs(changes[switch]))
+            few = sum(abs(change) < 0.01 for change in changes.values())
+            yield Text(
+                f"What came out, by {scoring.removeprefix('LPIPS, ')}: of {len(changes)} switches, {most} moves the "
+                f"average LPIPS most, by {changes[most]:+.2f}; {few} move it by less than 0.01."
+            )

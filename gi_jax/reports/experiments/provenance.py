@@ -5,6 +5,8 @@ import json
 import shlex
 from collections.abc import Sequence
 
+from gi_jax.attacks import ATTACKS
+from gi_jax.experiments.catalogue import in_words
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.training import TrainSpec
 from gi_jax.reports.experiments.found import Found
@@ -36,6 +38,8 @@ def section(found: Sequence[Found], notes: Sequence[str]) -> Section:
 def attack_command(spec: dict, *, reference_scoring: bool = False) -> str:
     """The command line of an attack, from the specification in its block of results."""
     defaults = dataclasses.asdict(AttackSpec())
+    if spec.get("attack") is not None:  # it comes with labels of its own
+        defaults["labels"] = (ATTACKS[spec["attack"]].labels,)
     skipped = {"weights_hash"} | ({"model"} if spec.get("weights") is not None else set())
     words = ["gi-jax", "attack"]
     for field, default in defaults.items():
@@ -47,11 +51,6 @@ def attack_command(spec: dict, *, reference_scoring: bool = False) -> str:
         for one in value if isinstance(value, list | tuple) else (value,):
             words += [option, str(one)]
     return shlex.join(words + ["--reference-scoring"] * reference_scoring)
-
-
-def coordinates(found: Found) -> str:
-    """The place of a cell in words: `batch size 16, column none`."""
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.where.items() if name != "what")
 
 
 def _threat_model(ran):
@@ -83,7 +82,7 @@ def _protocol(ran):
         rows.append(
             (
                 row["kind"],
-                coordinates(one),
+                in_words(one.where),
                 own,
                 _network(row.get("network")),
                 "-" if seconds is None else seconds,
@@ -127,7 +126,7 @@ def _commands(ran):
         if one.row["kind"] == "attack":
             spec = one.row["spec"] | _weights(one.row["network"])
             command = attack_command(spec, reference_scoring="reference_summary" in result)
-            lines.append(f"# {coordinates(one)}\n{command}")
+            lines.append(f"# {in_words(one.where)}\n{command}")
     if not lines:
         return ()
     return (Text("Each attack by itself; give --data-dir where the data lie."), Code("\n".join(lines)))
@@ -139,7 +138,7 @@ def _weights(network):
 
 
 def _missing(found):
-    missing = tuple(coordinates(one) or str(one.where.get("what")) for one in found if one.row is None)
+    missing = tuple(in_words(one.where) or str(one.where.get("what")) for one in found if one.row is None)
     return (Notes(missing),) if missing else ()
 
 
