@@ -460,3 +460,13 @@ def test_accuracies_of_another_training_are_not_held_against_the_published_ones(
     assert deviations.accuracies_comparable([published_one]) and not deviations.accuracies_comparable([own])
     said = " ".join(deviations.sentences("table2", [own]))
     assert "convnet, not resnet18" in said and "10,000 pictures" in said and "2 epochs" in said
+
+
+def test_copies_of_the_data_that_differ_are_said():
+    attacks = [one for one in cells.full("table2") if one.where["what"] == "attack" and one.where["batch_size"] == 16]
+    said = []
+    for digests in ("aa", "ab"):
+        for one, digest in zip(attacks, digests, strict=False):
+            one.row["result"]["victims"] = digest
+        said.append(any("copies of the data set differ" in line for line in deviations.sentences("table2", attacks)))
+    assert said == [False, True]

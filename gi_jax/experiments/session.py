@@ -349,6 +349,7 @@ class Session:
         attacked, mapping = self.attacked[defense]
         truth = pictures(attacked)
         images, spread, block = score(spec, victims, attacked, defense, found, self.assumed(name))
+        block["victims"] = self.digest
         if self.execution.reference_scoring and mapping is None:
             scored = partial(reference_summary, spec, attacked[0].space, truth, images)
             block["reference_summary"] = scored()

@@ -66,6 +66,8 @@ def _of_attacks(name, found):
             "whose client normalizes with its batch's own"
         )
     lines += _others(specs, paper, {"data": "the pictures are of", "model": "the network is"})
+    if _several_copies(rows):
+        lines.append("attacks that should have the same pictures met different ones: copies of the data set differ")
     lines += _of_settings(name, specs, paper)
     lines += _of_networks(rows, paper)
     steps = sorted({spec["steps"] for spec in specs} - {paper["iterations"]})
@@ -89,6 +91,16 @@ def _of_attacks(name, found):
                 "batch (see the experiment protocol)"
             )
     return lines
+
+
+def _several_copies(rows):
+    """Whether rows whose specifications choose the same pictures had others; older rows do not say."""
+    chosen = ("data", "split", "image_size", "first", "victim_seed", "batch_size", "num_batches", "clients", "view")
+    seen = {}
+    for row in rows:
+        if "victims" in row["result"]:
+            seen.setdefault(tuple(row["spec"][name] for name in chosen), set()).add(row["result"]["victims"])
+    return any(len(digests) > 1 for digests in seen.values())
 
 
 def _of_settings(name, specs, paper):
