@@ -319,3 +319,11 @@ def test_bad_input_is_named_in_one_line(call, message):
     with pytest.raises(InputError) as error:
         call()
     assert str(error.value) == message
+
+
+def test_a_victim_of_lists_is_encoded_as_one_of_arrays():
+    victim = toy_victim(n=4)
+    plain = dataclasses.replace(victim, images=np.asarray(victim.images).tolist(), labels=victim.labels.tolist())
+    (one, _), (other, _) = (encode_victim(mixup(2), jax.random.key(0), client) for client in (victim, plain))
+    np.testing.assert_array_equal(one.images, other.images)
+    np.testing.assert_array_equal(one.labels, other.labels)

@@ -502,6 +502,7 @@ def problem():
 def test_a_good_problem_passes(problem):
     check_problem(problem)
     check_problem(dataclasses.replace(problem, labels=None))
+    check_problem(dataclasses.replace(problem, labels=problem.labels.tolist()))
     check_problem(toy_problem(toy_victim("lenet"), RUNNING))
     check_problem(toy_problem(toy_victim(PLAIN), RUNNING))
 

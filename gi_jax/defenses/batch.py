@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from gi_jax import checks
 from gi_jax.threat import Mapping, Mixed, Victim
+from gi_jax.threat.floats import as_array
+from gi_jax.threat.victim import as_arrays
 from gi_jax.types import Images, Key, Labels
 
 MAX_COEFFICIENT = 0.65
@@ -185,8 +187,9 @@ def encode_victim(mixing: Mixing, key: Key, victim: Victim, public: Images | Non
     Returns:
       A victim whose images are the encodings, as pictures of its `space`, with soft labels; and the secret.
     """
-    units = victim.space.normalize
-    encoded = mixing(key, units(victim.images), victim.labels, None if public is None else units(public))
+    private, units = as_arrays(victim), victim.space.normalize
+    others = None if public is None else units(as_array("public", public))
+    encoded = mixing(key, units(private.images), private.labels, others)
     space = victim.space.signed() if mixing.flipped else victim.space
     images = space.denormalize(encoded.images)
     encoding = dict(images=images, labels=encoded.labels, space=space, encoded=True, space_before=victim.space)

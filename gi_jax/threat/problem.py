@@ -177,10 +177,8 @@ def check_problem(problem: AttackProblem) -> None:
         checks.all_finite("statistics", problem.statistics)
     expected = (problem.image_shape[0], problem.num_classes)
     if problem.labels is not None:
-        if problem.labels.shape != expected:
-            raise checks.InputError(
-                f"labels have shape {problem.labels.shape}; expected class probabilities {expected}"
-            )
+        if (shape := np.shape(problem.labels)) != expected:
+            raise checks.InputError(f"labels have shape {shape}; expected class probabilities {expected}")
         checks.all_finite("labels", problem.labels)
         checks.within(0, 1, labels=problem.labels)
 
