@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import signal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -450,6 +451,27 @@ def test_an_unfinished_training_is_not_that_of_other_settings(tmp_path):
     (tmp_path / "training.json").unlink()
     with pytest.raises(InputError, match="belongs to a training with other settings"):
         run_training(dataclasses.replace(spec, seed=1), out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("seeds", [None, (0, 1)])
+def test_a_kill_while_the_checkpoint_is_removed_is_in_nobodys_way(seeds, tmp_path, monkeypatch):
+    spec, how = TrainSpec(**SMALL | dict(epochs=1)), dict(out=tmp_path, timing=False)
+    train = partial(run_training, spec) if seeds is None else partial(run_seeds, spec, seeds)
+    train(**how, should_stop=lambda: True)
+    rmtree = train_checkpoint.shutil.rmtree
+
+    def killed(folder, **options):
+        if folder.exists():
+            for records in folder.glob("*/records"):
+                rmtree(records)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(**how, resume=True)
+    assert train(**how, resume=True).result["complete"]
+    assert not list(tmp_path.glob("unfinished*"))
 
 
 @pytest.mark.parametrize("lanes", [1, 2])

@@ -196,6 +196,8 @@ def run_seeds(
     }
     if out is not None:
         _write_json(out / RECORD, result)
+        if complete:
+            train_checkpoint.remove(out)
     return SeedsOutcome(outcomes, diverged, result)
 
 
