@@ -17,6 +17,7 @@ from gi_jax import cli, defenses, models, training
 from gi_jax.checks import InputError
 from gi_jax.defenses import privacy
 from gi_jax.experiments import train_checkpoint, weights
+from gi_jax.experiments import training as experiment
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.training import TrainSpec, run_seeds, run_training
 from gi_jax.experiments.victims import make_victims
@@ -511,6 +512,23 @@ def test_interrupted_seeds_go_on(tmp_path):
     whole = run_seeds(spec, seeds, lanes=2, timing=False)
     for one, two in zip(found.outcomes, whole.outcomes, strict=True):
         jax.tree.map(np.testing.assert_array_equal, one.weights.params, two.weights.params)
+
+
+def test_a_kill_after_an_early_end_was_saved_adds_no_step(tmp_path, monkeypatch):
+    spec = TrainSpec(**SMALL | dict(recipe="published", epochs=60, learning_rate=1e-12))
+    whole = run_training(spec, timing=False)
+
+    def killed(run, state, stopped):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "SAVE_SECONDS", 0)
+        patch.setattr(experiment._Run, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(spec, out=tmp_path, timing=False)
+    again = run_training(spec, out=tmp_path, timing=False, resume=True)
+    assert again.weights.origin == whole.weights.origin and again.result["complete"]
+    jax.tree.map(np.testing.assert_array_equal, again.weights.params, whole.weights.params)
 
 
 def test_patience_ends_a_training():

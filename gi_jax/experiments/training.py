@@ -284,6 +284,8 @@ class _Run:
             if not resume:
                 _clear(self.out, self.folders)
         self.watch, saved, stopped, first = watch, time.monotonic(), False, self.step
+        if not self._active().any():  # a kill came after the end was saved
+            return self._finish(state, stopped)
         ends = training.epoch_ends(study.per_epoch, recipe.epochs, self.kept.values())
         for progress in training.advance(
             study.setup,
