@@ -503,6 +503,35 @@ def test_finished_seeds_are_not_replaced_unasked(tmp_path, capsys):
     assert "seed-0" in capsys.readouterr().err
 
 
+QUICK = ["train", "--model", "mlp", "--image-size", "8", "--epochs", "0.3", "--batch-size", "16", "--no-timing"]
+KINDS = {
+    "one": ([], {"weights.msgpack", "training.json", "epoch-0.2"}),
+    "two": (["--num-seeds", "2"], {"training.json", "seed-0", "seed-1"}),
+    "three": (["--num-seeds", "3"], {"training.json", "seed-0", "seed-1", "seed-2"}),
+}
+
+
+@pytest.mark.parametrize("before, after", [("one", "two"), ("two", "one"), ("three", "two")])
+def test_overwriting_leaves_nothing_of_the_training_before(before, after, tmp_path):
+    arguments = [*QUICK, "--checkpoint-epochs", "0.2", "--out", str(tmp_path)]
+    assert cli.main([*arguments, *KINDS[before][0]]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == KINDS[before][1]
+    assert cli.main([*arguments, *KINDS[after][0], "--overwrite"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == KINDS[after][1]
+
+
+@pytest.mark.parametrize("before, after", [("one", "two"), ("two", "one")])
+def test_one_seed_does_not_go_on_as_several_nor_several_as_one(before, after, tmp_path, capsys):
+    arguments = [*QUICK, "--out", str(tmp_path)]
+    assert cli.main([*arguments, *KINDS[before][0]]) == 0
+    record = (tmp_path / "training.json").read_bytes()
+    capsys.readouterr()
+    assert cli.main([*arguments, *KINDS[after][0], "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(tmp_path) in error and "--overwrite in place of --resume" in error
+    assert (tmp_path / "training.json").read_bytes() == record
+
+
 def test_interrupted_seeds_go_on(tmp_path):
     spec, seeds = TrainSpec(**SMALL), (0, 1, 2)
     reports = iter(range(10**6))

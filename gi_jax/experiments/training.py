@@ -95,12 +95,16 @@ def run_training(
         and for another training's files in `out`.
     """
     _check_times(checkpoint_epochs, spec, out)
+    if resume and out is not None:
+        _check_kind(out, several=False)
     outcome = read(out, spec) if resume else None
     if outcome is not None:
         train_checkpoint.remove(out)
         if not timing or "seconds_per_step" in outcome.result["timing"]:
             return outcome
     study = Study(spec, data_dir)
+    if out is not None and not resume:
+        _clear(out, [out, *_of_seeds(out)])
     if outcome is None:
         run = _Run(study, (spec.seed,), [out], out, checkpoint_epochs)
         (outcome,) = run.train(resume, on_report, should_stop, "")
@@ -141,6 +145,8 @@ def run_seeds(
     if lanes is None:
         lanes = 1 if jax.default_backend() == "cpu" else len(seeds)
     checks.positive(lanes=lanes)
+    if resume and out is not None:
+        _check_kind(out, several=True)
     specs = {seed: dataclasses.replace(spec, seed=seed) for seed in seeds}
     folders = {seed: None if out is None else out / f"seed-{seed}" for seed in seeds}
     found = {seed: read(folders[seed], specs[seed]) for seed in seeds} if resume else dict.fromkeys(seeds)
@@ -151,7 +157,7 @@ def run_seeds(
         if resume:
             left, lanes = _as_before(out, {specs[seed].fingerprint: seed for seed in seeds}, left, lanes)
         else:
-            _clear(out, folders.values())
+            _clear(out, [out, *_of_seeds(out)])
     while left:
         group = left[:lanes]
         run = _Run(study, group, [folders[seed] for seed in group], out, checkpoint_epochs)
@@ -227,14 +233,37 @@ def _as_before(out: Path, seeds: dict[str, int], left: tuple[int, ...], lanes: i
     return (*held, *(seed for seed in left if seed not in held)), len(held)
 
 
+def _left_in(folder: Path) -> list[Path]:
+    """What a training has left in its folder."""
+    paths = folder / weights.NAME, folder / RECORD, *sorted(folder.glob("epoch-*"))
+    return [path for path in paths if path.exists()]
+
+
+def _of_seeds(out: Path) -> list[Path]:
+    """The folders of the seeds of any earlier training."""
+    return sorted(out.glob("seed-*"))
+
+
 def _clear(out: Path, folders: Iterable[Path]) -> None:
-    """Removes what earlier trainings left in `out`, and in the folders of their seeds."""
+    """Removes what earlier trainings left in these folders, and what they would be resumed from in `out`."""
     train_checkpoint.remove(out)
     for folder in folders:
-        (folder / weights.NAME).unlink(missing_ok=True)
-        (folder / RECORD).unlink(missing_ok=True)
-        for kept in folder.glob("epoch-*"):
-            shutil.rmtree(kept)
+        for path in _left_in(folder):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if folder != out and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _check_kind(out: Path, *, several: bool) -> None:
+    """Refuses to go on with several seeds where a training of one lies, and the other way round."""
+    found = [path for path in _left_in(out) if path.name != RECORD]  # which both have
+    if not several:
+        found = [path for folder in _of_seeds(out) for path in _left_in(folder)]
+    if found:
+        raise checks.InputError(
+            f"{out} holds a training of {'one seed' if several else 'several seeds'} ({found[0].relative_to(out)}): "
+            "repeat its settings, choose another --out, or give --overwrite in place of --resume to start anew"
+        )
 
 
 def read(out: Path | None, spec: TrainSpec) -> TrainingOutcome | None:
