@@ -305,6 +305,37 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("recipe", ["published", "plain"])
+def test_a_last_step_that_diverges_is_noted(recipe, tmp_path, capsys):
+    arguments = ["train", "--recipe", recipe, "--batch-size", "16", "--image-size", "8", "--model", "mlp"]
+    assert cli.main([*arguments, "--epochs", "0.15", "--lr", "1e38", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "not finite after step 1 of 1" in error and "lower the learning rate" in error
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["published", "plain"])
+def test_a_last_step_that_diverges_spoils_no_other_lane(recipe, tmp_path, monkeypatch):
+    advance = training.advance
+
+    def spoiled(*arguments, **options):
+        for progress in advance(*arguments, **options):
+            if progress.step == options["ends"][-1]:
+                params = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), progress.state.params)
+                progress = progress._replace(state=progress.state._replace(params=params))
+            yield progress
+
+    spec, how = TrainSpec(**SMALL | dict(recipe=recipe, epochs=1)), dict(lanes=2, timing=False)
+    whole = run_seeds(spec, (0, 1), **how)
+    monkeypatch.setattr(training, "advance", spoiled)
+    found = run_seeds(spec, (0, 1), out=tmp_path, **how)
+    (other,) = found.outcomes
+    last = other.weights.origin.steps
+    assert found.diverged == {0: last + 1} and found.result["complete"]
+    jax.tree.map(np.testing.assert_array_equal, other.weights.params, whole.outcomes[1].weights.params)
+    assert [path.name for path in tmp_path.glob("seed-*")] == ["seed-1"]
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

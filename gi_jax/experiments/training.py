@@ -55,7 +55,7 @@ class SeedsOutcome(NamedTuple):
 
     Attributes:
       outcomes: of each, in the order of the seeds; those that diverged, or were not begun, are left out.
-      diverged: seed to the step at which its loss was no finite number any more.
+      diverged: seed to the step from which on its loss is no finite number, which may be one after the last.
       result: the content of `training.json`: what they have in common.
     """
 
@@ -91,8 +91,8 @@ def run_training(
         inside of an epoch, and `complete` is False in its result.
 
     Raises:
-      InputError: for data that is missing, for a defense that does not fit the network, for a loss that is not finite,
-        and for another training's files in `out`.
+      InputError: for data that is missing, for a defense that does not fit the network, for a loss or weights that
+        are not finite, and for another training's files in `out`.
     """
     _check_times(checkpoint_epochs, spec, out)
     if resume and out is not None:
@@ -298,7 +298,7 @@ class _Run:
         specs = [dataclasses.replace(study.spec, seed=seed) for seed in seeds]
         self.specs, self.fingerprint = specs, _together(spec.fingerprint for spec in specs)
         self.rows = [[] for _ in seeds]
-        self.diverged = [None] * len(seeds)  # since which step
+        self.diverged = [None] * len(seeds)  # from which step on
         self.losses, self.correct = [], []
         self.seconds = {"first_chunk": 0.0, "steps": 0.0, "test": 0.0}
         self.step = 0
@@ -362,11 +362,23 @@ class _Run:
             if self.diverged[lane] is None:
                 self.diverged[lane] = self.step + 1 + int(finite[lane].argmin())
 
+    def _note_broken(self, state, *scores):
+        """A loss is that of the weights before its step, so those after the last one are looked at by themselves."""
+        finite = np.array(jax.vmap(training.is_finite)((state.params, state.batch_stats)))
+        for lanes in filter(None, scores):
+            finite &= np.isfinite([score.loss for score in lanes])
+        self.diverged = [
+            self.step + 1 if before is None and not fine else before
+            for before, fine in zip(self.diverged, finite, strict=True)
+        ]
+
     def _close_epoch(self, state, scored=True):
-        study, began, active = self.study, time.monotonic(), self._active().tolist()
+        study, began = self.study, time.monotonic()
         pools = (study.held_out, study.tested) if scored else (None, None)
         validated, tested = (study.score(pool, state) for pool in pools)
         self.seconds["test"] += time.monotonic() - began
+        self._note_broken(state, validated, tested)
+        active = self._active().tolist()
         losses, correct = np.mean(self.losses, 0), np.mean(self.correct, 0)
         self.losses, self.correct = [], []
         for lane, rows in enumerate(self.rows):
@@ -383,6 +395,7 @@ class _Run:
 
     def _keep(self, state, epochs):
         scores = self.study.score(self.study.tested, state)
+        self._note_broken(state, scores)
         for lane, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
             if self.diverged[lane] is not None:
                 continue
@@ -406,6 +419,12 @@ class _Run:
 
     def _finish(self, state, stopped) -> list[TrainingOutcome | None]:
         study, outcomes = self.study, []
+        if None not in self.diverged:
+            raise training.Diverged(
+                f"the loss is not finite after step {max(self.diverged) - 1} of {study.total}; expected a finite "
+                f"number: lower the learning rate (now {study.setup.recipe.learning_rate:g})",
+                self.diverged,
+            )
         for lane, (spec, folder) in enumerate(zip(self.specs, self.folders, strict=True)):
             if self.diverged[lane] is not None:
                 outcomes.append(None)
