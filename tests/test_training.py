@@ -563,6 +563,43 @@ def test_one_seed_does_not_go_on_as_several_nor_several_as_one(before, after, tm
     assert (tmp_path / "training.json").read_bytes() == record
 
 
+def printed(arguments, capsys):
+    assert cli.main(arguments) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_weights_that_are_asked_for_too_late_are_named(tmp_path, capsys):
+    arguments = [*QUICK, "--out", str(tmp_path)]
+    assert "no weights are kept" not in printed([*arguments, "--checkpoint-epochs", "0.1,0.15"], capsys)
+    assert {path.name for path in tmp_path.glob("epoch-*")} == {"epoch-0.1", "epoch-0.15"}  # of one step
+    late = printed([*arguments, "--checkpoint-epochs", "0.1,0.2", "--resume"], capsys)
+    assert "no weights are kept at epoch 0.2: the training" in late
+
+
+def test_after_its_early_end_a_training_keeps_no_weights(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "look", lambda recipe, watch, loss, epoch: watch._replace(waited=jnp.int32(99)))
+    arguments = [*QUICK, "--recipe", "published", "--epochs", "2", "--checkpoint-epochs", "1,1.5"]
+    words = printed([*arguments, "--out", str(tmp_path)], capsys)
+    assert "no weights are kept at epoch 1.5: the training had ended" in words
+    assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-1"]
+
+
+def test_a_lane_that_has_ended_keeps_no_weights(tmp_path, monkeypatch):
+    def first_lane_ends(recipe, watch, loss, epoch):
+        return watch._replace(waited=jnp.where(loss == 0, 99, 0))
+
+    def score(study, pool, state):
+        return [training.Score(0.0, 0.5), training.Score(1.0, 0.5)]
+
+    monkeypatch.setattr(training, "look", first_lane_ends)
+    monkeypatch.setattr(experiment.Study, "score", score)
+    spec = TrainSpec(**SMALL | dict(recipe="published", epochs=2))
+    found = run_seeds(spec, (0, 1), out=tmp_path, lanes=2, checkpoint_epochs=(1, 1.5), timing=False)
+    assert [one.weights.origin.epochs for one in found.outcomes] == [1, 2]
+    assert experiment.not_kept(tmp_path / "seed-0", (1, 1.5)) == [1.5]
+    assert experiment.not_kept(tmp_path / "seed-1", (1, 1.5)) == []
+
+
 def test_interrupted_seeds_go_on(tmp_path):
     spec, seeds = TrainSpec(**SMALL), (0, 1, 2)
     reports = iter(range(10**6))

@@ -233,6 +233,15 @@ def _as_before(out: Path, seeds: dict[str, int], left: tuple[int, ...], lanes: i
     return (*held, *(seed for seed in left if seed not in held)), len(held)
 
 
+def _kept_at(folder: Path, epochs: float) -> Path:
+    return folder / f"epoch-{epochs:g}" / weights.NAME
+
+
+def not_kept(folder: Path, checkpoint_epochs: Iterable[float]) -> list[float]:
+    """Of the times at which weights were to be kept, those at which a training had ended, or which it was past."""
+    return [epochs for epochs in checkpoint_epochs if not _kept_at(folder, epochs).exists()]
+
+
 def _left_in(folder: Path) -> list[Path]:
     """What a training has left in its folder."""
     paths = folder / weights.NAME, folder / RECORD, *sorted(folder.glob("epoch-*"))
@@ -294,7 +303,7 @@ class _Run:
 
     def __init__(self, study, seeds, folders, out, checkpoint_epochs):
         self.study, self.seeds, self.folders, self.out = study, seeds, folders, out
-        self.kept = {training.step_of(study.per_epoch, epochs): epochs for epochs in checkpoint_epochs}
+        self.kept = {epochs: training.step_of(study.per_epoch, epochs) for epochs in checkpoint_epochs}
         specs = [dataclasses.replace(study.spec, seed=seed) for seed in seeds]
         self.specs, self.fingerprint = specs, _together(spec.fingerprint for spec in specs)
         self.rows = [[] for _ in seeds]
@@ -315,7 +324,7 @@ class _Run:
         self.watch, saved, stopped, first = watch, time.monotonic(), False, self.step
         if not self._active().any():  # a kill came after the end was saved
             return self._finish(state, stopped)
-        ends = training.epoch_ends(study.per_epoch, recipe.epochs, self.kept.values())
+        ends = training.epoch_ends(study.per_epoch, recipe.epochs, self.kept)
         for progress in training.advance(
             study.setup,
             state,
@@ -339,8 +348,9 @@ class _Run:
             done = self.step == ends[-1]
             if self.step % study.per_epoch == 0 or done:
                 self._close_epoch(state)
-            if self.step in self.kept:
-                self._keep(state, self.kept[self.step])
+            for epochs, step in self.kept.items():
+                if step == self.step:
+                    self._keep(state, epochs)
             done |= not self._active().any()
             stopped = not done and should_stop()
             if self.out is not None and (stopped or time.monotonic() - saved > SAVE_SECONDS):
@@ -397,12 +407,12 @@ class _Run:
         scores = self.study.score(self.study.tested, state)
         self._note_broken(state, scores)
         for lane, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
-            if self.diverged[lane] is not None:
+            if self.diverged[lane] is not None or state.step[lane] < self.step:  # it ended before
                 continue
             accuracy = None if scores is None else scores[lane].accuracy
-            kept = folder / f"epoch-{epochs:g}"
-            kept.mkdir(parents=True, exist_ok=True)
-            weights.save(kept / weights.NAME, self.study.weights(seed, state, lane, accuracy))
+            kept = _kept_at(folder, epochs)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            weights.save(kept, self.study.weights(seed, state, lane, accuracy))
 
     def _records(self):
         names = ("fingerprint", "step", "rows", "losses", "correct", "seconds", "diverged")
