@@ -1,6 +1,7 @@
 """Federations: partitions, rounds against a plain loop of clients and a server, BatchNorm policies, and who watches."""
 
 import json
+import math
 import re
 import signal
 from functools import partial
@@ -502,6 +503,12 @@ def test_a_loss_that_is_not_finite_stops_the_federation(model):
         run(model, 10, server_rate=1e30)
 
 
+def test_weights_that_are_not_finite_after_the_last_round_are_refused(model):
+    params, batch_stats = model
+    with pytest.raises(InputError, match="not finite after round 1 of 1.*lower the learning rates"):
+        run((params, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.inf), batch_stats)), 1)
+
+
 # The command.
 
 QUICKLY = ["federate", "--model", "mlp", "--image-size", "12", "--clients", "3", "--batch-size", "8"]
@@ -553,6 +560,23 @@ def test_rounds_before_a_loss_that_is_not_finite_are_kept(tmp_path, monkeypatch,
     assert "the loss is nan in round 4; the rounds before are kept" in capsys.readouterr().err
     result = json.loads((tmp_path / "federation.json").read_text())
     assert not result["complete"] and len(result["losses"]) == result["rounds"][-1]["round"] == 2
+    assert weights.load(tmp_path).origin.steps == 2
+
+
+def test_a_last_round_that_diverges_is_not_kept(tmp_path, monkeypatch, capsys, no_disk_cache):
+    diverging = ["--server-lr", "1e38", "--out", str(tmp_path)]
+    assert cli.main([*QUICKLY, "--rounds", "1", *diverging]) == 2
+    assert "not finite after round 1 of 1" in capsys.readouterr().err and not any(tmp_path.iterdir())
+    scores, tested = federated.scores, []
+
+    def spoiled(*arguments):
+        tested.append(scores(*arguments))
+        return [score._replace(loss=math.nan) for score in tested[-1]] if len(tested) == 3 else tested[-1]
+
+    monkeypatch.setattr(federated, "scores", spoiled)
+    assert cli.main([*QUICKLY, "--rounds", "3", "--out", str(tmp_path)]) == 2
+    assert "not finite after round 3 of 3" in capsys.readouterr().err
+    assert json.loads((tmp_path / "federation.json").read_text())["rounds"][-1]["round"] == 2
     assert weights.load(tmp_path).origin.steps == 2
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import signal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from gi_jax import cli, defenses, models, training
 from gi_jax.checks import InputError
 from gi_jax.defenses import privacy
 from gi_jax.experiments import train_checkpoint, weights
+from gi_jax.experiments import training as experiment
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.training import TrainSpec, run_seeds, run_training
 from gi_jax.experiments.victims import make_victims
@@ -303,6 +305,37 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("recipe", ["published", "plain"])
+def test_a_last_step_that_diverges_is_noted(recipe, tmp_path, capsys):
+    arguments = ["train", "--recipe", recipe, "--batch-size", "16", "--image-size", "8", "--model", "mlp"]
+    assert cli.main([*arguments, "--epochs", "0.15", "--lr", "1e38", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "not finite after step 1 of 1" in error and "lower the learning rate" in error
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["published", "plain"])
+def test_a_last_step_that_diverges_spoils_no_other_lane(recipe, tmp_path, monkeypatch):
+    advance = training.advance
+
+    def spoiled(*arguments, **options):
+        for progress in advance(*arguments, **options):
+            if progress.step == options["ends"][-1]:
+                params = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), progress.state.params)
+                progress = progress._replace(state=progress.state._replace(params=params))
+            yield progress
+
+    spec, how = TrainSpec(**SMALL | dict(recipe=recipe, epochs=1)), dict(lanes=2, timing=False)
+    whole = run_seeds(spec, (0, 1), **how)
+    monkeypatch.setattr(training, "advance", spoiled)
+    found = run_seeds(spec, (0, 1), out=tmp_path, **how)
+    (other,) = found.outcomes
+    last = other.weights.origin.steps
+    assert found.diverged == {0: last + 1} and found.result["complete"]
+    jax.tree.map(np.testing.assert_array_equal, other.weights.params, whole.outcomes[1].weights.params)
+    assert [path.name for path in tmp_path.glob("seed-*")] == ["seed-1"]
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -452,6 +485,27 @@ def test_an_unfinished_training_is_not_that_of_other_settings(tmp_path):
         run_training(dataclasses.replace(spec, seed=1), out=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("seeds", [None, (0, 1)])
+def test_a_kill_while_the_checkpoint_is_removed_is_in_nobodys_way(seeds, tmp_path, monkeypatch):
+    spec, how = TrainSpec(**SMALL | dict(epochs=1)), dict(out=tmp_path, timing=False)
+    train = partial(run_training, spec) if seeds is None else partial(run_seeds, spec, seeds)
+    train(**how, should_stop=lambda: True)
+    rmtree = train_checkpoint.shutil.rmtree
+
+    def killed(folder, **options):
+        if folder.exists():
+            for records in folder.glob("*/records"):
+                rmtree(records)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(**how, resume=True)
+    assert train(**how, resume=True).result["complete"]
+    assert not list(tmp_path.glob("unfinished*"))
+
+
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_seeds_are_single_trainings_with_mean_and_spread(lanes, tmp_path):
     spec = TrainSpec(**SMALL)
@@ -480,6 +534,72 @@ def test_finished_seeds_are_not_replaced_unasked(tmp_path, capsys):
     assert "seed-0" in capsys.readouterr().err
 
 
+QUICK = ["train", "--model", "mlp", "--image-size", "8", "--epochs", "0.3", "--batch-size", "16", "--no-timing"]
+KINDS = {
+    "one": ([], {"weights.msgpack", "training.json", "epoch-0.2"}),
+    "two": (["--num-seeds", "2"], {"training.json", "seed-0", "seed-1"}),
+    "three": (["--num-seeds", "3"], {"training.json", "seed-0", "seed-1", "seed-2"}),
+}
+
+
+@pytest.mark.parametrize("before, after", [("one", "two"), ("two", "one"), ("three", "two")])
+def test_overwriting_leaves_nothing_of_the_training_before(before, after, tmp_path):
+    arguments = [*QUICK, "--checkpoint-epochs", "0.2", "--out", str(tmp_path)]
+    assert cli.main([*arguments, *KINDS[before][0]]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == KINDS[before][1]
+    assert cli.main([*arguments, *KINDS[after][0], "--overwrite"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == KINDS[after][1]
+
+
+@pytest.mark.parametrize("before, after", [("one", "two"), ("two", "one")])
+def test_one_seed_does_not_go_on_as_several_nor_several_as_one(before, after, tmp_path, capsys):
+    arguments = [*QUICK, "--out", str(tmp_path)]
+    assert cli.main([*arguments, *KINDS[before][0]]) == 0
+    record = (tmp_path / "training.json").read_bytes()
+    capsys.readouterr()
+    assert cli.main([*arguments, *KINDS[after][0], "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(tmp_path) in error and "--overwrite in place of --resume" in error
+    assert (tmp_path / "training.json").read_bytes() == record
+
+
+def printed(arguments, capsys):
+    assert cli.main(arguments) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_weights_that_are_asked_for_too_late_are_named(tmp_path, capsys):
+    arguments = [*QUICK, "--out", str(tmp_path)]
+    assert "no weights are kept" not in printed([*arguments, "--checkpoint-epochs", "0.1,0.15"], capsys)
+    assert {path.name for path in tmp_path.glob("epoch-*")} == {"epoch-0.1", "epoch-0.15"}  # of one step
+    late = printed([*arguments, "--checkpoint-epochs", "0.1,0.2", "--resume"], capsys)
+    assert "no weights are kept at epoch 0.2: the training" in late
+
+
+def test_after_its_early_end_a_training_keeps_no_weights(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "look", lambda recipe, watch, loss, epoch: watch._replace(waited=jnp.int32(99)))
+    arguments = [*QUICK, "--recipe", "published", "--epochs", "2", "--checkpoint-epochs", "1,1.5"]
+    words = printed([*arguments, "--out", str(tmp_path)], capsys)
+    assert "no weights are kept at epoch 1.5: the training had ended" in words
+    assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-1"]
+
+
+def test_a_lane_that_has_ended_keeps_no_weights(tmp_path, monkeypatch):
+    def first_lane_ends(recipe, watch, loss, epoch):
+        return watch._replace(waited=jnp.where(loss == 0, 99, 0))
+
+    def score(study, pool, state):
+        return [training.Score(0.0, 0.5), training.Score(1.0, 0.5)]
+
+    monkeypatch.setattr(training, "look", first_lane_ends)
+    monkeypatch.setattr(experiment.Study, "score", score)
+    spec = TrainSpec(**SMALL | dict(recipe="published", epochs=2))
+    found = run_seeds(spec, (0, 1), out=tmp_path, lanes=2, checkpoint_epochs=(1, 1.5), timing=False)
+    assert [one.weights.origin.epochs for one in found.outcomes] == [1, 2]
+    assert experiment.not_kept(tmp_path / "seed-0", (1, 1.5)) == [1.5]
+    assert experiment.not_kept(tmp_path / "seed-1", (1, 1.5)) == []
+
+
 def test_interrupted_seeds_go_on(tmp_path):
     spec, seeds = TrainSpec(**SMALL), (0, 1, 2)
     reports = iter(range(10**6))
@@ -489,6 +609,23 @@ def test_interrupted_seeds_go_on(tmp_path):
     whole = run_seeds(spec, seeds, lanes=2, timing=False)
     for one, two in zip(found.outcomes, whole.outcomes, strict=True):
         jax.tree.map(np.testing.assert_array_equal, one.weights.params, two.weights.params)
+
+
+def test_a_kill_after_an_early_end_was_saved_adds_no_step(tmp_path, monkeypatch):
+    spec = TrainSpec(**SMALL | dict(recipe="published", epochs=60, learning_rate=1e-12))
+    whole = run_training(spec, timing=False)
+
+    def killed(run, state, stopped):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "SAVE_SECONDS", 0)
+        patch.setattr(experiment._Run, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(spec, out=tmp_path, timing=False)
+    again = run_training(spec, out=tmp_path, timing=False, resume=True)
+    assert again.weights.origin == whole.weights.origin and again.result["complete"]
+    jax.tree.map(np.testing.assert_array_equal, again.weights.params, whole.weights.params)
 
 
 def test_patience_ends_a_training():

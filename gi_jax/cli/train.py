@@ -109,6 +109,9 @@ def run(options) -> int:
         if seeds is not None:
             say(f"seed {outcome.weights.origin.seed}")
         _print_training(say, outcome)
+        if outcome.result["complete"]:
+            folder = options.out if seeds is None else options.out / f"seed-{outcome.weights.origin.seed}"
+            _print_not_kept(say, training.not_kept(folder, options.checkpoint_epochs))
     for seed, step in trained.diverged.items() if seeds is not None else ():
         say(f"seed {seed} diverged at step {step}: its loss is not a finite number")
     if seeds is not None and (accuracy := trained.result["test_accuracy"]) is not None:
@@ -173,6 +176,12 @@ def _print_training(say, outcome) -> None:
     say(outcome.weights.origin.words())
     for words in outcome.result["defense"]["words"]:
         say(words)
+
+
+def _print_not_kept(say, epochs) -> None:
+    if epochs:
+        times = ", ".join(f"{time:g}" for time in epochs)
+        say(f"no weights are kept at epoch {times}: the training had ended by then, or was past it before it was asked")
 
 
 def _print_timing(say, timing) -> None:

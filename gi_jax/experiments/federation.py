@@ -156,8 +156,8 @@ def run_federation(
 
     Raises:
       InputError: for data that is missing, for settings that do not fit it, for rounds that the memory does not hold,
-        and for a loss that is not finite in the first rounds; in later ones the result is that of the rounds before,
-        and `reason` in it says why.
+        and for a loss or weights that are not finite in the first rounds; in later ones the result is that of the
+        rounds before, and `reason` in it says why.
     """
     dataset = data.load(spec.data, "train", data_dir, image_size=spec.image_size)
     tested = test_split(spec, data_dir)
@@ -176,18 +176,20 @@ def run_federation(
     n = federation.pictures(clients.shape[1])
     per_client = n if spec.local is None else spec.local_steps * spec.local.per_step(n)
     per_round = federation.sampled(spec.clients) * per_client  # pictures gone through
-    rows, losses, stopped = [], [], False
+    rows, losses, stopped, finite = [], [], False, True
     seconds = {"first": 0.0, "rounds": 0.0, "test": 0.0}
 
     def close(number, state):
         began = time.monotonic()
-        scores = None if held_out is None else federated.accuracies(federation, state, held_out).tolist()
+        found = [] if held_out is None else federated.scores(federation, state, held_out)
+        scores = [score.accuracy for score in found]
         seconds["test"] += time.monotonic() - began
         since = rows[-1]["round"] if rows else 0
-        mean = None if scores is None else float(np.mean(scores))
+        mean = float(np.mean(scores)) if scores else None
         rows.append({"round": number, "loss": float(np.mean(losses[since:])), "test_accuracy": mean})
-        if scores is not None and len(scores) > 1:
+        if len(scores) > 1:
             rows[-1]["test_accuracy_of_clients"] = scores
+        return all(np.isfinite(score.loss) for score in found)
 
     reasons = []
     began = time.monotonic()
@@ -205,9 +207,14 @@ def run_federation(
             on_report(Report(f"round {progress.round} of {spec.rounds}", done, total, losses[-1]))
         stopped = progress.round < spec.rounds and should_stop()
         if stopped or progress.round in ends:
-            close(progress.round, progress.state)
+            finite = close(progress.round, progress.state)
         if stopped:
             break
+    if not (reasons or finite):  # no round comes that would tell
+        reasons.append(
+            f"the loss is not finite after round {progress.round} of {spec.rounds}; expected a finite number: "
+            f"{federated.ADVICE}"
+        )
     if reasons:
         # A loss is that of the weights before its round, so the latest ones are those that diverged.
         if before is None:
@@ -283,7 +290,7 @@ def _check_memory(federation, state, pool, clients, key):
 
 
 def _until_it_diverges(rounds, reasons):
-    """Yields them; a loss that is not finite after the first ones is their end, and the reason goes into the list."""
+    """Yields them; what is not finite after the first ones is their end, and the reason goes into the list."""
     played = False
     try:
         for progress in rounds:

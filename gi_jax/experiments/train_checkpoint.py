@@ -6,7 +6,7 @@ from typing import Any
 
 from gi_jax import checks
 
-NAME = "unfinished"
+NAME, REMOVED = "unfinished", "unfinished.removed"
 
 
 def save(folder: Path, step: int, state: Any, records: dict) -> None:
@@ -65,8 +65,11 @@ def exists(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """Removes it, if there is one."""
-    shutil.rmtree(folder / NAME, ignore_errors=True)
+    """Removes it, if there is one. A kill meanwhile leaves it whole, or under another name, for the next time."""
+    shutil.rmtree(folder / REMOVED, ignore_errors=True)
+    if exists(folder):
+        (folder / NAME).rename(folder / REMOVED)
+        shutil.rmtree(folder / REMOVED, ignore_errors=True)
 
 
 class _manager:

@@ -55,7 +55,7 @@ class SeedsOutcome(NamedTuple):
 
     Attributes:
       outcomes: of each, in the order of the seeds; those that diverged, or were not begun, are left out.
-      diverged: seed to the step at which its loss was no finite number any more.
+      diverged: seed to the step from which on its loss is no finite number, which may be one after the last.
       result: the content of `training.json`: what they have in common.
     """
 
@@ -91,16 +91,20 @@ def run_training(
         inside of an epoch, and `complete` is False in its result.
 
     Raises:
-      InputError: for data that is missing, for a defense that does not fit the network, for a loss that is not finite,
-        and for another training's files in `out`.
+      InputError: for data that is missing, for a defense that does not fit the network, for a loss or weights that
+        are not finite, and for another training's files in `out`.
     """
     _check_times(checkpoint_epochs, spec, out)
+    if resume and out is not None:
+        _check_kind(out, several=False)
     outcome = read(out, spec) if resume else None
     if outcome is not None:
         train_checkpoint.remove(out)
         if not timing or "seconds_per_step" in outcome.result["timing"]:
             return outcome
     study = Study(spec, data_dir)
+    if out is not None and not resume:
+        _clear(out, [out, *_of_seeds(out)])
     if outcome is None:
         run = _Run(study, (spec.seed,), [out], out, checkpoint_epochs)
         (outcome,) = run.train(resume, on_report, should_stop, "")
@@ -141,6 +145,8 @@ def run_seeds(
     if lanes is None:
         lanes = 1 if jax.default_backend() == "cpu" else len(seeds)
     checks.positive(lanes=lanes)
+    if resume and out is not None:
+        _check_kind(out, several=True)
     specs = {seed: dataclasses.replace(spec, seed=seed) for seed in seeds}
     folders = {seed: None if out is None else out / f"seed-{seed}" for seed in seeds}
     found = {seed: read(folders[seed], specs[seed]) for seed in seeds} if resume else dict.fromkeys(seeds)
@@ -151,7 +157,7 @@ def run_seeds(
         if resume:
             left, lanes = _as_before(out, {specs[seed].fingerprint: seed for seed in seeds}, left, lanes)
         else:
-            _clear(out, folders.values())
+            _clear(out, [out, *_of_seeds(out)])
     while left:
         group = left[:lanes]
         run = _Run(study, group, [folders[seed] for seed in group], out, checkpoint_epochs)
@@ -196,6 +202,8 @@ def run_seeds(
     }
     if out is not None:
         _write_json(out / RECORD, result)
+        if complete:
+            train_checkpoint.remove(out)
     return SeedsOutcome(outcomes, diverged, result)
 
 
@@ -225,14 +233,46 @@ def _as_before(out: Path, seeds: dict[str, int], left: tuple[int, ...], lanes: i
     return (*held, *(seed for seed in left if seed not in held)), len(held)
 
 
+def _kept_at(folder: Path, epochs: float) -> Path:
+    return folder / f"epoch-{epochs:g}" / weights.NAME
+
+
+def not_kept(folder: Path, checkpoint_epochs: Iterable[float]) -> list[float]:
+    """Of the times at which weights were to be kept, those at which a training had ended, or which it was past."""
+    return [epochs for epochs in checkpoint_epochs if not _kept_at(folder, epochs).exists()]
+
+
+def _left_in(folder: Path) -> list[Path]:
+    """What a training has left in its folder."""
+    paths = folder / weights.NAME, folder / RECORD, *sorted(folder.glob("epoch-*"))
+    return [path for path in paths if path.exists()]
+
+
+def _of_seeds(out: Path) -> list[Path]:
+    """The folders of the seeds of any earlier training."""
+    return sorted(out.glob("seed-*"))
+
+
 def _clear(out: Path, folders: Iterable[Path]) -> None:
-    """Removes what earlier trainings left in `out`, and in the folders of their seeds."""
+    """Removes what earlier trainings left in these folders, and what they would be resumed from in `out`."""
     train_checkpoint.remove(out)
     for folder in folders:
-        (folder / weights.NAME).unlink(missing_ok=True)
-        (folder / RECORD).unlink(missing_ok=True)
-        for kept in folder.glob("epoch-*"):
-            shutil.rmtree(kept)
+        for path in _left_in(folder):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if folder != out and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _check_kind(out: Path, *, several: bool) -> None:
+    """Refuses to go on with several seeds where a training of one lies, and the other way round."""
+    found = [path for path in _left_in(out) if path.name != RECORD]  # which both have
+    if not several:
+        found = [path for folder in _of_seeds(out) for path in _left_in(folder)]
+    if found:
+        raise checks.InputError(
+            f"{out} holds a training of {'one seed' if several else 'several seeds'} ({found[0].relative_to(out)}): "
+            "repeat its settings, choose another --out, or give --overwrite in place of --resume to start anew"
+        )
 
 
 def read(out: Path | None, spec: TrainSpec) -> TrainingOutcome | None:
@@ -263,11 +303,11 @@ class _Run:
 
     def __init__(self, study, seeds, folders, out, checkpoint_epochs):
         self.study, self.seeds, self.folders, self.out = study, seeds, folders, out
-        self.kept = {training.step_of(study.per_epoch, epochs): epochs for epochs in checkpoint_epochs}
+        self.kept = {epochs: training.step_of(study.per_epoch, epochs) for epochs in checkpoint_epochs}
         specs = [dataclasses.replace(study.spec, seed=seed) for seed in seeds]
         self.specs, self.fingerprint = specs, _together(spec.fingerprint for spec in specs)
         self.rows = [[] for _ in seeds]
-        self.diverged = [None] * len(seeds)  # since which step
+        self.diverged = [None] * len(seeds)  # from which step on
         self.losses, self.correct = [], []
         self.seconds = {"first_chunk": 0.0, "steps": 0.0, "test": 0.0}
         self.step = 0
@@ -282,7 +322,9 @@ class _Run:
             if not resume:
                 _clear(self.out, self.folders)
         self.watch, saved, stopped, first = watch, time.monotonic(), False, self.step
-        ends = training.epoch_ends(study.per_epoch, recipe.epochs, self.kept.values())
+        if not self._active().any():  # a kill came after the end was saved
+            return self._finish(state, stopped)
+        ends = training.epoch_ends(study.per_epoch, recipe.epochs, self.kept)
         for progress in training.advance(
             study.setup,
             state,
@@ -306,8 +348,9 @@ class _Run:
             done = self.step == ends[-1]
             if self.step % study.per_epoch == 0 or done:
                 self._close_epoch(state)
-            if self.step in self.kept:
-                self._keep(state, self.kept[self.step])
+            for epochs, step in self.kept.items():
+                if step == self.step:
+                    self._keep(state, epochs)
             done |= not self._active().any()
             stopped = not done and should_stop()
             if self.out is not None and (stopped or time.monotonic() - saved > SAVE_SECONDS):
@@ -329,11 +372,23 @@ class _Run:
             if self.diverged[lane] is None:
                 self.diverged[lane] = self.step + 1 + int(finite[lane].argmin())
 
+    def _note_broken(self, state, *scores):
+        """A loss is that of the weights before its step, so those after the last one are looked at by themselves."""
+        finite = np.array(jax.vmap(training.is_finite)((state.params, state.batch_stats)))
+        for lanes in filter(None, scores):
+            finite &= np.isfinite([score.loss for score in lanes])
+        self.diverged = [
+            self.step + 1 if before is None and not fine else before
+            for before, fine in zip(self.diverged, finite, strict=True)
+        ]
+
     def _close_epoch(self, state, scored=True):
-        study, began, active = self.study, time.monotonic(), self._active().tolist()
+        study, began = self.study, time.monotonic()
         pools = (study.held_out, study.tested) if scored else (None, None)
         validated, tested = (study.score(pool, state) for pool in pools)
         self.seconds["test"] += time.monotonic() - began
+        self._note_broken(state, validated, tested)
+        active = self._active().tolist()
         losses, correct = np.mean(self.losses, 0), np.mean(self.correct, 0)
         self.losses, self.correct = [], []
         for lane, rows in enumerate(self.rows):
@@ -350,13 +405,14 @@ class _Run:
 
     def _keep(self, state, epochs):
         scores = self.study.score(self.study.tested, state)
+        self._note_broken(state, scores)
         for lane, (seed, folder) in enumerate(zip(self.seeds, self.folders, strict=True)):
-            if self.diverged[lane] is not None:
+            if self.diverged[lane] is not None or state.step[lane] < self.step:  # it ended before
                 continue
             accuracy = None if scores is None else scores[lane].accuracy
-            kept = folder / f"epoch-{epochs:g}"
-            kept.mkdir(parents=True, exist_ok=True)
-            weights.save(kept / weights.NAME, self.study.weights(seed, state, lane, accuracy))
+            kept = _kept_at(folder, epochs)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            weights.save(kept, self.study.weights(seed, state, lane, accuracy))
 
     def _records(self):
         names = ("fingerprint", "step", "rows", "losses", "correct", "seconds", "diverged")
@@ -373,6 +429,12 @@ class _Run:
 
     def _finish(self, state, stopped) -> list[TrainingOutcome | None]:
         study, outcomes = self.study, []
+        if None not in self.diverged:
+            raise training.Diverged(
+                f"the loss is not finite after step {max(self.diverged) - 1} of {study.total}; expected a finite "
+                f"number: lower the learning rate (now {study.setup.recipe.learning_rate:g})",
+                self.diverged,
+            )
         for lane, (spec, folder) in enumerate(zip(self.specs, self.folders, strict=True)):
             if self.diverged[lane] is not None:
                 outcomes.append(None)

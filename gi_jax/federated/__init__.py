@@ -2,14 +2,15 @@
 
 from gi_jax.federated.adversary import Adversary, Secret, Seen
 from gi_jax.federated.batch_norm import Model, Policy
-from gi_jax.federated.evaluate import accuracies
+from gi_jax.federated.evaluate import accuracies, scores
 from gi_jax.federated.federation import Federation
 from gi_jax.federated.partition import dirichlet, iid
 from gi_jax.federated.rounds import State, keys_of_round, play, start, take_part
 from gi_jax.federated.servers import SERVERS
-from gi_jax.federated.simulation import Progress, Simulation, advance, program_bytes, simulate
+from gi_jax.federated.simulation import ADVICE, Progress, Simulation, advance, program_bytes, simulate
 
 __all__ = [
+    "ADVICE",
     "SERVERS",
     "Adversary",
     "Federation",
@@ -27,6 +28,7 @@ __all__ = [
     "keys_of_round",
     "play",
     "program_bytes",
+    "scores",
     "simulate",
     "start",
     "take_part",

@@ -13,12 +13,13 @@ from gi_jax import checks, memory
 from gi_jax.federated.adversary import Adversary, Secret, Seen, watch
 from gi_jax.federated.federation import Federation
 from gi_jax.federated.rounds import State, keys_of_round, play, start
-from gi_jax.training import Pool
+from gi_jax.training import Pool, is_finite
 from gi_jax.types import BatchStats, Key, Params
 
 CHUNK_SECONDS = 0.5
 """Rounds are not waited for one by one; this is about how long until the next look."""
 LONGEST_CHUNK = 64
+ADVICE = "lower the learning rates, of the clients or of the server"
 
 
 class Progress(NamedTuple):
@@ -85,7 +86,8 @@ def simulate(
       adversary: who watches; changes no number.
 
     Raises:
-      InputError: for settings that do not fit each other, and as soon as a loss is not finite.
+      InputError: for settings that do not fit each other, as soon as a loss is not finite, and for models that are not
+        after the last round.
     """
     checks.positive(num_rounds=num_rounds)
     if adversary is not None:
@@ -146,12 +148,16 @@ def advance(
                 bad = int(np.argmin(np.isfinite(losses)))
                 raise checks.InputError(
                     f"the loss is {losses[bad]} in round {done + bad + 1} of {ends[-1]}; expected a finite number: "
-                    "lower the learning rates, of the clients or of the server"
+                    f"{ADVICE}"
                 )
             done += taken
             yield Progress(done, state, losses, seen, secrets, seconds)
             if not seen:
                 chunk = max(1, min(2 * chunk, LONGEST_CHUNK, int(CHUNK_SECONDS * taken / max(seconds, 1e-9))))
+    if not is_finite((state.model, state.own)):  # the loss of a next round would tell
+        raise checks.InputError(
+            f"the weights are not finite after round {done} of {ends[-1]}; expected finite numbers: {ADVICE}"
+        )
 
 
 def program_bytes(federation: Federation, state: State, pool: Pool, clients: np.ndarray, key: Key) -> int:

@@ -2,7 +2,7 @@
 
 from gi_jax.training.augment import crop_and_flip
 from gi_jax.training.epoch import Epoch, draw_epoch, over_lanes, run_steps
-from gi_jax.training.evaluate import Score, evaluate
+from gi_jax.training.evaluate import Score, evaluate, is_finite
 from gi_jax.training.loop import Diverged, Progress, advance, epoch_ends, step_of, steps_per_epoch, training_keys
 from gi_jax.training.recipe import SCHEDULES, Recipe, Watch, look, watch
 from gi_jax.training.step import Pool, Setup, TrainState, start, train_step
@@ -24,6 +24,7 @@ __all__ = [
     "draw_epoch",
     "epoch_ends",
     "evaluate",
+    "is_finite",
     "look",
     "measure",
     "over_lanes",

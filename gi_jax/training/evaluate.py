@@ -42,6 +42,12 @@ def evaluate(network: Network, params: Params, batch_stats: BatchStats, pool: Po
     return Score(float(losses) / count, int(hits) / count)
 
 
+@jax.jit
+def is_finite(tree) -> jax.Array:
+    """Whether all numbers of a tree of arrays are finite, such as a model before its loss is asked for."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 @partial(jax.jit, static_argnames=("network", "size"))
 def _score(network, params, batch_stats, pool, begin, size):
     images, labels = (jax.lax.dynamic_slice_in_dim(leaf, begin, size) for leaf in (pool.images, pool.labels))
