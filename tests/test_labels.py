@@ -350,6 +350,7 @@ def test_auto_does_not_trust_values_that_a_defense_changed(size, facts, method):
         (1, True, "mixed", "soft"),
         (8, True, "none", "bias_corrected"),
         (8, True, "clipped", "bias_corrected"),
+        (8, True, "pruned", "bias_counts"),
         (8, False, "none", "geng"),
         (8, False, "clipped", "llg"),
     ],

@@ -20,7 +20,7 @@ from gi_jax.attacks.labels.llg import llg
 from gi_jax.attacks.labels.llg_plus import llg_plus
 from gi_jax.attacks.labels.row_minimum import row_minimum
 from gi_jax.attacks.labels.soft import soft
-from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed
+from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Zeroed
 from gi_jax.types import Labels
 
 
@@ -119,7 +119,7 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
       known: facts about the client's defense.
       local: whether it is the mean gradient of several local steps.
     """
-    mixed, clipped = (any(isinstance(fact, kind) for fact in known) for kind in (Mixed, Clipped))
+    mixed, clipped, zeroed = (any(isinstance(fact, kind) for fact in known) for kind in (Mixed, Clipped, Zeroed))
     open_sum = any(isinstance(fact, Mixed) and fact.label_sum is None for fact in known)
     changed = any(not isinstance(fact, Mixed) for fact in known)
     if local and batch_size == 1 and mixed:
@@ -128,6 +128,11 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
         return "bias_sign", "one picture, a bias, several local steps: the label's entry is negative in each of them"
     if local and batch_size == 1:
         return "idlg", "one picture, no bias, several local steps: the label's row opposes all others in each of them"
+    if local and has_bias and zeroed and not clipped:
+        return "bias_counts", (
+            "several pictures, a bias, several local steps, and entries set to zero: its gradient counts them, and a "
+            "class whose entry is missing may be there"
+        )
     if local and has_bias:
         return "bias_corrected", (
             "several pictures, a bias, several local steps: it asks for no probabilities, which change on the way, and "
