@@ -17,9 +17,9 @@ from gi_jax.attacks.labels.bias_counts import REACH
 from gi_jax.attacks.labels.geng import geng
 from gi_jax.checks import InputError
 from gi_jax.experiments.attack import run_attack
-from gi_jax.experiments.labels import label_distribution
+from gi_jax.experiments.labels import _dummies, label_distribution, run_labels
 from gi_jax.experiments.spec import AttackSpec, Execution
-from gi_jax.models import FunctionNetwork
+from gi_jax.models import FunctionNetwork, Normalize
 from gi_jax.objectives.candidate import Candidate
 from gi_jax.threat import RUNNING, Batch, Clipped, Mixed, Noisy, Victim, Zeroed, observe
 
@@ -101,7 +101,29 @@ def test_the_label_of_one_picture_is_exact_by_the_opposing_row(features, bias, c
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_of_two_opposite_rows_the_smaller_sum_is_the_label(label):
-    np.testing.assert_array_equal(found("idlg", make([label], 2, "relu")), counts_of([label], 2))
+    np.testing.assert_array_equal(found("idlg", make([label], 2, "relu", bias=False)), counts_of([label], 2))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_of_two_opposite_rows_the_bias_tells_whatever_the_features(label):
+    for seed in range(8):
+        problem = make([label], 2, "signed", seed=seed)
+        np.testing.assert_array_equal(found("idlg", problem), counts_of([label], 2))
+
+
+def test_of_two_opposite_rows_nothing_tells_without_a_bias_or_a_sign_of_the_features():
+    problem = make([1], 2, "signed", bias=False)
+    with pytest.raises(InputError, match="three classes, or features that are not negative; take labels known"):
+        labels.recover(problem, "auto", dummies_of(problem))
+
+
+@pytest.mark.parametrize("features", ["relu", "signed"])
+def test_a_row_that_was_zeroed_does_not_oppose_the_others(features):
+    problem = make([3], 5, features, bias=False)
+    head = problem.observed["head"]
+    pruned = {**problem.observed, "head": {"kernel": head["kernel"].at[:, :2].set(0)}}
+    problem = dataclasses.replace(problem, observed=pruned)
+    np.testing.assert_array_equal(found("idlg", problem), counts_of([3], 5))
 
 
 SOFT = {
@@ -124,6 +146,31 @@ def test_a_soft_label_is_exact_with_a_bias(features, name):
 def test_a_soft_label_is_close_without_a_bias(features, name):
     problem = make([SOFT[name]], 10, features, bias=False)
     np.testing.assert_allclose(found("soft", problem), SOFT[name], atol=1e-3)
+
+
+def test_a_soft_label_without_a_bias_needs_six_classes():
+    for seed in range(6):
+        label = np.roll([0.65, 0.35, 0, 0, 0, 0], seed)
+        np.testing.assert_allclose(found("soft", make([label], 6, bias=False, seed=seed)), label, atol=1e-3)
+    problem = make([[0.6, 0.4, 0, 0, 0]], 5, bias=False)
+    with pytest.raises(InputError, match="label method 'soft' needs a bias in the head, or six classes; try auto"):
+        labels.recover(problem, "soft", dummies_of(problem))
+
+
+@pytest.mark.parametrize("total", [1.0, 0.7])
+@pytest.mark.parametrize("norm", [1.0, 0.1])
+def test_a_mixed_label_survives_clipping(norm, total):
+    label = total * np.array(SOFT["four mixed"])
+    problem = make([label], 10, defense=defenses.parse(f"clip:norm={norm}"))
+    problem = dataclasses.replace(problem, known=(Mixed(k=4, label_sum=total), *problem.known))
+    np.testing.assert_allclose(labels.recover(problem, "auto", dummies_of(problem)).labels[0], label, atol=1e-5)
+
+
+def test_a_soft_label_that_noise_left_nothing_of_is_its_largest_entry():
+    problem = make([[0.6, 0.4]], 2)
+    head = {**problem.observed["head"], "bias": jnp.array([3.0, 2.0])}
+    noisy = dataclasses.replace(problem, observed={**problem.observed, "head": head}, known=FACTS["noisy"])
+    assert np.isfinite(found("soft", noisy)).all()
 
 
 @pytest.mark.parametrize("features, bias", [("relu", True), ("signed", True), ("relu", False)])
@@ -260,7 +307,7 @@ def test_allocation_gives_the_present_their_picture_first():
     ],
 )
 def test_auto_picks_by_what_the_network_offers_and_says_why(size, bias, mixed, method):
-    problem = make([2] * size, 5, bias=bias)
+    problem = make([2] * size, 6, bias=bias)
     if mixed:
         problem = dataclasses.replace(problem, known=(Mixed(k=2),))
     recovered = labels.recover(problem, "auto", dummies_of(problem))
@@ -293,6 +340,39 @@ def test_auto_does_not_trust_values_that_a_defense_changed(size, facts, method):
     problem = dataclasses.replace(make([2] * size, 5), known=FACTS[facts])
     recovered = labels.recover(problem, "auto", dummies_of(problem))
     assert recovered.method == method and "exact" not in recovered.why
+
+
+@pytest.mark.parametrize(
+    "size, bias, facts, method",
+    [
+        (1, True, "none", "bias_sign"),
+        (1, False, "none", "idlg"),
+        (1, True, "mixed", "soft"),
+        (8, True, "none", "bias_corrected"),
+        (8, True, "clipped", "bias_corrected"),
+        (8, True, "pruned", "bias_counts"),
+        (8, False, "none", "geng"),
+        (8, False, "clipped", "llg"),
+    ],
+)
+def test_auto_after_local_steps_trusts_the_bias_most_and_no_scale_that_clipping_hides(size, bias, facts, method):
+    known = {"none": (), "mixed": (Mixed(k=2),), **FACTS}[facts]
+    name, why = labels.choose(size, has_bias=bias, known=known, local=True)
+    assert name == method and "exact" not in why and "bias" in why
+
+
+@pytest.mark.parametrize("features, method", [("relu", "llg"), ("signed", "geng")])
+def test_auto_without_a_bias_needs_no_scale_under_clipping_where_features_are_not_negative(features, method):
+    problem = make([0, 1, 4], 10, features, bias=False, defense=defenses.parse("clip:norm=0.01"))
+    recovered = labels.recover(problem, "auto", dummies_of(problem))
+    assert recovered.method == method
+    if method == "llg":
+        np.testing.assert_array_equal(recovered.counts, counts_of([0, 1, 4], 10))
+
+
+def test_an_attacker_who_is_told_nothing_is_promised_nothing():
+    _, why = labels.choose(1, has_bias=True)
+    assert why.endswith("exact if no defense changed the gradient")
 
 
 @pytest.mark.parametrize("text", ["clip:norm=0.01", "prune:p=0.9", "sign"])
@@ -403,6 +483,20 @@ def test_a_rank_at_its_limit_is_a_lower_bound():
     assert labels.estimate_num_images(problem) == (HIDDEN, True)
     only_head = dataclasses.replace(problem, observed={"head": problem.observed["head"]})
     assert labels.estimate_num_images(only_head) == (5, True)
+
+
+@pytest.mark.parametrize("view", ["sum", "client"])
+def test_the_rank_of_a_rounded_gradient_is_not_reported(view):
+    spec = AttackSpec(model="mlp", batch_size=1, num_batches=1, view=view, clients=4)
+    assert run_labels(spec, ["bias_counts"])["num_images"] == [{"at_least": 0, "limited": True}]
+
+
+@pytest.mark.parametrize("normalize, shared", [(Normalize.BATCH, True), (Normalize.GIVEN, False)])
+def test_random_pictures_are_shared_where_statistics_do_not_matter(normalize, shared):
+    first = dataclasses.replace(make([0, 1], 4), normalize=normalize, statistics={"mean": jnp.zeros(3)})
+    other = dataclasses.replace(first, statistics={"mean": jnp.ones(3)})
+    one, two, same = _dummies(AttackSpec(), [first, other, first])
+    assert one is same and (one is two) == shared
 
 
 # Scores.

@@ -10,6 +10,8 @@ from gi_jax.attacks import labels
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.victims import dummies_of, encode_victims, make_victims, observe_all, recover_labels
+from gi_jax.models import Normalize
+from gi_jax.threat.problem import same_numbers
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHARED_BY = (1, 2, 4, 8, 16)
@@ -38,16 +40,19 @@ def run_labels(spec: AttackSpec, methods: Sequence[str], data_dir: str | None = 
     problems = observe_all(spec, batches, spec.defenses[0], labels_known=False)
     truth = np.concatenate([np.asarray(victim.labels, np.float64) for victim in batches])
     truth = truth.reshape(len(problems), -1, truth.shape[1]).sum(1)
-    dummies = dummies_of(spec, problems[0])
+    dummies = _dummies(spec, problems)
     rows = []
     for name in listed:
-        missing = labels.unmet(name, problems[0], dummies) if "all" in methods and name != "auto" else []
+        missing = labels.unmet(name, problems[0], dummies[0]) if "all" in methods and name != "auto" else []
         if missing:
             rows.append({"method": name, "why": "", "missing": missing})
         else:
-            found = [recover_labels(spec, problem, name, dummies) for problem in problems]
+            pairs = zip(problems, dummies, strict=True)
+            found = [recover_labels(spec, problem, name, seen) for problem, seen in pairs]
             rows.append(_row(name, found, truth))
-    sizes = [labels.estimate_num_images(problem) for problem in problems]
+    # A sum or a difference of models is rounded, and its rank that of the rounding.
+    rounded = spec.view != "server"
+    sizes = [labels.NumImages(0, True) if rounded else labels.estimate_num_images(problem) for problem in problems]
     return {
         "environment": environment(),
         "network": victims.age,
@@ -56,6 +61,15 @@ def run_labels(spec: AttackSpec, methods: Sequence[str], data_dir: str | None = 
         "num_images": [size._asdict() for size in sizes],
         "methods": rows,
     }
+
+
+def _dummies(spec, problems):
+    """Random pictures for every problem, shared where the network makes the same of them."""
+    first = problems[0]
+    own = first.normalize == Normalize.BATCH  # the statistics that were shared are not used
+    shared = dummies_of(spec, first)
+    alike = [own or same_numbers(problem.statistics, first.statistics) for problem in problems]
+    return [shared if same else dummies_of(spec, one) for one, same in zip(problems, alike, strict=True)]
 
 
 def _row(name, found, truth):

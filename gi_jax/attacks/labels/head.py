@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from gi_jax import checks
-from gi_jax.threat import AttackProblem, Mixed
+from gi_jax.threat import AttackProblem, Clipped, Mixed
 from gi_jax.types import Key, Params
 
 NUM_DUMMIES = 100
@@ -34,7 +34,8 @@ class Head(NamedTuple):
       batch_size: pictures behind the gradient.
       label_sum: s, by which both gradients were divided. Where the adversary is not told, that of one picture is
         s = max_i (bias gradient)_i / p_i, since y_i = s p_i - (bias gradient)_i is 0 for a class that it has nothing
-        of; of several pictures 1.
+        of; of several pictures 1. If one picture's gradient was clipped, and nothing else, that maximum holds the
+        factor of clipping too: the gradients are divided by it, whatever the sum that the adversary is told.
     """
 
     kernel: np.ndarray
@@ -43,6 +44,11 @@ class Head(NamedTuple):
     bias_gradient: np.ndarray | None
     batch_size: int
     label_sum: float = 1.0
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether there is one, and its gradient was sent: one of zero throughout says nothing."""
+        return self.bias is not None and bool(self.bias_gradient.any())
 
     @property
     def features_of_one(self) -> np.ndarray:
@@ -82,22 +88,31 @@ def find_head(problem: AttackProblem) -> Head:
         batch_size=problem.image_shape[0],
     )
     told = all(fact.label_sum is not None for fact in problem.known if isinstance(fact, Mixed))
-    label_sum = float(problem.label_sum) if told else _label_sum(found)
+    label_sum = float(problem.label_sum) if told else _scale(found)
+    scale = _scale(found) if _clipped_only(problem) else label_sum
     return found._replace(
-        kernel_gradient=found.kernel_gradient / label_sum,
-        bias_gradient=None if found.bias_gradient is None else found.bias_gradient / label_sum,
+        kernel_gradient=found.kernel_gradient / scale,
+        bias_gradient=None if found.bias_gradient is None else found.bias_gradient / scale,
         label_sum=label_sum,
     )
 
 
-def _label_sum(head):
-    """Of one picture's label, from its likelier half of classes, if it has nothing of one of them; see `Head`."""
-    if head.batch_size > 1 or head.bias is None or not head.bias_gradient.any():
+def _clipped_only(problem):
+    """Whether clipping alone changed the gradient, and a label has nothing of some class."""
+    facts = [fact for fact in problem.known if not isinstance(fact, Mixed)]
+    pictures = max([fact.k for fact in problem.known if isinstance(fact, Mixed)], default=1)
+    clipped = bool(facts) and all(isinstance(fact, Clipped) for fact in facts)
+    return clipped and problem.local is None and problem.num_classes > pictures
+
+
+def _scale(head):
+    """Of one picture's gradient, from its likelier half of classes, if it has nothing of one of them; see `Head`."""
+    if head.batch_size > 1 or not head.has_bias:
         return 1.0
     probabilities = softmax(head.features_of_one @ head.kernel + head.bias)
     likely = np.argsort(probabilities)[-max(2, len(probabilities) // 2) :]
-    label_sum = np.max(head.bias_gradient[likely] / probabilities[likely])
-    return float(min(label_sum, 1.0)) if label_sum > 0 else 1.0
+    scale = np.max(head.bias_gradient[likely] / probabilities[likely])
+    return float(min(scale, 1.0)) if scale > 0 else 1.0
 
 
 @jax.jit
@@ -120,7 +135,8 @@ def simulate(
 ) -> LazyDummies:
     """Probabilities and features of at least `num_images` random pictures, in batches of the size of a client's.
 
-    They do not depend on the observed gradient: methods, and problems of one model and batch size, may share them.
+    They do not depend on the observed gradient: methods may share them, and problems of one model and batch size whose
+    statistics are equal or not used.
 
     Args:
       problem: for its network.

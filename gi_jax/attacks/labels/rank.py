@@ -15,7 +15,7 @@ class NumImages(NamedTuple):
     """An estimate of the batch size.
 
     Attributes:
-      at_least: the largest rank of a linear layer's gradient; never too large where no defense changed single entries.
+      at_least: the largest rank of a linear layer's gradient; never too large where nothing changed single entries.
       limited: whether that rank is as large as the layer allows, so that there may be more.
     """
 
@@ -30,7 +30,8 @@ def estimate_num_images(problem: AttackProblem) -> NumImages:
     inputs, outputs, and for the head one less than the classes, because its columns sum to zero.
 
     Args:
-      problem: the observed gradient.
+      problem: the observed gradient, as a client sent it. A sum under secure aggregation and the difference of two
+        models are rounded far more coarsely than by `TOLERANCE`: their rank is that of the rounding.
 
     Returns:
       The estimate; (0, True) if no layer is linear; under a defense that is known to change entries one by one, which

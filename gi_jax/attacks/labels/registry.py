@@ -20,7 +20,7 @@ from gi_jax.attacks.labels.llg import llg
 from gi_jax.attacks.labels.llg_plus import llg_plus
 from gi_jax.attacks.labels.row_minimum import row_minimum
 from gi_jax.attacks.labels.soft import soft
-from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed
+from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Zeroed
 from gi_jax.types import Labels
 
 
@@ -37,14 +37,28 @@ NEEDS: dict[str, Callable[[AttackProblem, LazyDummies], bool]] = {
     "one picture": lambda problem, dummies: problem.image_shape[0] == 1,
     "no more pictures than classes": lambda problem, dummies: problem.image_shape[0] <= problem.num_classes,
     "a bias in the head": lambda problem, dummies: find_head(problem).bias is not None,
+    "a bias in the head, or six classes": lambda problem, dummies: (
+        find_head(problem).has_bias or problem.num_classes >= 6
+    ),
+    "a bias in the head, three classes, or features that are not negative": lambda problem, dummies: (
+        find_head(problem).has_bias or problem.num_classes >= 3 or bool(dummies().features.min() >= 0)
+    ),
     "features that are not negative": lambda problem, dummies: bool(dummies().features.min() >= 0),
 }
 """What a method may ask for."""
 
 METHODS = {
-    "idlg": Method(idlg, ("one picture",), "the row that opposes all others", "Zhao et al. 2020, arXiv 2001.02610"),
+    "idlg": Method(
+        idlg,
+        ("one picture", "a bias in the head, three classes, or features that are not negative"),
+        "the row that opposes all others",
+        "Zhao et al. 2020, arXiv 2001.02610",
+    ),
     "soft": Method(
-        soft, ("one picture",), "one hard or mixed label, exact with a bias", "from the gradient's two lines"
+        soft,
+        ("one picture", "a bias in the head, or six classes"),
+        "one hard or mixed label, exact with a bias",
+        "from the gradient's two lines",
     ),
     "row_minimum": Method(
         row_minimum,
@@ -105,24 +119,47 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
       known: facts about the client's defense.
       local: whether it is the mean gradient of several local steps.
     """
-    mixed, clipped = (any(isinstance(fact, kind) for fact in known) for kind in (Mixed, Clipped))
+    mixed, clipped, zeroed = (any(isinstance(fact, kind) for fact in known) for kind in (Mixed, Clipped, Zeroed))
     open_sum = any(isinstance(fact, Mixed) and fact.label_sum is None for fact in known)
     changed = any(not isinstance(fact, Mixed) for fact in known)
+    if local and batch_size == 1 and mixed:
+        return "soft", "one mixed picture, several local steps: its label as if they were one, with a bias or without"
+    if local and batch_size == 1 and has_bias:
+        return "bias_sign", "one picture, a bias, several local steps: the label's entry is negative in each of them"
     if local and batch_size == 1:
-        return "idlg", "one picture, several local steps: the label's row opposes all others in each of them"
+        return "idlg", "one picture, no bias, several local steps: the label's row opposes all others in each of them"
+    if local and has_bias and zeroed and not clipped:
+        return "bias_counts", (
+            "several pictures, a bias, several local steps, and entries set to zero: its gradient counts them, and a "
+            "class whose entry is missing may be there"
+        )
+    if local and has_bias:
+        return "bias_corrected", (
+            "several pictures, a bias, several local steps: it asks for no probabilities, which change on the way, and "
+            "for no scale"
+        )
+    if clipped and not has_bias and batch_size > 1:
+        return "llg", (
+            "several pictures, no bias, and clipping: row sums, with no scale, which clipping hides; geng, which needs "
+            "it, where features are negative"
+        )
     if local:
         return "geng", (
-            "several local steps: row sums, with random pictures seen by the models before and after them, since "
+            "no bias, several local steps: row sums, with random pictures seen by the models before and after them, as "
             "probabilities and features change on the way"
         )
     if batch_size == 1 and has_bias and changed and not mixed:
         return "bias_sign", "one picture, a bias, and a defense that changes values: the lowest of them is the label's"
     if batch_size == 1 and has_bias:
-        return "soft", f"one picture and a bias: its label, hard or mixed{'' if changed or open_sum else ', is exact'}"
+        exact = "" if changed or open_sum else ", is exact if no defense changed the gradient"
+        return "soft", f"one picture and a bias: its label, hard or mixed{exact}"
     if batch_size == 1 and mixed:
         return "soft", "one mixed picture, no bias: the size of its features is searched for"
     if batch_size == 1:
-        return "idlg", "one picture, no bias: the label's row opposes all others, whatever the sign of the features"
+        return "idlg", (
+            "one picture, no bias: the label's row opposes all others, of three classes or more whatever the sign of "
+            "the features"
+        )
     if mixed and has_bias and not clipped:
         return "bias_counts", (
             "several mixtures and a bias: its gradient counts classes; which mixture has which is not told apart, so "
@@ -159,14 +196,16 @@ def recover(
     """
     checks.one_of("label method", method, ["auto", *METHODS])
     head = find_head(problem)
-    why = ""
+    why, instead = "", "try auto"
     if method == "auto":
         local = problem.local is not None
-        has_bias = head.bias is not None and bool(head.bias_gradient.any())  # one that was not sent says nothing
-        method, why = choose(head.batch_size, has_bias=has_bias, known=problem.known, local=local)
+        method, why = choose(head.batch_size, has_bias=head.has_bias, known=problem.known, local=local)
+        instead = "take labels known or optimize"
+        if method == "llg" and unmet(method, problem, dummies):
+            method = "geng"
     missing = unmet(method, problem, dummies)
     if missing:
-        raise checks.InputError(f"label method {method!r} needs {' and '.join(missing)}; try auto")
+        raise checks.InputError(f"label method {method!r} needs {' and '.join(missing)}; {instead}")
     estimate = METHODS[method].estimate
     if method == "geng":
         estimate = partial(geng, dummies_after=dummies_after)

@@ -14,7 +14,8 @@ def soft(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
 
     The kernel's gradient is the outer product of features and bias gradient, so the features follow by division, and
     the probabilities p from them. Without a bias the size of the features is searched for, so that the lower half of
-    the label's entries are equal, as they are for mixtures of up to half of the classes and for smoothed labels.
+    the label's entries are equal, as they are for mixtures of up to half of the classes and for smoothed labels. Of
+    fewer than six classes that is two entries, which other sizes make equal, too.
 
     Args:
       problem: one picture.
@@ -25,10 +26,11 @@ def soft(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     """
     del dummies
     head = find_head(problem)
-    usable = head.bias is not None and head.bias_gradient.any()
-    label = _by_the_bias(head) if usable else _by_search(head)
-    label = np.clip(label, 0, 1)
-    return label / label.sum()
+    label = _by_the_bias(head) if head.has_bias else _by_search(head)
+    shares = np.clip(label, 0, 1)
+    if not shares.any():  # noise
+        return np.eye(len(label))[np.argmax(label)]
+    return shares / shares.sum()
 
 
 def _by_the_bias(head: Head) -> np.ndarray:
@@ -47,7 +49,7 @@ def _by_search(head: Head) -> np.ndarray:
         return softmax(np.outer(1 / u, row @ head.kernel) + bias) - np.outer(u, along)
 
     def spread(u):
-        return np.sort(labels(u), axis=1)[:, : max(2, len(rows) // 2)].var(1)
+        return np.sort(labels(u), axis=1)[:, : max(2, len(rows) // 2)].var(1) / u**2  # else low near u = 0
 
     sizes = np.geomspace(1e-3, 1, 2000)
     grid = np.concatenate([-sizes[::-1], sizes])
