@@ -288,6 +288,28 @@ def test_a_lane_that_starts_broken_is_never_chosen():
     assert found.alive[found.restart] and np.all(np.isfinite(found.images))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Fails:
+    """NaN at a weight above 0."""
+
+    weight: jax.Array | float = 1.0
+
+    def __call__(self, problem, candidate, update):
+        return jnp.where(self.weight > 0, jnp.nan, 0.0)
+
+
+def test_what_never_had_a_finite_loss_is_no_reconstruction():
+    parts = {"matching": GradientMatching(), "fails": Fails(weight=jnp.array([0.0, 1.0]))}
+    states, _ = run(GradientDescent(objective=Objective(parts=parts), num_steps=3, optimize_labels=True))
+    assert np.all(np.isfinite(states.best.images))
+    ((found, lost),) = reconstructions(stack([problem_of()]), states)
+    assert np.all(np.isfinite(found.images)) and np.all(np.isfinite(found.labels))
+    assert lost.loss == np.inf and not lost.alive.any()
+    assert np.all(np.isnan(lost.images)) and np.all(np.isnan(lost.labels)) and np.all(np.isnan(lost.spread))
+    assert lost.images.dtype == np.float32
+
+
 # Programs.
 
 

@@ -181,8 +181,9 @@ class Reconstruction(NamedTuple):
     """What an attack returns for one victim, best restart by the attacker's own loss first.
 
     Attributes:
-      images: pictures [n, h, w, c] in [0, 1].
-      labels: class probabilities [n, num_classes] that go with them, or None if the problem knows none.
+      images: pictures [n, h, w, c] in [0, 1]; NaN if no evaluation was finite: a random start is no reconstruction.
+      labels: class probabilities [n, num_classes] that go with them, or None if the problem knows none; NaN like the
+        pictures if they were optimized.
       loss: the attacker's objective at its guess, infinite if no evaluation was finite. That is `images` before they
         were clipped, where an attack is not boxed, such as `dlg`.
       restart: which restart it was.
@@ -215,6 +216,8 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
     known = jax.device_get(problems.labels)
     if (copies := problems.copies) > 1:
         images, probabilities = _merged(problems, images, probabilities, copies)
+    images = _evaluated(images, losses)
+    probabilities = None if probabilities is None else _evaluated(probabilities, losses)
 
     def best(victim, point):
         restart = int(losses[victim, point].argmin())
@@ -234,6 +237,11 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
 
     victims, points = losses.shape[:2]
     return [[best(victim, point) for point in range(points)] for victim in range(victims)]
+
+
+def _evaluated(guesses, losses):
+    """Guesses [victims, points, restarts, ...], NaN where no loss [victims, points, restarts] was finite."""
+    return np.where(np.isfinite(losses).reshape(losses.shape + (1,) * (guesses.ndim - 3)), guesses, np.float32(np.nan))
 
 
 def _merged(problems, images, probabilities, copies):

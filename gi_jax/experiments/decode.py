@@ -257,7 +257,7 @@ def decode(
                 continue
             for decoder in ("sign-aware" if mixing.flipped else "least squares", "paper"):
                 on_report(f"{run.defense}, {source} encodings, decoder {decoder}")
-                images = _decoded(decoder, encodings, run, pool, mixing.flipped, seed)
+                images = _decoded(decoder, encodings, run.mapping, run.public, pool, mixing.flipped, seed)
                 block = {"defense": run.defense, "decoder": decoder, "encodings": source}
                 block |= {} if source == "true" else {"labels": {"from": run.labels}}
                 block |= {"count": len(encodings), "images": _score(pool, images)}
@@ -274,21 +274,27 @@ def decode(
     return DecodeOutcome(result, pool, shown, decoded)
 
 
-def _decoded(decoder, encodings, run, pool, flipped, seed):
-    """Pictures [N, h, w, c] in [0, 1]."""
+def _decoded(decoder, encodings, mapping, public, pool, flipped, seed):
+    """Pictures [N, h, w, c] in [0, 1], from the encodings that were recovered at all; NaN if none was."""
     size = len(pool.images)
+    usable = np.isfinite(encodings).all(axis=(1, 2, 3))
+    if not usable.any():
+        return np.full_like(pool.images, np.nan)
+    if not usable.all():
+        encodings, mapping = jax.tree.map(lambda leaf: leaf[usable], (encodings, mapping))
     if decoder == "paper":
-        return np.asarray((decode_paper(encodings, run.mapping, size, flipped=flipped) + 1) / 2)
+        return np.asarray((decode_paper(encodings, mapping, size, flipped=flipped) + 1) / 2)
     if flipped:
         key = key_of(seed, Stream.DECODER)
-        images = decode_instahide(key, encodings, run.mapping, size, pool.space, public=run.public)
+        images = decode_instahide(key, encodings, mapping, size, pool.space, public=public)
     else:
-        images = decode_mixup(encodings, run.mapping, size, public=run.public)
+        images = decode_mixup(encodings, mapping, size, public=public)
     return np.asarray(pool.space.denormalize(images))
 
 
 def _score(pool, images):
     rows = metrics.score(pool.images, images, metrics.nets_for(images.shape[1:]))
     for row, name, found in zip(rows, pool.names, metrics.correlation(pool.images, images).tolist(), strict=True):
-        row |= {"label": name, "correlation": found, "correlation_any_sign": abs(found)}
+        found = found if np.isfinite(found) else None
+        row |= {"label": name, "correlation": found, "correlation_any_sign": found and abs(found)}
     return rows
