@@ -310,6 +310,29 @@ def test_what_never_had_a_finite_loss_is_no_reconstruction():
     assert lost.images.dtype == np.float32
 
 
+def test_a_launch_ends_with_the_longest_lane_that_lives():
+    short, long = {"num_steps": 4}, {"num_steps": 50, "learning_rate": jnp.nan}
+    problems, states = begin(swept_attack(short, short), restarts=1)
+    attack = swept_attack(short, long)
+    looks = list(advance(attack, problems, states, chunk=2))
+    states, _ = looks[-1]
+    assert states.alive[0, :, 0].tolist() == [True, False] and states.step[0, :, 0].tolist() == [4, 1]
+    assert [progress.step for _, progress in looks] == [2, 4, 4]  # the last one looks
+    assert [progress.step for _, progress in advance(attack, problems, states, chunk=2)] == [4]
+
+
+def test_a_longest_lane_that_breaks_late_ends_the_launch_and_a_resumed_one():
+    short, long = {"num_steps": 4}, {"num_steps": 50}
+    attack = swept_attack(short, long)
+    looks = advance(attack, *begin(attack, restarts=1), chunk=8)
+    states, _ = next(looks)
+    states = states._replace(candidate=states.candidate._replace(images=states.candidate.images.at[0, 1].set(jnp.nan)))
+    for _ in range(2):
+        looks = advance(attack, stack([problem_of()]), states, chunk=8)
+        ((states, progress),) = looks
+        assert progress.step == 8 and progress.alive[0, :, 0].tolist() == [True, False]
+
+
 # Programs.
 
 
