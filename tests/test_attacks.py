@@ -288,6 +288,51 @@ def test_a_lane_that_starts_broken_is_never_chosen():
     assert found.alive[found.restart] and np.all(np.isfinite(found.images))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Fails:
+    """NaN at a weight above 0."""
+
+    weight: jax.Array | float = 1.0
+
+    def __call__(self, problem, candidate, update):
+        return jnp.where(self.weight > 0, jnp.nan, 0.0)
+
+
+def test_what_never_had_a_finite_loss_is_no_reconstruction():
+    parts = {"matching": GradientMatching(), "fails": Fails(weight=jnp.array([0.0, 1.0]))}
+    states, _ = run(GradientDescent(objective=Objective(parts=parts), num_steps=3, optimize_labels=True))
+    assert np.all(np.isfinite(states.best.images))
+    ((found, lost),) = reconstructions(stack([problem_of()]), states)
+    assert np.all(np.isfinite(found.images)) and np.all(np.isfinite(found.labels))
+    assert lost.loss == np.inf and not lost.alive.any()
+    assert np.all(np.isnan(lost.images)) and np.all(np.isnan(lost.labels)) and np.all(np.isnan(lost.spread))
+    assert lost.images.dtype == np.float32
+
+
+def test_a_launch_ends_with_the_longest_lane_that_lives():
+    short, long = {"num_steps": 4}, {"num_steps": 50, "learning_rate": jnp.nan}
+    problems, states = begin(swept_attack(short, short), restarts=1)
+    attack = swept_attack(short, long)
+    looks = list(advance(attack, problems, states, chunk=2))
+    states, _ = looks[-1]
+    assert states.alive[0, :, 0].tolist() == [True, False] and states.step[0, :, 0].tolist() == [4, 1]
+    assert [progress.step for _, progress in looks] == [2, 4, 4]  # the last one looks
+    assert [progress.step for _, progress in advance(attack, problems, states, chunk=2)] == [4]
+
+
+def test_a_longest_lane_that_breaks_late_ends_the_launch_and_a_resumed_one():
+    short, long = {"num_steps": 4}, {"num_steps": 50}
+    attack = swept_attack(short, long)
+    looks = advance(attack, *begin(attack, restarts=1), chunk=8)
+    states, _ = next(looks)
+    states = states._replace(candidate=states.candidate._replace(images=states.candidate.images.at[0, 1].set(jnp.nan)))
+    for _ in range(2):
+        looks = advance(attack, stack([problem_of()]), states, chunk=8)
+        ((states, progress),) = looks
+        assert progress.step == 8 and progress.alive[0, :, 0].tolist() == [True, False]
+
+
 # Programs.
 
 

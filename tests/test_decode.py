@@ -10,7 +10,7 @@ import pytest
 from problems import QUICK, SPACE, pictures
 
 from gi_jax import data
-from gi_jax.attacks.decode import align_signs, decode_instahide, decode_mixup, decode_paper
+from gi_jax.attacks.decode import align_signs, decode_instahide, decode_mixup, decode_paper, sign_decided
 from gi_jax.defenses.batch import inter_instahide, intra_instahide, mixup
 from gi_jax.metrics import correlation
 from gi_jax.threat import ImageSpace
@@ -101,6 +101,26 @@ def test_fewer_encodings_than_pictures_give_the_smallest_pictures_that_explain_t
     decoded = decode_mixup(encodings, mapping, len(images))
     np.testing.assert_allclose(mapping.mix(decoded), encodings, atol=1e-3)
     assert jnp.linalg.norm(decoded) < jnp.linalg.norm(images)
+
+
+def test_mixup_of_as_many_encodings_as_pictures_is_decoded_where_they_tell():
+    images = jax.random.normal(jax.random.key(3), (500, 2, 2, 3))
+    keys = jax.random.split(jax.random.key(2), 1)  # its smallest singular value is 6e-4 of the largest
+    encoded = jax.jit(jax.vmap(lambda key: mixup(4)(key, images, jnp.zeros((500, 1)), None)))(keys)
+    encodings, mapping = jax.tree.map(lambda leaf: leaf[0], (encoded.images, encoded.mapping))
+    np.testing.assert_allclose(decode_mixup(encodings, mapping, 500), images, atol=5e-3)
+
+
+def test_a_sign_that_nothing_tells_is_that_of_the_brighter_pictures():
+    images, space = smooth()
+    images = 0.2 * images + jnp.float32(0.05)  # inside the box with both signs
+    for sign in (1, -1):
+        assert not sign_decided(sign * images, space)
+        encodings, mapping = encode_epochs(intra_instahide(4), sign * images, 10)
+        for seed in range(4):
+            decoded = decode_instahide(jax.random.key(seed), encodings, mapping, 24, space)
+            assert mean_correlation(decoded, images * jnp.sign(images.sum())) > 0.9
+    assert sign_decided(smooth()[0], space)
 
 
 def test_a_ridge_solves_its_equation():

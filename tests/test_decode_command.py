@@ -9,7 +9,7 @@ from PIL import Image
 from gi_jax import cli
 from gi_jax.checks import InputError
 from gi_jax.defenses.batch import encode
-from gi_jax.experiments.decode import DecodeSpec, encode_pool, read_attack
+from gi_jax.experiments.decode import DecodeSpec, decode, encode_pool, read_attack
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.victims import encode_victims, make_victims
 
@@ -97,6 +97,14 @@ def test_recovered_encodings_are_decoded_beside_the_floor(attacked, tmp_path, ca
     recovered, floor = runs[4], runs[6]
     assert floor["summary"]["correlation"]["mean"] > 0.99
     assert recovered["summary"]["correlation"]["mean"] < floor["summary"]["correlation"]["mean"]
+
+
+@pytest.mark.parametrize("defense", ["mixup:k=2", "intra_instahide:k=2"])
+def test_encodings_that_were_not_recovered_are_left_out(defense):
+    pool, (run,) = encode_pool(DecodeSpec(first=1, image_size=8, encodings=12, defenses=(defense,)))
+    block, *_ = decode(pool, [run._replace(recovered=run.true.at[3].set(np.nan))]).result["runs"]
+    summary = block["summary"]["correlation_any_sign"]
+    assert block["encodings"] == "recovered" and summary["failed"] == 0 and summary["mean"] > 0.98
 
 
 def test_encodings_of_an_attack_that_was_replaced_are_gone(tmp_path, capsys):

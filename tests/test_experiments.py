@@ -13,16 +13,19 @@ from problems import QUICK, TinyNet, toy_problem, toy_victim
 from gi_jax import attacks
 from gi_jax.attacks import loop
 from gi_jax.checks import InputError
-from gi_jax.experiments import checkpoint
+from gi_jax.experiments import checkpoint, session
 from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.confidence import predictive_power
+from gi_jax.experiments.decode import decode
 from gi_jax.experiments.plan import lanes_per_launch, make_attack
 from gi_jax.experiments.scoring import threat_words, words_of_statistics
 from gi_jax.experiments.session import Session
 from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.store import Store
 from gi_jax.experiments.streams import Stream, key_of
 from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, observe_all, reference_box
-from gi_jax.objectives import Candidate, GradientMatching
+from gi_jax.objectives import Candidate, GradientMatching, Objective, SquaredNorm, TotalVariation
+from gi_jax.reports.picture import draw
 from gi_jax.threat import RUNNING, THREATS, ImageSpace, Mixed
 
 SMALL = AttackSpec(steps=20, num_batches=3, defenses=("none", "prune:p=0.9"))
@@ -397,6 +400,33 @@ def test_lanes_shrink_with_the_picture(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 4 * 512  # each of them is filled
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_attack_that_diverges_is_failed_and_no_defense(tmp_path, monkeypatch):
+    def diverging(spec):
+        objective = Objective(parts={"tv": TotalVariation(weight=1e38), "l2": SquaredNorm(weight=3e38)})
+        return dataclasses.replace(make_attack(spec), objective=objective)
+
+    monkeypatch.setattr(session, "make_attack", diverging)
+    spec = dataclasses.replace(SMALL, num_batches=2, restarts=2, defenses=("none", "mixup:k=2"), labels="optimize")
+    outcome = run_attack(spec, tmp_path)
+    for block in outcome.result["runs"]:
+        psnr = block["summary"]["psnr"]
+        assert psnr["mean"] is None and (psnr["count"], psnr["failed"]) == (0, len(block["images"]))
+        assert block["labels"]["count_overlap"] == 0
+    decoded = decode(outcome.pool, outcome.encoded)
+    assert [block["summary"]["correlation"]["mean"] is None for block in decoded.result["runs"]] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    json.dumps([outcome.result, decoded.result], allow_nan=False)
+    runs = outcome.result["runs"]
+    pictures = outcome.originals, outcome.reconstructions
+    draw(tmp_path / "found.png", *pictures, runs, outcome.class_names, outcome.encodings)
+    Store(tmp_path).save_pictures("found", outcome.reconstructions[0])
 
 
 def test_result_is_plain_json_with_every_promised_field(whole):

@@ -530,6 +530,12 @@ def test_optimized_labels_are_scored_as_what_they_say():
     assert 0.95 < metrics.label_overlaps(unsure, mixed)["count_overlap"] < 1.0
 
 
+def test_labels_of_a_failed_attack_are_none():
+    hard, lost = np.eye(3)[[0, 0, 1]], np.full((3, 3), np.nan)
+    for truth in (hard, (hard + np.roll(hard, 1, axis=1)) / 2):
+        assert metrics.label_overlaps(lost, truth) == {"set_overlap": 0.0, "count_overlap": 0.0}
+
+
 def test_the_distribution_of_labels_is_that_of_all_batches():
     classes = [0, 0, 0, 0, 1, 1, 2]
     (row,) = label_distribution(counts_of(classes, 4), batch_sizes=(4, 100))

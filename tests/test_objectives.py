@@ -187,6 +187,15 @@ def test_total_variation_of_a_rectangle_counts_its_own_neighbors():
     np.testing.assert_allclose(total_variation(jnp.asarray(images)), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 1, 3), (2, 1, 4, 3), (2, 4, 1, 3)])
+def test_total_variation_is_0_along_an_axis_of_one_pixel(shape):
+    images = jnp.float32(np.random.default_rng(0).random(shape))
+    expected = sum(np.abs(np.diff(images, axis=axis)).mean() for axis in (1, 2) if shape[axis] > 1)
+    np.testing.assert_allclose(total_variation(images), expected, rtol=1e-5)
+    assert total_variation(images, isotropic=True) == 0
+    assert np.isfinite(jax.grad(total_variation)(images)).all()
+
+
 def test_isotropic_lies_between_anisotropic_and_its_root_half():
     for seed in range(5):
         images = jnp.float32(np.random.default_rng(seed).random((2, 8, 8, 3)))

@@ -93,6 +93,12 @@ def test_out_of_memory_halves_the_launches(tmp_path, monkeypatch):
     np.testing.assert_allclose(whole.reconstructions[0], halved.reconstructions[0], atol=2e-3)
 
 
+def test_numpy_says_in_words_of_its_own_that_memory_is_too_small():
+    with pytest.raises(MemoryError) as caught:
+        np.empty(2**56)
+    assert plan.is_out_of_memory(caught.value) and not plan.is_out_of_memory(ValueError("slope"))
+
+
 def test_programs_are_made_to_fit_a_stated_memory(tmp_path, monkeypatch):
     sizes, program_bytes = [], attacks.program_bytes
 

@@ -172,6 +172,41 @@ def test_networks_and_batches_that_cannot_be_walked_back(model, n, message):
         attacks.reconstruct(attacks.create("rgap"), toy_problem(toy_victim(model, n=n), RUNNING), jax.random.key(0))
 
 
+def test_more_unknowns_than_memory_holds_are_refused_before_anything_is_allocated(monkeypatch):
+    monkeypatch.setattr(rgap, "MOST_UNKNOWNS", 250)
+    monkeypatch.setattr(rgap, "analyze", None)
+    with pytest.raises(InputError, match=r"R-GAP at block1: an input of 5 x 5 x 12 is 300 unknowns.*image_size"):
+        attacks.reconstruct(attacks.create("rgap"), toy_problem(victim_of(stages=SMALL), RUNNING), jax.random.key(0))
+    network = create("rgap_cnn", 4)
+    with pytest.raises(InputError, match=r"R-GAP at block0: an input of 224 x 224 x 3 is 150528 unknowns.* 169 GiB"):
+        rgap._check_sizes(network, (1, 224, 224, 3))
+
+
+@pytest.mark.parametrize("slope", [0.0, -0.2])
+def test_activations_that_are_not_one_to_one_are_refused(slope):
+    problem = toy_problem(victim_of(stages=SMALL, slope=slope), RUNNING)
+    with pytest.raises(InputError, match=f"slope={slope:g}.*expected a slope above 0"):
+        attacks.reconstruct(attacks.create("rgap"), problem, jax.random.key(0))
+
+
+@pytest.mark.parametrize("error", [np.linalg.LinAlgError("singular"), ValueError("infs"), MemoryError("full")])
+def test_a_victim_that_fails_spoils_no_other(error, monkeypatch):
+    victim = victim_of(stages=SMALL)
+    problem, recover = toy_problem(victim, RUNNING), rgap.recover
+    silent = {**problem.observed, "head": jax.tree.map(jnp.zeros_like, problem.observed["head"])}
+
+    def failing(network, params, observed, shape):
+        if not np.any(observed["head"]["bias"]):
+            raise error
+        return recover(network, params, observed, shape)
+
+    monkeypatch.setattr(rgap, "recover", failing)
+    problems = [problem, dataclasses.replace(problem, observed=silent)]
+    (found,), (lost,) = attacks.reconstruct_all(attacks.create("rgap"), problems, jax.random.key(0))
+    assert psnr(found.images, victim.images)[0] > 60
+    assert np.all(np.isnan(lost.images)) and lost.loss == np.inf
+
+
 def test_heads_without_an_answer_are_named():
     problem = toy_problem(victim_of(stages=SMALL), RUNNING)
     silent = {**problem.observed, "head": jax.tree.map(jnp.zeros_like, problem.observed["head"])}

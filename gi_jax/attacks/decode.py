@@ -21,6 +21,9 @@ from gi_jax.objectives.kinks import absolute
 from gi_jax.threat import ImageSpace, Mapping
 from gi_jax.types import Images, Key
 
+SMALLEST = 1e-5
+"""Singular values below it, relative to the largest, are none: float32 rounds those of a matrix to about 1e-6."""
+
 RELAXATION = 0.75
 """Of the averaged reflections: 1 wanders forever, 0 stops at the next local minimum."""
 
@@ -96,7 +99,8 @@ def decode_mixup(
 ) -> Images:
     """The pictures of least squared error: argmin_x |y - W x|^2 + ridge |x|^2.
 
-    Exact for true encodings as soon as W has rank N; of fewer encodings the solution of smallest norm. Dense: n x N.
+    Exact for true encodings as soon as W has rank N by more than rounding (`SMALLEST`); of fewer encodings the solution
+    of smallest norm. Dense: n x N. Where W only just has rank N, noise on encodings is amplified: it takes a ridge.
 
     Args:
       encodings: [n, h, w, c] in the network's units, true ones or those that an attack recovered.
@@ -109,9 +113,7 @@ def decode_mixup(
       [N, h, w, c] in the network's units.
     """
     weights, offset = _system(encodings, mapping, num_pictures, public)
-    augmented = jnp.concatenate([weights, jnp.sqrt(ridge) * jnp.eye(num_pictures)])
-    inverse = jnp.linalg.pinv(augmented)[:, : len(weights)]
-    values = inverse @ (encodings.reshape(len(encodings), -1) - offset)
+    values = _inverse(weights, ridge) @ (encodings.reshape(len(encodings), -1) - offset)
     return values.reshape(num_pictures, *encodings.shape[1:])
 
 
@@ -133,7 +135,8 @@ def decode_instahide(
     {z: |z| = |y|}, from random starts; the one that fits best is kept. Nothing tells x from -x at a value for all
     pictures together, but neighboring values of natural pictures go together: signs are carried along the maximum
     spanning tree of the correlations over pictures, between neighbors in space and color. The one sign that is left is
-    that with which the pictures fit the box of valid ones. Public pictures that are known leave no ambiguity at all.
+    that with which the pictures fit the box of valid ones; where both fit, nothing tells, and the brighter pictures are
+    returned, which may be the negatives (`sign_decided`). Public pictures that are known leave no ambiguity at all.
 
     Args:
       key: of the starts.
@@ -155,8 +158,27 @@ def decode_instahide(
     if public is not None:
         return images
     images = images * align_signs(np.asarray(images))[None]
-    outside = [float(jnp.sum(jnp.abs(signed - space.clip(signed)))) for signed in (images, -images)]
-    return images if outside[0] <= outside[1] else -images
+    if sign_decided(images, space):
+        return images if _outside(images, space) < _outside(-images, space) else -images
+    return images if jnp.sum(images) >= 0 else -images
+
+
+def sign_decided(images: Images, space: ImageSpace) -> bool:
+    """Whether the box of valid pictures tells pictures [n, h, w, c] in the network's units from their negatives."""
+    rounding = 1e-6 * float(jnp.sum(jnp.abs(images)))
+    return abs(_outside(images, space) - _outside(-images, space)) > rounding
+
+
+def _outside(images, space):
+    """How far pictures are outside of the box, in all."""
+    return float(jnp.sum(jnp.abs(images - space.clip(images))))
+
+
+def _inverse(weights, ridge=0.0):
+    """(W^T W + ridge)^-1 W^T [N, n], in the directions that W [n, N] has."""
+    left, values, right = jnp.linalg.svd(weights, full_matrices=False)
+    values = jnp.where(values > SMALLEST * values[0], values, jnp.inf)
+    return (right.T / (values + ridge / values)[None]) @ left.T
 
 
 def _system(encodings, mapping, num_pictures, public):
@@ -171,7 +193,7 @@ def _system(encodings, mapping, num_pictures, public):
 def _retrieve(key, weights, offset, magnitude, num_steps, num_restarts):
     """x [N, values] of smallest | |W x + offset| - magnitude | over all starts, value by value."""
     basis, _ = jnp.linalg.qr(weights)
-    inverse = jnp.linalg.pinv(weights)
+    inverse = _inverse(weights)
 
     def nearest_mixture(z):
         return basis @ (basis.T @ (z - offset)) + offset

@@ -88,7 +88,7 @@ class Progress(NamedTuple):
     """One row of the history: what the lanes of a launch look like between two chunks.
 
     Attributes:
-      step: how many steps are done.
+      step: how many steps are done, by the lane that took most.
       loss, best_loss: [victims, points, restarts].
       parts: name to [victims, points, restarts], unweighted.
       alive: [victims, points, restarts]; False where a lane was frozen by a value that is not finite.
@@ -147,7 +147,8 @@ def advance(
 ) -> Iterator[tuple[AttackState, Progress]]:
     """Runs the lanes to their end, yielding after each chunk of steps; neither checks nor adapts, see `start`.
 
-    After the last step one more evaluation takes place, so that the best candidate may be the last one.
+    After the last step one more evaluation takes place, so that the best candidate may be the last one. The end is that
+    of the longest lane that lives, where `num_steps` is swept.
 
     Args:
       attack: see `Attack`.
@@ -161,28 +162,33 @@ def advance(
     """
     checks.positive(chunk=chunk)
     attack = _as_arrays(attack)
-    num_steps = int(jnp.max(attack.num_steps))
-    evaluations = num_steps + 1  # the last one only looks
-    done = int(jnp.max(states.step))
-    while done < evaluations:
-        count = min(chunk, evaluations - done)
+    num_steps, steps, alive = jax.device_get((attack.num_steps, states.step, states.alive))
+    done, reached = int(steps.max()), False
+    while not reached:
+        count = max(1, min(chunk, _evaluations(num_steps, alive) - done))
         states = _advance(attack, problems, states, jnp.int32(count))
         done += count
-        loss, best_loss, alive, parts = jax.device_get(
-            (states.info.loss, states.best_loss, states.alive, states.info.parts)
+        steps, loss, best_loss, alive, parts = jax.device_get(
+            (states.step, states.info.loss, states.best_loss, states.alive, states.info.parts)
         )
-        yield states, Progress(min(done, num_steps), loss, best_loss, parts, alive)
-        reached = target_loss is not None and bool(((best_loss <= target_loss) | ~alive).all())
-        if reached or not alive.any():
-            return
+        yield states, Progress(int(steps.max()), loss, best_loss, parts, alive)
+        reached = done >= _evaluations(num_steps, alive)
+        if target_loss is not None:
+            reached |= bool(((best_loss <= target_loss) | ~alive).all())
+
+
+def _evaluations(num_steps, alive):
+    """Of the longest lane that lives, [victims, points, restarts]: its steps, and one that only looks."""
+    return int(np.where(alive, np.reshape(num_steps, (-1, 1)), 0).max()) + 1
 
 
 class Reconstruction(NamedTuple):
     """What an attack returns for one victim, best restart by the attacker's own loss first.
 
     Attributes:
-      images: pictures [n, h, w, c] in [0, 1].
-      labels: class probabilities [n, num_classes] that go with them, or None if the problem knows none.
+      images: pictures [n, h, w, c] in [0, 1]; NaN if no evaluation was finite: a random start is no reconstruction.
+      labels: class probabilities [n, num_classes] that go with them, or None if the problem knows none; NaN like the
+        pictures if they were optimized.
       loss: the attacker's objective at its guess, infinite if no evaluation was finite. That is `images` before they
         were clipped, where an attack is not boxed, such as `dlg`.
       restart: which restart it was.
@@ -215,6 +221,8 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
     known = jax.device_get(problems.labels)
     if (copies := problems.copies) > 1:
         images, probabilities = _merged(problems, images, probabilities, copies)
+    images = _evaluated(images, losses)
+    probabilities = None if probabilities is None else _evaluated(probabilities, losses)
 
     def best(victim, point):
         restart = int(losses[victim, point].argmin())
@@ -234,6 +242,11 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
 
     victims, points = losses.shape[:2]
     return [[best(victim, point) for point in range(points)] for victim in range(victims)]
+
+
+def _evaluated(guesses, losses):
+    """Guesses [victims, points, restarts, ...], NaN where no loss [victims, points, restarts] was finite."""
+    return np.where(np.isfinite(losses).reshape(losses.shape + (1,) * (guesses.ndim - 3)), guesses, np.float32(np.nan))
 
 
 def _merged(problems, images, probabilities, copies):

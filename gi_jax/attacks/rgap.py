@@ -14,6 +14,7 @@ Systems are solved by their normal equations in float64, assembled patch by patc
 nothing here: the gradient has seven digits, and float64 has sixteen.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +34,9 @@ from gi_jax.types import Gradients, Images, Key, Params
 
 WORST_CONDITION = 1e6
 """Above it, of the seven digits of a float32 gradient, not even one is left of a layer's input."""
+
+MOST_UNKNOWNS = 2**14
+"""Numbers in the input of a layer: its system is dense and takes 2 GiB in float64, its factor as much again."""
 
 
 class LayerAnalysis(NamedTuple):
@@ -227,17 +231,10 @@ def _scatter(layer, values):
 
 def _chain(network, params, image_shape):
     """The module, and its convolutions with their weights."""
-    if not (isinstance(network, FlaxNetwork) and isinstance(network.module, Chain)):
-        raise checks.InputError(
-            "R-GAP walks back through a chain of convolutions without bias, pooling or BatchNorm: expected a network "
-            "of gi_jax.models.Chain, such as the model rgap_cnn"
-        )
-    if image_shape[0] > 1:
-        raise checks.InputError(
-            f"R-GAP with a batch of {image_shape[0]}: it would recover a mixture of the pictures; expected batch size 1"
-        )
-    layers, shape = [], image_shape[1:]
-    for number, (features, size, stride, padding) in enumerate(network.module.stages):
+    _check_chain(network, image_shape)
+    layers, shapes = [], _input_shapes(network.module.stages, image_shape[1:])
+    for number, (shape, stage) in enumerate(zip(shapes, network.module.stages, strict=True)):
+        features, size, stride, padding = stage
         name = f"block{number}"
         unknowns = int(np.prod(shape))
         places = np.pad(
@@ -248,8 +245,19 @@ def _chain(network, params, image_shape):
         patches = windows.transpose(0, 1, 3, 4, 2).reshape(rows * columns, -1)
         weights = np.asarray(params[name]["kernel"], np.float64).reshape(-1, features)
         layers.append(_Layer(name, weights, patches, unknowns))
-        shape = (rows, columns, features)
     return network.module, layers
+
+
+def _check_chain(network, image_shape):
+    if not (isinstance(network, FlaxNetwork) and isinstance(network.module, Chain)):
+        raise checks.InputError(
+            "R-GAP walks back through a chain of convolutions without bias, pooling or BatchNorm: expected a network "
+            "of gi_jax.models.Chain, such as the model rgap_cnn"
+        )
+    if image_shape[0] > 1:
+        raise checks.InputError(
+            f"R-GAP with a batch of {image_shape[0]}: it would recover a mixture of the pictures; expected batch size 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -263,7 +271,7 @@ class RecursiveInversion:
         def on_the_host(params, observed, space):
             try:
                 solutions = recover(network, params, observed, shape)
-            except checks.InputError:
+            except (ValueError, MemoryError):  # an InputError or LinAlgError too; neighbors go on
                 return np.full(shape, np.nan, np.float32)
             return min(solutions, key=lambda found: _implausibility(found, space)).images.astype(np.float32)
 
@@ -286,6 +294,7 @@ class RecursiveInversion:
                 "R-GAP runs on the CPU, which JAX was told to leave alone: expected cpu among JAX_PLATFORMS, such as "
                 "cuda,cpu"
             ) from error
+        _check_sizes(problems.network, problems.image_shape)
         for layer in analyze(problems.network, problems.params, problems.image_shape):
             if layer.fails:
                 raise checks.InputError(
@@ -293,6 +302,30 @@ class RecursiveInversion:
                     f"equations for {layer.unknowns} unknowns, condition number {layer.condition:.1e}; expected below "
                     f"{WORST_CONDITION:.0e}, which takes more features or smaller strides"
                 )
+
+
+def _check_sizes(network, image_shape):
+    """Refuses a chain that cannot be walked back, by its settings alone."""
+    _check_chain(network, image_shape)
+    if not network.module.slope > 0:
+        raise checks.InputError(
+            f"R-GAP with slope={network.module.slope:g}: an activation that is not one to one; expected a slope above 0"
+        )
+    for number, shape in enumerate(_input_shapes(network.module.stages, image_shape[1:])):
+        if (unknowns := math.prod(shape)) > MOST_UNKNOWNS:
+            raise checks.InputError(
+                f"R-GAP at block{number}: an input of {' x '.join(map(str, shape))} is {unknowns} unknowns, whose "
+                f"system takes {8 * unknowns**2 / 2**30:.0f} GiB; expected at most {MOST_UNKNOWNS}; try smaller "
+                "pictures (image_size)"
+            )
+
+
+def _input_shapes(stages, shape):
+    """Height, width and channels of what goes into each stage."""
+    for stage in stages:
+        yield shape
+        sides = [(side + 2 * stage.padding - stage.kernel_size) // stage.stride + 1 for side in shape[:2]]
+        shape = (*sides, stage.features)
 
 
 def _implausibility(found: Solution, space: ImageSpace) -> float:

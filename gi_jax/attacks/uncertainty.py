@@ -14,7 +14,8 @@ def spread(images: np.ndarray, usable: np.ndarray, chosen: int) -> np.ndarray:
     """How far the other restarts are from the chosen one: root of the mean square difference.
 
     Each restart is first brought into the order of the chosen one (optimal one-to-one matching of its pictures). Those
-    that are the chosen one to the last bit are no other restarts, and left out.
+    that are the chosen one to the last bit are no other restarts, and left out. The chosen one may have broken after
+    its best step: what it found before is an answer all the same.
 
     Args:
       images: [restarts, n, h, w, c] in [0, 1].
@@ -22,11 +23,11 @@ def spread(images: np.ndarray, usable: np.ndarray, chosen: int) -> np.ndarray:
       chosen: which restart is the answer.
 
     Returns:
-      float32 [n, h, w, c] in the units of pictures; NaN if no usable restart is another.
+      float32 [n, h, w, c] in the units of pictures; NaN if no usable restart is another, or the answer is NaN.
     """
     answer = images[chosen]
     others = [other for other in images[usable] if not np.array_equal(other, answer)]
-    if not others or not usable[chosen]:
+    if not others or not np.isfinite(answer).all():
         return np.full(answer.shape, np.nan, np.float32)
     squares = [np.square(other[match(other, answer)] - answer) for other in others]
     return np.sqrt(np.mean(squares, axis=0, dtype=np.float32))

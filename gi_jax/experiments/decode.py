@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gi_jax import checks, data, defenses, metrics
-from gi_jax.attacks.decode import decode_instahide, decode_mixup, decode_paper
+from gi_jax.attacks.decode import decode_instahide, decode_mixup, decode_paper, sign_decided
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.streams import REVISION, Stream, key_of
 from gi_jax.threat import ImageSpace, Mapping
@@ -21,6 +21,10 @@ from gi_jax.types import Images
 
 ENCODINGS = "encodings.npz"
 MAPPING = "mapping.npz"
+
+RIDGE = 0.01
+"""Of least squares, for encodings that an attack recovered, which are noisy: little where there are many, while of as
+many as pictures, with noise of 0.1, it lowers the error from 2 or more standard deviations of the pictures to 0.36."""
 
 ORACLE = "ORACLE: the mapping, which the client draws in secret: granted to decoders as an upper bound of what leaks."
 
@@ -257,9 +261,13 @@ def decode(
                 continue
             for decoder in ("sign-aware" if mixing.flipped else "least squares", "paper"):
                 on_report(f"{run.defense}, {source} encodings, decoder {decoder}")
-                images = _decoded(decoder, encodings, run, pool, mixing.flipped, seed)
+                images = _decoded(decoder, source, run, pool, mixing.flipped, seed)
                 block = {"defense": run.defense, "decoder": decoder, "encodings": source}
                 block |= {} if source == "true" else {"labels": {"from": run.labels}}
+                if decoder == "sign-aware":
+                    block["sign_decided"] = run.public is not None or sign_decided(
+                        pool.space.normalize(jnp.asarray(images)), pool.space
+                    )
                 block |= {"count": len(encodings), "images": _score(pool, images)}
                 block["summary"] = metrics.summarize(
                     [{name: row[name] for name in row if name in metrics.BEST} for row in block["images"]]
@@ -274,21 +282,28 @@ def decode(
     return DecodeOutcome(result, pool, shown, decoded)
 
 
-def _decoded(decoder, encodings, run, pool, flipped, seed):
-    """Pictures [N, h, w, c] in [0, 1]."""
+def _decoded(decoder, source, run, pool, flipped, seed):
+    """Pictures [N, h, w, c] in [0, 1], from the encodings that were recovered at all; NaN if none was."""
     size = len(pool.images)
+    encodings = run.true if source == "true" else run.recovered
+    usable = np.isfinite(encodings).all(axis=(1, 2, 3))
+    if not usable.any():
+        return np.full_like(pool.images, np.nan)
+    encodings, mapping = jax.tree.map(lambda leaf: leaf[usable], (encodings, run.mapping))
     if decoder == "paper":
-        return np.asarray((decode_paper(encodings, run.mapping, size, flipped=flipped) + 1) / 2)
+        return np.asarray((decode_paper(encodings, mapping, size, flipped=flipped) + 1) / 2)
     if flipped:
         key = key_of(seed, Stream.DECODER)
-        images = decode_instahide(key, encodings, run.mapping, size, pool.space, public=run.public)
+        images = decode_instahide(key, encodings, mapping, size, pool.space, public=run.public)
     else:
-        images = decode_mixup(encodings, run.mapping, size, public=run.public)
+        ridge = 0.0 if source == "true" else RIDGE
+        images = decode_mixup(encodings, mapping, size, public=run.public, ridge=ridge)
     return np.asarray(pool.space.denormalize(images))
 
 
 def _score(pool, images):
     rows = metrics.score(pool.images, images, metrics.nets_for(images.shape[1:]))
     for row, name, found in zip(rows, pool.names, metrics.correlation(pool.images, images).tolist(), strict=True):
-        row |= {"label": name, "correlation": found, "correlation_any_sign": abs(found)}
+        found = found if np.isfinite(found) else None
+        row |= {"label": name, "correlation": found, "correlation_any_sign": found and abs(found)}
     return rows

@@ -130,8 +130,9 @@ class TooLarge(MemoryError):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of the runtime says that the device's memory was too small."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+    """Whether an error of the runtime, or of numpy, says that the memory was too small."""
+    said = str(error).lower()
+    return any(words in said for words in ("resource_exhausted", "out of memory", "unable to allocate"))
 
 
 def fewer(limit: int, restarts: int, error: Exception) -> int:

@@ -29,11 +29,12 @@ def label_overlaps(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     others have a little of it, which adds up over a batch. Of mixed labels a class is there if one picture has it.
 
     Args:
-      found: class probabilities [n, classes].
+      found: class probabilities [n, classes]; NaN, of attacks that failed, count for no class.
       truth: of the private batch, [n, classes], in any order.
     """
+    found = np.nan_to_num(found)
     if np.allclose(truth.max(1), 1, atol=PRESENT):
-        found, truth = (np.eye(labels.shape[1])[labels.argmax(1)] for labels in (found, truth))
+        found, truth = (np.eye(labels.shape[1])[labels.argmax(1)] * labels.any(1)[:, None] for labels in (found, truth))
     return {
         "set_overlap": set_overlap(found.max(0), truth.max(0)),
         "count_overlap": count_overlap(found.sum(0), truth.sum(0)),

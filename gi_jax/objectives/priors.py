@@ -23,13 +23,18 @@ def total_variation(images: Images, *, isotropic: bool = False) -> jax.Array:
       isotropic: sqrt(across^2 + down^2) a pixel instead of |across| + |down|.
 
     Returns:
-      A scalar: means over images, positions and channels (Rudin et al. 1992; scale of Geiping et al. 2020).
+      A scalar: means over images, positions and channels (Rudin et al. 1992; scale of Geiping et al. 2020); 0 along
+      an axis of one pixel.
     """
     down = images[:, 1:] - images[:, :-1]
     across = images[:, :, 1:] - images[:, :, :-1]
     if not isotropic:
-        return jnp.mean(absolute(down)) + jnp.mean(absolute(across))
-    return jnp.mean(root(jnp.square(down[:, :, :-1]) + jnp.square(across[:, :-1])))
+        return _mean(absolute(down)) + _mean(absolute(across))
+    return _mean(root(jnp.square(down[:, :, :-1]) + jnp.square(across[:, :-1])))
+
+
+def _mean(values):
+    return jnp.mean(values) if values.size else jnp.float32(0)
 
 
 @jax.tree_util.register_dataclass
