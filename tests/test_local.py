@@ -255,7 +255,7 @@ def test_labels_are_counted_from_the_model_before_and_after():
     victim = toy_victim(HEADED, n=4)
     problem = seen(victim, LocalTraining(num_steps=4, batch_size=2, learning_rate=0.01), labels_known=False)
     dummies, after = (simulate(problem, jax.random.key(0), params=params) for params in (None, problem.params_after))
-    found = recover(problem, "auto", dummies, dummies_after=after)
+    found = recover(problem, "geng", dummies, dummies_after=after)
     assert found.method == "geng" and found.counts.sum() == 4
     assert not np.allclose(dummies().probabilities, after().probabilities)
 
@@ -350,7 +350,7 @@ def test_the_command_line_attacks_local_steps(tmp_path, capsys):
     (run,) = json.loads((tmp_path / "result.json").read_text())["runs"]
     assert len(run["images"]) == 2 and run["local"] == {"assumed_steps": 4, "misfits": None}
     words = " ".join(run["threat_model"])
-    assert "4 local steps" in words and "order" in words and "geng" in words
+    assert "4 local steps" in words and "order" in words and "bias_corrected" in words
     assert 0 <= run["labels"]["count_overlap"] <= 1
     arrays = np.load(tmp_path / "reconstructions.npz")
     assert arrays["reconstructions"].shape == arrays["originals"].shape == (2, 12, 12, 3)
