@@ -149,7 +149,8 @@ def run(
         done = now.step
         best = [points[0].images for points in attacks.reconstructions(problems, states)]
         rows = metrics.score(truth, np.concatenate(best), ("vgg",))
-        psnr, lpips = (float(np.mean([row[name] for row in rows])) for name in ("psnr", "lpips_vgg"))
+        # NaN where a picture failed: without it, the others' mean would be too good.
+        psnr, lpips = (float(np.mean(np.array([row[name] for row in rows], float))) for name in ("psnr", "lpips_vgg"))
         found.append(Look(now.step, seconds, used, psnr, lpips))
         if evaluations is not None and used >= evaluations:
             return found

@@ -69,16 +69,20 @@ def measure(
         np.savez(save, **found)
     scores = {name: metrics.score(truth, images, metrics.nets_for(truth.shape[1:])) for name, images in found.items()}
     for name, rows in scores.items():
-        columns = {key: Sample(tuple(row[key] for row in rows)) for key in rows[0] if key != "mse"}
+        columns = {key: _sample(rows, key) for key in rows[0] if key != "mse"}
         means = {f"mean {key}": float(np.mean(sample.values)) for key, sample in columns.items()}
         report.figures.append({"precision": name, "model": model, "steps": spec.steps} | means)
         if name != "float32":
-            own, reference = (Sample(tuple(row["psnr"] for row in scores[one])) for one in (name, "float32"))
+            own, reference = (_sample(scores[one], "psnr") for one in (name, "float32"))
             report.ratios[f"{name}_psnr"] = own.over(reference)
 
 
+def _sample(rows, name) -> Sample:
+    return Sample(tuple(np.array([row[name] for row in rows], float)))  # NaN where a picture failed
+
+
 def _psnr(truth, found) -> float:
-    return round(float(np.mean([row["psnr"] for row in metrics.score(truth, found, ())])), 2)
+    return round(float(np.mean(np.array([row["psnr"] for row in metrics.score(truth, found, ())], float))), 2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
