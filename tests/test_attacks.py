@@ -801,8 +801,10 @@ def test_the_loop_is_not_traced():
             call()
 
 
-@pytest.mark.parametrize("dtype, x64", [("bfloat16", False), ("float64", True), ("float32", True)])
-@pytest.mark.parametrize("optimizer", [adam, lbfgs])
+@pytest.mark.parametrize(
+    "optimizer, dtype, x64",
+    [(adam, "bfloat16", False), (adam, "float64", True), (adam, "float32", True), (lbfgs, "float64", True)],
+)
 def test_other_widths_are_attacked_in_float32(dtype, x64, optimizer):
     with enable_x64(x64):
         of_type = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)  # noqa: E731
