@@ -189,10 +189,11 @@ def test_an_interrupted_one_goes_on_as_if_it_had_not_been(client, tmp_path, caps
     assert main([*command, "--out", str(whole)]) == 0
     with monkeypatch.context() as patched:
         patched.setattr("gi_jax.cli.terminal.Interrupt", Unhurried)
-        assert main([*command, "--out", str(parts)]) == 130
-        assert "go on with the same command and --resume" in capsys.readouterr().err
-    result = json.loads((parts / "result.json").read_text())
-    assert not result["complete"] and result["steps"] == 50
+        for steps in (50, 100):
+            assert main([*command, "--out", str(parts), *(["--resume"] if steps > 50 else [])]) == 130
+            assert "go on with the same command and --resume" in capsys.readouterr().err
+            result = json.loads((parts / "result.json").read_text())
+            assert not result["complete"] and result["steps"] == steps
     assert main([*command, "--out", str(parts)]) == 2
     assert "add --resume" in capsys.readouterr().err
     assert main([*command, "--seed", "1", "--out", str(parts), "--resume"]) == 2  # another attack
