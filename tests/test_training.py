@@ -16,7 +16,7 @@ from PIL import Image
 from gi_jax import cli, defenses, models, training
 from gi_jax.checks import InputError
 from gi_jax.defenses import privacy
-from gi_jax.experiments import train_checkpoint, weights
+from gi_jax.experiments import train_checkpoint, train_folder, weights
 from gi_jax.experiments import training as experiment
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.training import TrainSpec, run_seeds, run_training
@@ -596,8 +596,8 @@ def test_a_lane_that_has_ended_keeps_no_weights(tmp_path, monkeypatch):
     spec = TrainSpec(**SMALL | dict(recipe="published", epochs=2))
     found = run_seeds(spec, (0, 1), out=tmp_path, lanes=2, checkpoint_epochs=(1, 1.5), timing=False)
     assert [one.weights.origin.epochs for one in found.outcomes] == [1, 2]
-    assert experiment.not_kept(tmp_path / "seed-0", (1, 1.5)) == [1.5]
-    assert experiment.not_kept(tmp_path / "seed-1", (1, 1.5)) == []
+    assert train_folder.not_kept(tmp_path / "seed-0", (1, 1.5)) == [1.5]
+    assert train_folder.not_kept(tmp_path / "seed-1", (1, 1.5)) == []
 
 
 def test_interrupted_seeds_go_on(tmp_path):

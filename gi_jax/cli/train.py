@@ -83,7 +83,7 @@ def add_parser(commands) -> None:
 
 
 def run(options) -> int:
-    from gi_jax.experiments import training
+    from gi_jax.experiments import train_folder, training
 
     terminal.set_up_compilation()
     names = ("data", "image_size", "train_pictures", "model", "recipe", "epochs", "batch_size", "schedule", "augment")
@@ -111,7 +111,7 @@ def run(options) -> int:
         _print_training(say, outcome)
         if outcome.result["complete"]:
             folder = options.out if seeds is None else options.out / f"seed-{outcome.weights.origin.seed}"
-            _print_not_kept(say, training.not_kept(folder, options.checkpoint_epochs))
+            _print_not_kept(say, train_folder.not_kept(folder, options.checkpoint_epochs))
     for seed, step in trained.diverged.items() if seeds is not None else ():
         say(f"seed {seed} diverged at step {step}: its loss is not a finite number")
     if seeds is not None and (accuracy := trained.result["test_accuracy"]) is not None:
@@ -141,7 +141,7 @@ def _seeds(options) -> tuple[int, ...] | None:
 
 
 def _check_folder(options) -> None:
-    from gi_jax.experiments import train_checkpoint, training, weights
+    from gi_jax.experiments import train_checkpoint, train_folder, weights
 
     if options.resume or options.overwrite:
         return
@@ -150,7 +150,7 @@ def _check_folder(options) -> None:
         raise InputError(f"{unfinished} is an unfinished training: add --resume to go on, or --overwrite to start anew")
     for file in (
         options.out / weights.NAME,
-        options.out / training.RECORD,
+        options.out / train_folder.RECORD,
         *sorted(options.out.glob(f"seed-*/{weights.NAME}")),
     ):
         terminal.check_absent(file, overwrite=False)

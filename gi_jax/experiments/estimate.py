@@ -14,7 +14,8 @@ from gi_jax.experiments.environment import environment
 from gi_jax.experiments.perform import NETWORKS
 from gi_jax.experiments.plan import make_attack
 from gi_jax.experiments.store import Store
-from gi_jax.experiments.training import RECORD, TrainSpec
+from gi_jax.experiments.train_folder import RECORD
+from gi_jax.experiments.training import TrainSpec
 
 TRAIN_PICTURES = {"cifar10": 50_000, "photos": 116}
 

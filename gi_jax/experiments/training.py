@@ -3,9 +3,8 @@
 import dataclasses
 import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gi_jax import checks, training
-from gi_jax.experiments import train_checkpoint, weights
+from gi_jax.experiments import train_checkpoint, train_folder, weights
 from gi_jax.experiments.checkpoint import write_atomically
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.plan import is_out_of_memory
@@ -23,7 +22,6 @@ from gi_jax.experiments.study import Study
 from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.experiments.weights import Weights
 
-RECORD = "training.json"
 SAVE_SECONDS = 60
 """A training that is killed has lost no more than about this."""
 
@@ -96,7 +94,7 @@ def run_training(
     """
     _check_times(checkpoint_epochs, spec, out)
     if resume and out is not None:
-        _check_kind(out, several=False)
+        train_folder.check_kind(out, several=False)
     outcome = read(out, spec) if resume else None
     if outcome is not None:
         train_checkpoint.remove(out)
@@ -104,7 +102,7 @@ def run_training(
             return outcome
     study = Study(spec, data_dir)
     if out is not None and not resume:
-        _clear(out, [out, *_of_seeds(out)])
+        train_folder.clear(out, [out, *train_folder.of_seeds(out)])
     if outcome is None:
         run = _Run(study, (spec.seed,), [out], out, checkpoint_epochs)
         (outcome,) = run.train(resume, on_report, should_stop, "")
@@ -146,7 +144,7 @@ def run_seeds(
         lanes = 1 if jax.default_backend() == "cpu" else len(seeds)
     checks.positive(lanes=lanes)
     if resume and out is not None:
-        _check_kind(out, several=True)
+        train_folder.check_kind(out, several=True)
     specs = {seed: dataclasses.replace(spec, seed=seed) for seed in seeds}
     folders = {seed: None if out is None else out / f"seed-{seed}" for seed in seeds}
     found = {seed: read(folders[seed], specs[seed]) for seed in seeds} if resume else dict.fromkeys(seeds)
@@ -157,7 +155,7 @@ def run_seeds(
         if resume:
             left, lanes = _as_before(out, {specs[seed].fingerprint: seed for seed in seeds}, left, lanes)
         else:
-            _clear(out, [out, *_of_seeds(out)])
+            train_folder.clear(out, [out, *train_folder.of_seeds(out)])
     while left:
         group = left[:lanes]
         run = _Run(study, group, [folders[seed] for seed in group], out, checkpoint_epochs)
@@ -201,7 +199,7 @@ def run_seeds(
         "timing": {"lanes": lanes} | (study.time_steps(outcomes[0].weights) if timing and complete else {}),
     }
     if out is not None:
-        _write_json(out / RECORD, result)
+        _write_json(out / train_folder.RECORD, result)
         if complete:
             train_checkpoint.remove(out)
     return SeedsOutcome(outcomes, diverged, result)
@@ -233,67 +231,25 @@ def _as_before(out: Path, seeds: dict[str, int], left: tuple[int, ...], lanes: i
     return (*held, *(seed for seed in left if seed not in held)), len(held)
 
 
-def _kept_at(folder: Path, epochs: float) -> Path:
-    return folder / f"epoch-{epochs:g}" / weights.NAME
-
-
-def not_kept(folder: Path, checkpoint_epochs: Iterable[float]) -> list[float]:
-    """Of the times at which weights were to be kept, those at which a training had ended, or which it was past."""
-    return [epochs for epochs in checkpoint_epochs if not _kept_at(folder, epochs).exists()]
-
-
-def _left_in(folder: Path) -> list[Path]:
-    """What a training has left in its folder."""
-    paths = folder / weights.NAME, folder / RECORD, *sorted(folder.glob("epoch-*"))
-    return [path for path in paths if path.exists()]
-
-
-def _of_seeds(out: Path) -> list[Path]:
-    """The folders of the seeds of any earlier training."""
-    return sorted(out.glob("seed-*"))
-
-
-def _clear(out: Path, folders: Iterable[Path]) -> None:
-    """Removes what earlier trainings left in these folders, and what they would be resumed from in `out`."""
-    train_checkpoint.remove(out)
-    for folder in folders:
-        for path in _left_in(folder):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if folder != out and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _check_kind(out: Path, *, several: bool) -> None:
-    """Refuses to go on with several seeds where a training of one lies, and the other way round."""
-    found = [path for path in _left_in(out) if path.name != RECORD]  # which both have
-    if not several:
-        found = [path for folder in _of_seeds(out) for path in _left_in(folder)]
-    if found:
-        raise checks.InputError(
-            f"{out} holds a training of {'one seed' if several else 'several seeds'} ({found[0].relative_to(out)}): "
-            "repeat its settings, choose another --out, or give --overwrite in place of --resume to start anew"
-        )
-
-
 def read(out: Path | None, spec: TrainSpec) -> TrainingOutcome | None:
     """The outcome of a training that is complete, from its folder; None if it is not.
 
     Raises:
       InputError: if a training with other settings lies there.
     """
-    if out is None or not (out / RECORD).exists() or not (out / weights.NAME).exists():
+    if out is None or not (out / train_folder.RECORD).exists() or not (out / weights.NAME).exists():
         return None
     try:
-        result = json.loads((out / RECORD).read_text())
+        result = json.loads((out / train_folder.RECORD).read_text())
         same, complete = result["fingerprint"] == spec.fingerprint, result["complete"]
     except (ValueError, KeyError, TypeError) as error:
         raise checks.InputError(
-            f"{out / RECORD} is not a record of gi-jax train ({error}): choose another --out"
+            f"{out / train_folder.RECORD} is not a record of gi-jax train ({error}): choose another --out"
         ) from error
     if not same:
         raise checks.InputError(
-            f"{out / RECORD} is of a training with other settings: repeat those, choose another --out, or add "
-            "--overwrite to start anew"
+            f"{out / train_folder.RECORD} is of a training with other settings: repeat those, choose another --out, or "
+            "add --overwrite to start anew"
         )
     return TrainingOutcome(weights.load(out), result) if complete else None
 
@@ -320,7 +276,7 @@ class _Run:
         if self.out is not None:
             state, watch = self._resumed(state, watch) if resume else (state, watch)
             if not resume:
-                _clear(self.out, self.folders)
+                train_folder.clear(self.out, self.folders)
         self.watch, saved, stopped, first = watch, time.monotonic(), False, self.step
         if not self._active().any():  # a kill came after the end was saved
             return self._finish(state, stopped)
@@ -410,7 +366,7 @@ class _Run:
             if self.diverged[lane] is not None or state.step[lane] < self.step:  # it ended before
                 continue
             accuracy = None if scores is None else scores[lane].accuracy
-            kept = _kept_at(folder, epochs)
+            kept = train_folder.kept_at(folder, epochs)
             kept.parent.mkdir(parents=True, exist_ok=True)
             weights.save(kept, self.study.weights(seed, state, lane, accuracy))
 
@@ -471,7 +427,7 @@ def _write(folder: Path | None, outcome: TrainingOutcome) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         weights.save(folder / weights.NAME, outcome.weights)
-        _write_json(folder / RECORD, outcome.result)
+        _write_json(folder / train_folder.RECORD, outcome.result)
 
 
 def _write_json(path: Path, value: dict) -> None:
