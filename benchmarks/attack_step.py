@@ -11,15 +11,17 @@ that of the same step as a program of its own: 1 means that the loop costs nothi
 change from step to step, such as weights turned over for a matmul, is done once a launch instead of once a step.
 
 On an accelerator the points are others: as many lanes as fill it, and `bfloat16` activations beside float32 ones, whose
-matmuls are in the backend's default precision (TF32 on an H100). `floor_fraction` is the time of the nearer floor over
-ours: the useful work at the rate of a big float32 matmul, or, for a lane of its own, six passes over a float32
-gradient of 45 MB at the rate of a copy; both are measured in the same round.
+matmuls are in the backend's default precision (TF32 on an H100). `floor_fraction` is the time of the nearer floor, the
+longer time, over ours: the useful work at the rate of a big float32 matmul, or what has to move at the rate of a copy;
+both rates are measured in the same round. What has to move is six passes over the gradient of each lane, in factors
+where the step leaves it so (`gi_jax.models.factors`; ResNet-18 at batch 1: 6.4 MB instead of 45), and, once a step,
+the weights and the observed gradient, which lanes share.
 
-The useful work of an image-iteration is 6.9 GFLOP: seven passes (forward, cotangents of the input and of the weights,
-two matmuls each for the tangents of both) of 0.97 GFLOP, multiplications by padding zeros not counted, and no
-cotangent of the input in the passes that need none. Fractions of the peak divide the useful work by the time, and by
-the rate of a big matmul in the same round. Patches also multiply the zeros, 1.11 GFLOP a pass; Winograd's tiles take
-half the multiplications, and factored gradients (`gi_jax.models.factors`) save one of the seven passes.
+The useful work of an image-iteration is 6.75 GFLOP: seven passes (forward, cotangents of the input and of the weights,
+two matmuls each for the tangents of both) of 0.964 GFLOP, multiplications by padding zeros not counted; at 224x224
+373 GFLOP. Fractions of the peak divide the useful work by the time, and by the rate of a big matmul in the same round.
+Patches also multiply the zeros, 1.11 GFLOP a pass; Winograd's tiles take half the multiplications, and factored
+gradients save one of the seven passes.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import NamedTuple
 
+import flax.linen as nn
 import harness
 import jax
 import jax.numpy as jnp
@@ -38,10 +41,11 @@ from harness import Report, Sample
 from gi_jax import attacks, defenses, models, threat
 from gi_jax.attacks import loop
 from gi_jax.data import load
+from gi_jax.models.layers import Conv, Linear
 from gi_jax.once import jit_once
 
-USEFUL_FLOP = 6.9e9
-GRADIENT_BYTES, GRADIENT_PASSES = 4 * 11_171_274, 6
+PASSES, GRADIENT_PASSES = 7, 6
+"""Through the network, and over a lane's gradient, in a step."""
 TV = 0.1
 LEARNING_RATE = 0.1
 THREAT = threat.BatchNormThreat(
@@ -282,17 +286,67 @@ def _add_ratios(ratios: dict[str, Sample], point: Point, samples: dict[str, Samp
 
 
 def _peak_fraction(samples: dict[str, Sample], name: str, point: Point) -> Sample:
-    useful = USEFUL_FLOP * point.side**2 / 32**2
+    useful = useful_flop(point.model, point.side)
     return Sample(tuple(useful * value for value in samples["matmul"].values)).over(samples[name])
 
 
 def _floor_fraction(samples: dict[str, Sample], point: Point) -> Sample:
-    work, traffic = USEFUL_FLOP * point.side**2 / 32**2, GRADIENT_BYTES * GRADIENT_PASSES / point.batch
+    work, traffic = useful_flop(point.model, point.side), traffic_bytes(point)
     floors = [
         max(work * flop, traffic * byte)
         for flop, byte in zip(samples["matmul"].values, samples["copy"].values, strict=True)
     ]
     return Sample(tuple(floors)).over(samples["loop"])
+
+
+@lru_cache
+def useful_flop(model: str, side: int) -> int:
+    """Of an image-iteration: all passes through convolutions and linear layers, padding zeros not counted."""
+    counted = []
+
+    def count(call, arguments, keywords, context):
+        layer = context.module
+        if isinstance(layer, Conv):
+            (x,) = arguments
+            padding = layer.kernel_size // 2 if layer.padding is None else layer.padding
+            window = (layer.kernel_size, layer.stride, padding)
+            counted.append(taps(x.shape[1], *window) * taps(x.shape[2], *window) * x.shape[-1] * layer.features)
+        elif isinstance(layer, Linear):
+            counted.append(arguments[0].shape[-1] * layer.features)
+        return call(*arguments, **keywords)
+
+    with nn.intercept_methods(count):  # the module's own `init`: a network's is traced once a process
+        jax.eval_shape(models.create(model, 10).module.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    return PASSES * 2 * sum(counted)
+
+
+def taps(extent: int, size: int, stride: int, padding: int) -> int:
+    """How many pairs of an output and an input that is no padding a window of `size` has along one axis."""
+    firsts = range(-padding, extent + padding - size + 1, stride)
+    return sum(min(first + size, extent) - max(first, 0) for first in firsts)
+
+
+def traffic_bytes(point: Point) -> float:
+    """What has to move for an image-iteration: passes over a lane's gradient; weights and observed gradient once."""
+    lane, shared = _gradient_bytes(point._replace(lanes=1, lowering="auto", step=False))
+    return GRADIENT_PASSES * lane / point.batch + 2 * shared / point.images
+
+
+@lru_cache
+def _gradient_bytes(point: Point) -> tuple[int, int]:
+    """Of a lane's gradient, in factors where the step leaves it so, and of the weights."""
+    network, shape = models.create(point.model, 10), (point.side, point.side, 3)
+    params, batch_stats = jax.eval_shape(lambda key: network.init(key, shape), jax.random.key(0))
+    if point.dtype is not None:
+        network = models.narrowed(network, point.dtype)
+
+    def gradient(params, batch_stats, images, labels):
+        batch = threat.Batch(images, labels)
+        return threat.ClientStep(network, THREAT.client, params, batch_stats, batch).update().factored
+
+    batch = [jax.ShapeDtypeStruct((point.batch, *tail), jnp.float32) for tail in (shape, (10,))]
+    trees = jax.eval_shape(gradient, params, batch_stats, *batch), params
+    return tuple(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) for tree in trees)
 
 
 GOALS = {

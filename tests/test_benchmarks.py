@@ -114,7 +114,8 @@ def test_programs_that_are_compiled_side_by_side_are_those_compiled_alone(harnes
 
 
 @pytest.mark.parametrize(("points", "goals"), [("QUICK", "QUICK_GOALS"), ("FULL", "GOALS")])
-def test_every_goal_is_a_ratio_that_a_run_measures(harness, attack_step, points, goals):
+def test_every_goal_is_a_ratio_that_a_run_measures(harness, attack_step, monkeypatch, points, goals):
+    monkeypatch.setattr(attack_step, "traffic_bytes", lambda point: 1.0)  # traces a step
     samples = {name: harness.Sample((1.0, 2.0)) for name in ("matmul", "copy", "torch", "loop", "step")}
     ratios = {}
     for point in getattr(attack_step, points):
@@ -123,13 +124,38 @@ def test_every_goal_is_a_ratio_that_a_run_measures(harness, attack_step, points,
     assert set(getattr(attack_step, goals).values()) <= ratios.keys()
 
 
-@pytest.mark.parametrize(("copy", "expected"), [(1e-20, 6.9e9), (100.0, 100 * 6 * 4 * 11_171_274 / 2)])
-def test_the_nearer_floor_is_the_longer_time(harness, attack_step, copy, expected):
-    """Arithmetic where memory is fast, and else traffic, which the two pictures of a lane share."""
+@pytest.mark.parametrize(("copy", "expected"), [(1e-20, 8e9), (100.0, 3e9)])
+def test_the_nearer_floor_is_the_longer_time(harness, attack_step, monkeypatch, copy, expected):
+    """Arithmetic where memory is fast, and else traffic."""
+    monkeypatch.setattr(attack_step, "useful_flop", lambda model, side: 8e9 if copy < 1 else 1.0)
+    monkeypatch.setattr(attack_step, "traffic_bytes", lambda point: 3e7)
     seconds = {"matmul": 1.0, "copy": copy, "loop": 2 * expected}
     ratios = {}
     attack_step._add_ratios(ratios, attack_step.Point(2, 3), {k: harness.Sample((v,)) for k, v in seconds.items()})
     assert ratios["b2x3_floor_fraction"].median == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("window", [(8, 3, 1, 1), (8, 3, 2, 1), (8, 1, 2, 0), (9, 5, 2, 2)])
+def test_taps_are_those_that_see_no_padding(attack_step, window):
+    extent, size, stride, padding = window
+    inside = np.pad(np.ones(extent, int), padding)
+    seen = [inside[first : first + size].sum() for first in range(0, len(inside) - size + 1, stride)]
+    assert attack_step.taps(*window) == sum(seen)
+
+
+@pytest.mark.parametrize(("side", "flop"), [(32, 6_746_030_592), (224, 373_440_496_128)])
+def test_useful_work_grows_faster_than_the_picture(attack_step, side, flop):
+    """The larger the picture, the fewer of its pixels lie at the edge."""
+    assert attack_step.useful_flop("resnet18", side) == flop
+
+
+def test_a_lane_is_charged_for_the_factors_that_it_has(attack_step):
+    point = attack_step.Point(1, 4, model="convnet", side=8)
+    lane, weights = attack_step._gradient_bytes(point)
+    assert lane < weights / 2
+    assert attack_step.traffic_bytes(point) == 6 * lane + 2 * weights / 4
+    lane, _ = attack_step._gradient_bytes(attack_step.Point(512, 1, model="convnet", side=8))
+    assert lane == weights  # nothing pays in factors
 
 
 def test_precision_scores_what_was_saved(harness, monkeypatch, tmp_path):
