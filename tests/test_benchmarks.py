@@ -1,6 +1,7 @@
 """The arithmetic and the files of the benchmarks; no timing, no big network."""
 
 import importlib
+import importlib.metadata
 import json
 import os
 import runpy
@@ -452,3 +453,13 @@ def test_torch_takes_the_steps_of_a_training(harness):
     for _ in range(3):
         trainer.draw()
         assert float(trainer.advance()) == pytest.approx(theirs(), rel=1e-4)
+
+
+def test_a_checkout_that_is_not_installed_has_an_environment(monkeypatch):
+    environment = importlib.import_module("gi_jax.experiments.environment")
+    monkeypatch.setattr(environment.importlib.metadata, "version", _missing)
+    assert environment.environment()["gi_jax"] == "not installed"
+
+
+def _missing(package):
+    raise importlib.metadata.PackageNotFoundError(package)

@@ -12,7 +12,7 @@ import jax
 
 def environment() -> dict[str, str | int]:
     """Versions, hardware and the time, as plain values for a JSON file."""
-    versions = {name: importlib.metadata.version(name) for name in ("gi_jax", "jax", "jaxlib", "flax", "optax")}
+    versions = {name: _version(name) for name in ("gi_jax", "jax", "jaxlib", "flax", "optax")}
     device = jax.devices()[0]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,6 +46,13 @@ def compile_quickly() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if _LEVEL not in flags and _only_cpu():
         os.environ["XLA_FLAGS"] = f"{flags} {_LEVEL}=1".strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the path
+        return "not installed"
 
 
 _LEVEL = "--xla_backend_optimization_level"
