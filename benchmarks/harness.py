@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from gi_jax import memory
 from gi_jax.checks import InputError
 from gi_jax.experiments import environment as experiments_environment
 
@@ -79,38 +80,33 @@ def interleave(sides: dict[str, Side], rounds: int, warmup: int = 1) -> dict[str
     return {name: Sample(tuple(values[name] for values in taken)) for name in sides}
 
 
+_product = jax.jit(lambda a, b: a @ b)
+_increment = jax.jit(lambda x: x + 1)
+
+
 def matmul_peak() -> Side:
     """Seconds per FLOP of a big square float32 matmul through XLA, in JAX's default precision."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jax.random.normal(jax.random.key(0), (size, size))  # ones take less power, and run faster on GPUs
-    product = jax.jit(lambda a, b: a @ b)
-    return side(lambda: [product(matrix, matrix) for _ in range(4)], units=4 * 2 * size**3)
+    return side(lambda: [_product(matrix, matrix) for _ in range(4)], units=4 * 2 * size**3)
 
 
 def copy_bandwidth() -> Side:
     """Seconds per byte, read and written, of a pass over an array that no cache holds."""
     vector, passes = jnp.ones(64 * 2**20), 1 if jax.default_backend() == "cpu" else 20  # more than a launch takes
-    increment = jax.jit(lambda x: x + 1)
-    return side(lambda: [increment(vector) for _ in range(passes)], units=passes * 2 * vector.nbytes)
+    return side(lambda: [_increment(vector) for _ in range(passes)], units=passes * 2 * vector.nbytes)
 
 
 def free_bytes() -> int | None:
     """Memory that a program may still take on the device; None where nobody knows."""
-    device = jax.local_devices()[0]
-    if device.platform != "cpu":
-        stats = device.memory_stats() or {}
-        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    limit, stats = memory.available(), jax.local_devices()[0].memory_stats() or {}
+    return None if limit is None else limit - stats.get("bytes_in_use", 0)
 
 
 def program_bytes(program: jax.stages.Compiled) -> int:
     """What a compiled program needs besides its arguments, from its memory analysis."""
-    memory = program.memory_analysis()
-    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    needs = program.memory_analysis()
+    return needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
 
 
 def environment() -> dict[str, object]:

@@ -57,6 +57,15 @@ def test_rounds_take_turns_and_warm_up_is_not_recorded(harness):
     assert samples["b"].values == (4.0, 6.0)
 
 
+def test_free_memory_is_what_the_limit_leaves(harness, monkeypatch):
+    monkeypatch.setattr(harness.memory, "available", lambda: 100)
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_in_use": 30})
+    monkeypatch.setattr(harness.jax, "local_devices", lambda: [device])
+    assert harness.free_bytes() == 70
+    monkeypatch.setattr(harness.memory, "available", lambda: None)
+    assert harness.free_bytes() is None
+
+
 def test_a_program_says_what_memory_it_needs(harness):
     built = harness.build(jax.jit(lambda x: x @ x + 1), jnp.ones((64, 64)))
     assert built.bytes >= 64 * 64 * 4
