@@ -74,7 +74,7 @@ def measure(report: Report, quick: bool) -> None:
         reference = {"without": "all parts", "only": "none of them"}.get(name.split()[0])
         wins = None if reference is None else int((found["psnr"] > beside[reference]["psnr"]).sum())
         psnr = found["psnr"].mean(1)
-        report.figures.append(
+        report.add(
             {
                 "attack": name,
                 "PSNR": round(float(psnr.mean()), 2),

@@ -247,7 +247,7 @@ def measure_point(
         if name not in samples:
             continue
         seconds = samples[name]
-        report.figures.append(
+        report.add(
             {
                 "point": point.name,
                 "side": name,

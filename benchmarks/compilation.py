@@ -63,9 +63,8 @@ def measure(report: Report, quick: bool) -> None:
                 shutil.rmtree(folder / "traced")
                 found["compiled"].append(in_a_process(point, folder))
         samples = {side: Sample(tuple(values)) for side, values in found.items()}
-        report.figures += [
-            {"point": point.name, "caches": side, "s": sample.summary(2)} for side, sample in samples.items()
-        ]
+        for side, sample in samples.items():
+            report.add({"point": point.name, "caches": side, "s": sample.summary(2)})
         report.ratios[f"{point.name}_cold_over_cached"] = samples["cold"].over(samples["cached"])
         report.ratios[f"{point.name}_compiled_over_cached"] = samples["compiled"].over(samples["cached"])
 

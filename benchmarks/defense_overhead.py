@@ -116,7 +116,7 @@ def measure_point(report: Report, point: Point, *, rounds: int) -> None:
     samples = harness.interleave(sides, rounds)
     for row, seconds in samples.items():
         ratio = seconds.over(samples["none"])
-        report.figures.append(
+        report.add(
             {
                 "point": point.name,
                 "defense": row,

@@ -81,7 +81,7 @@ def _failed(events):
 
 def _add(report, name, foretold, taken):
     foretold, taken = Sample(tuple(foretold)), Sample(tuple(taken))
-    report.figures.append({"case": name, "estimated s": foretold.summary(3), "true s": taken.summary(3)})
+    report.add({"case": name, "estimated s": foretold.summary(3), "true s": taken.summary(3)})
     report.ratios[name] = foretold.over(taken)
 
 

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from gi_jax import memory
+from gi_jax import data, memory
 from gi_jax.checks import InputError
 from gi_jax.experiments import environment as experiments_environment
 
@@ -134,6 +135,16 @@ def _commit() -> str | None:
         return None
 
 
+def check_cifar10(data_dir: str | None) -> None:
+    """Looks at a copy of CIFAR-10, if one is named, before anything is measured.
+
+    Raises:
+      InputError: where there is none.
+    """
+    for split in () if data_dir is None else ("train", "test"):
+        data.load("cifar10", split, data_dir, per_class=1)
+
+
 def has(package: str) -> bool:
     """Whether `package` can be imported."""
     return importlib.util.find_spec(package) is not None
@@ -149,6 +160,7 @@ class Report:
       notes: sentences on what was left out, and why.
       pictures: PNG by file name, for the record.
       environment: from `environment`, taken before the first measurement.
+      path: a JSON file that is kept up to date row by row, so that a hard kill leaves it; None for none.
     """
 
     environment: dict[str, object] = field(default_factory=environment)
@@ -156,6 +168,21 @@ class Report:
     figures: list[dict[str, object]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
+    path: Path | None = None
+
+    def add(self, row: dict[str, object]) -> None:
+        """Keeps a table row."""
+        self.figures.append(row)
+        self.save()
+
+    def save(self) -> None:
+        """Writes the JSON file, if there is to be one."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        partial.write_text(json.dumps(self.as_json(), indent=2) + "\n")
+        partial.replace(self.path)
 
     def note(self, sentence: str) -> None:
         """Keeps a sentence and prints it now."""
@@ -234,9 +261,9 @@ def main(
 ) -> None:
     """Command line of a benchmark: `--quick`, `--json PATH`, `--records FOLDER`.
 
-    A full run leaves a record in the repository; one that is stopped (Ctrl-C, SIGTERM) leaves what it has measured, and
-    ends with 130. A quick run keeps compiled programs in a cache for the next one;
-    its compile times say so by being small.
+    A full run leaves a record in the repository. One that does not come to its end leaves what it has measured, and
+    ends with 130 (Ctrl-C, SIGTERM), 2 (InputError) or 1 (any other error). A quick run keeps compiled programs in a
+    cache for the next one; its compile times say so by being small.
 
     Args:
       name: of the script, in the record.
@@ -257,32 +284,38 @@ def main(
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gi_jax" / "xla"))
 
     begin = time.perf_counter()
-    report = Report()
+    report = Report(path=options.json)
     load, cores = report.environment["load average"], report.environment["cores"]
     if load is not None and load > cores / 4:
         report.note(
             f"The machine was busy before the start (load {load} on {cores} cores), so no figure here is to be quoted: "
             "thread pools suffer unequally from company, and PyTorch's suffers most."
         )
-    stopped = False
+    status = 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what `timeout` and schedulers send
     try:
         measure(report, options.quick, **own)
-    except InputError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:
-        stopped = True
+        status = 130
         report.note("Stopped before its end: this is what was measured until then.")
+    except InputError as error:
+        status = 2
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        if not report.figures:
+            sys.exit(status)
+        report.note(f"Ended by an error, this is what was measured until then: {error}")
+    except Exception as error:  # whatever it is, what was measured before stays
+        status = 1
+        traceback.print_exc()
+        report.note(f"Ended by an error, this is what was measured until then: {type(error).__name__}: {error}")
     report.environment["seconds"] = round(time.perf_counter() - begin, 1)
     report.print()
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+    report.save()
     if not options.quick and (report.ratios or report.figures):
-        name = f"{name}_stopped" if stopped else name  # beside a complete record of the day
+        name = f"{name}_stopped" if status else name  # beside a complete record of the day
         print(f"record: {report.write_record(name, about, options.records)}")
-    if stopped:
-        sys.exit(130)
+    if status:
+        sys.exit(status)
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _measure_methods(report, case, drawn, dummies):
         if labels.unmet(method, drawn[0][0], dummies):
             continue
         pairs = [(labels.recover(problem, method, dummies).counts, truth) for problem, truth in drawn]
-        report.figures.append(
+        report.add(
             {
                 "network": model.name,
                 "data": f"{pool.name}, {pool.num_classes} classes",

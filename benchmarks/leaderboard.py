@@ -170,7 +170,7 @@ def measure_case(report: Report, case: Case) -> list[tuple[str, list[Look]]]:
 
     def add(name, contender, terms, looks):
         last = looks[-1]
-        report.figures.append(
+        report.add(
             {
                 "case": case.name,
                 "attack": name,

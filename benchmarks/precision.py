@@ -71,7 +71,7 @@ def measure(
     for name, rows in scores.items():
         columns = {key: _sample(rows, key) for key in rows[0] if key != "mse"}
         means = {f"mean {key}": float(np.mean(sample.values)) for key, sample in columns.items()}
-        report.figures.append({"precision": name, "model": model, "steps": spec.steps} | means)
+        report.add({"precision": name, "model": model, "steps": spec.steps} | means)
         if name != "float32":
             own, reference = (_sample(scores[one], "psnr") for one in (name, "float32"))
             report.ratios[f"{name}_psnr"] = own.over(reference)

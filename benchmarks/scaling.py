@@ -91,7 +91,7 @@ def measure_axis(report: Report, axis: Axis, rounds: int) -> None:
         runners[point] = harness.side(Runner(in_loop(program.program, axis.steps), own), units=axis.steps)
     samples = harness.interleave(runners, rounds)
     for point, seconds in samples.items():
-        report.figures.append(
+        report.add(
             {
                 "axis": axis.name,
                 "point": point.name,
@@ -187,7 +187,7 @@ def measure_devices(report: Report, share: Share, counts: tuple[int, ...] = ()) 
             "losses apart": float(np.abs(results["losses"] / first[1]["losses"] - 1).max()),
         }
         name = f"{found['devices']} {'real' if real else 'virtual'}"
-        report.figures.append(
+        report.add(
             {
                 "axis": "devices",
                 "point": f"{share.point.name}, {name}",

@@ -204,7 +204,7 @@ def measure_case(report: Report, case: Case, torch: Beside | None) -> None:
     losses = {pair: found.runs[pair[0]].block["images"][pair[1]]["loss"] for pair in singles.losses}
     for name, seconds in samples.items():
         reached = {"sweep": losses, "loop": singles.losses}.get(name)
-        report.figures.append(
+        report.add(
             {
                 "grid": case.name,
                 "side": name,

@@ -141,7 +141,7 @@ def measure_point(report: Report, point: Point, torch: Beside | None, rounds: in
     samples = harness.interleave(sides, rounds)
     for name, seconds in samples.items():
         trainer = trainers.get(name)
-        report.figures.append(
+        report.add(
             {
                 "point": point.name,
                 "defense": "none, PyTorch" if trainer is None else name,
@@ -192,13 +192,14 @@ def measure_accuracy(report: Report, data_dir: str, out: Path) -> None:
     )
     seconds_of = {accuracy: seconds_to(result, accuracy) for accuracy in ACCURACIES}
     accuracies = {f"seconds to {accuracy}": seconds for accuracy, seconds in seconds_of.items()}
-    report.figures.append({"point": "resnet18, fast", "test accuracy": last["test_accuracy"]} | accuracies)
+    report.add({"point": "resnet18, fast", "test accuracy": last["test_accuracy"]} | accuracies)
     for accuracy, seconds in seconds_of.items():
         report.note(f"{accuracy:.0%}: {'not reached' if seconds is None else f'after {seconds:.0f} s'}.")
 
 
 def measure(report: Report, quick: bool, data_dir: str | None = None, out: Path = Path("benchmark-training")) -> None:
     """All points, then the accuracy, if there is data for it."""
+    harness.check_cifar10(data_dir)
     torch = Beside() if harness.has("torch") else None
     if torch is None:
         report.note("PyTorch is not installed, so its loop is left out: pip install 'gi_jax[bench]'.")

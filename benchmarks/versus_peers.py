@@ -188,7 +188,7 @@ def measure_case(report: Report, case: Case, peers: dict[str, Peer]) -> None:
         runner = {OURS: together, ALONE: alone}.get(name) or theirs[name]
         found = runner.found if name in theirs else dict(enumerate(runner.found[: case.rounds]))
         ratio = seconds.over(samples[OURS])
-        report.figures.append(
+        report.add(
             {
                 "ratio": ratio.summary(3),
                 "loop": name,

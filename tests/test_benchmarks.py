@@ -117,6 +117,44 @@ def test_a_run_that_is_stopped_leaves_what_it_measured(harness, monkeypatch, tmp
     assert any((folder / "record.json").exists() for folder in tmp_path.iterdir())
 
 
+@pytest.fixture
+def ends(harness, monkeypatch, tmp_path, capsys):
+    """Runs a `measure` by `main`, which ends with a code; returns the code, the JSON file, stderr, and the records."""
+
+    def run(measure):
+        monkeypatch.setattr("sys.argv", ["some.py", "--json", str(tmp_path / "found.json"), "--records", str(tmp_path)])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                harness.main("some", "About.", measure)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        found = tmp_path / "found.json"
+        kept = json.loads(found.read_text()) if found.exists() else None
+        return ended.value.code, kept, capsys.readouterr().err, [path.name for path in tmp_path.glob("*/")]
+
+    return run
+
+
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError("out of memory"), 1), (checks.InputError("no data"), 2)])
+def test_a_run_that_fails_leaves_what_it_measured(ends, tmp_path, error, code):
+    def measure(report, quick):
+        report.add({"point": "b1x1"})
+        assert json.loads((tmp_path / "found.json").read_text())["figures"] == [{"point": "b1x1"}]  # by now
+        raise error
+
+    ended, kept, said, records = ends(measure)
+    assert ended == code and str(error) in said
+    assert kept["figures"] == [{"point": "b1x1"}] and str(error) in kept["notes"][-1]
+    assert len(records) == 1 and "_some_stopped_" in records[0]
+
+
+def test_what_cannot_be_used_is_one_line(ends, harness):
+    ended, kept, said, records = ends(lambda report, quick: harness.check_cifar10("nowhere"))
+    assert ended == 2 and kept is None and records == []
+    assert said.count("\n") == 1 and "nowhere" in said and "expected" in said
+
+
 def test_programs_that_are_compiled_side_by_side_are_those_compiled_alone(harness):
     calls = {f"plus {n}": (jax.jit(lambda x, n=n: x + n), jnp.ones(3)) for n in range(4)}
     built = harness.build_all(calls)
