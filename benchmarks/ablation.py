@@ -49,12 +49,12 @@ def attack_with(parts: list[str], steps: int) -> attacks.Attack:
 
 
 def scores(attack: attacks.Attack, problems, truth: np.ndarray, restarts: int) -> dict[str, np.ndarray]:
-    """PSNR and LPIPS of every start of every picture, [restarts, n]."""
+    """PSNR and LPIPS of every start of every picture, [restarts, n]; NaN where one failed."""
     keys = attacks.lane_keys(jax.random.key(0), list(range(len(truth))), restarts)
     *_, (states, _) = attacks.advance(attack, problems, attacks.start(attack, problems, keys))
     images = np.asarray(problems.space.denormalize(states.best.images))[:, 0, :, 0]  # batch size 1
     rows = [metrics.score(truth, images[:, restart], ("vgg",)) for restart in range(restarts)]
-    return {name: np.array([[row[name] for row in of] for of in rows]) for name in ("psnr", "lpips_vgg")}
+    return {name: np.array([[row[name] for row in of] for of in rows], float) for name in ("psnr", "lpips_vgg")}
 
 
 def measure(report: Report, quick: bool) -> None:
@@ -78,7 +78,7 @@ def measure(report: Report, quick: bool) -> None:
             {
                 "attack": name,
                 "PSNR": round(float(psnr.mean()), 2),
-                "of starts": f"{psnr.min():.2f}..{psnr.max():.2f}",
+                "of starts": f"{psnr.min():.2f}..{psnr.max():.2f}" if np.isfinite(psnr).all() else None,
                 "LPIPS": round(float(found["lpips_vgg"].mean()), 4),
                 "wins": wins,
                 "n": found["psnr"].size,

@@ -71,22 +71,25 @@ def measure(defense: str, pictures: int, steps: int) -> dict[str, object]:
         with tempfile.TemporaryDirectory() as folder:
             (run,) = run_attack(spec, Path(folder)).result["runs"]
         row["n"] = len(run["images"])
-        row |= {f"{metric} {attacker}": run["summary"][metric]["mean"] for metric in METRICS}
+        for metric in METRICS:  # none where a picture failed: without it, the others' mean would be too good
+            summary = run["summary"][metric]
+            row[f"{metric} {attacker}"] = None if summary["failed"] else summary["mean"]
         row[f"psnr of each, {attacker}"] = [image["psnr"] for image in run["images"]]
     return row
 
 
 def cells(row: dict[str, object]) -> list[str]:
     """The row as text: defense, PSNR plain and adaptive and their difference, LPIPS likewise, n."""
-    psnr, lpips = ([row[f"{metric} {attacker}"] for attacker in ATTACKERS] for metric in METRICS)
-    return [
-        row["defense"],
-        *(f"{value:.1f}" for value in psnr),
-        f"{psnr[1] - psnr[0]:+.1f}",
-        *(f"{value:.3f}" for value in lpips),
-        f"{lpips[1] - lpips[0]:+.3f}",
-        str(row["n"]),
-    ]
+    columns = []
+    for metric, digits in zip(METRICS, (1, 3), strict=True):
+        plain, adaptive = (row[f"{metric} {attacker}"] for attacker in ATTACKERS)
+        gain = None if None in (plain, adaptive) else adaptive - plain
+        columns += [_text(plain, f".{digits}f"), _text(adaptive, f".{digits}f"), _text(gain, f"+.{digits}f")]
+    return [row["defense"], *columns, str(row["n"])]
+
+
+def _text(value: float | None, pattern: str) -> str:
+    return "-" if value is None else f"{value:{pattern}}"
 
 
 HEADER = ("defense", "PSNR plain", "adaptive", "", "LPIPS plain", "adaptive", "", "n")

@@ -10,11 +10,11 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +26,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -42,13 +43,21 @@ Side = Callable[[], float]
 
 @dataclass(frozen=True)
 class Sample:
-    """One number a round."""
+    """One number a round, or one a picture; NaN where there is none, and then so are median, least and most."""
 
     values: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        return statistics.median(self.values)
+        return float(np.median(self.values))
+
+    @property
+    def least(self) -> float:
+        return float(np.min(self.values))
+
+    @property
+    def most(self) -> float:
+        return float(np.max(self.values))
 
     def over(self, other: "Sample") -> "Sample":
         """The quotients round by round: what drifts from round to round cancels."""
@@ -56,12 +65,14 @@ class Sample:
 
     def summary(self, digits: int = 6) -> dict[str, float | int]:
         """Median, spread and number of rounds, for JSON."""
-        numbers = {"median": self.median, "min": min(self.values), "max": max(self.values)}
+        numbers = {"median": self.median, "min": self.least, "max": self.most}
         return {name: round(number, digits) for name, number in numbers.items()} | {"n": len(self.values)}
 
     def words(self, pattern: str = ".2f") -> str:
-        """`median (min..max)`."""
-        return f"{self.median:{pattern}} ({min(self.values):{pattern}}..{max(self.values):{pattern}})"
+        """`median (min..max)`, or `-`."""
+        if math.isnan(self.median):
+            return "-"
+        return f"{self.median:{pattern}} ({self.least:{pattern}}..{self.most:{pattern}})"
 
 
 def side(function: Callable[[], object], units: float) -> Side:
@@ -190,14 +201,15 @@ class Report:
         print(sentence, flush=True)
 
     def as_json(self) -> dict[str, object]:
-        """Ratios are medians; their spreads and numbers of rounds stand beside them."""
-        return {
+        """Ratios are medians; their spreads and numbers of rounds stand beside them. None instead of NaN."""
+        plain = {
             "ratios": {name: round(sample.median, 4) for name, sample in self.ratios.items()},
             "spreads": {name: sample.summary(4) for name, sample in self.ratios.items()},
             "figures": self.figures,
             "notes": self.notes,
             "environment": self.environment,
         }
+        return _without_nan(plain)
 
     def rows(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """The tables as text: title, header and cells."""
@@ -241,9 +253,21 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _text(value: object) -> str:
+def _without_nan(value):
     match value:
-        case None:
+        case dict():
+            return {key: _without_nan(inner) for key, inner in value.items()}
+        case list():
+            return [_without_nan(inner) for inner in value]
+        case float():
+            return value if math.isfinite(value) else None
+        case _:
+            return value
+
+
+def _text(value: object) -> str:
+    match _without_nan(value):
+        case None | {"median": None}:
             return "-"
         case {"median": median, "min": low, "max": high}:
             return f"{median:.4g} ({low:.4g}..{high:.4g})"

@@ -214,19 +214,24 @@ def measure_case(report: Report, case: Case, torch: Beside | None) -> None:
                 "steps": case.steps,
                 "launches": len(launches) if name == "sweep" else case.lanes,
                 "compile s": compile_seconds.get(name),
-                "mean loss of the sample": None if reached is None else float(np.mean(list(reached.values()))),
+                "mean loss of the sample": None if reached is None else float(np.mean(_numbers(reached))),
                 "mean PSNR": _mean_psnr(found) if name == "sweep" else None,
             }
         )
     report.ratios[f"{case.name}_sweep_vs_loop"] = samples["loop"].over(samples["sweep"])
     if torch is not None:
         report.ratios[f"{case.name}_sweep_vs_torch"] = samples["torch"].over(samples["sweep"])
-    apart = max(abs(losses[pair] - loss) / loss for pair, loss in singles.losses.items())
+    apart = float(np.max(np.abs(_numbers(losses) / _numbers(singles.losses) - 1)))
     report.note(f"{case.name}: the losses of job and loop differ by at most {apart:.1e} of themselves.")
 
 
+def _numbers(losses: dict) -> np.ndarray:
+    return np.array(list(losses.values()), float)  # NaN where an attack failed
+
+
 def _mean_psnr(found) -> float:
-    return float(np.mean([run.block["summary"]["psnr"]["mean"] for run in found.runs]))
+    """NaN where a picture failed: without it, the others' mean would be too good."""
+    return float(np.mean(np.array([image["psnr"] for run in found.runs for image in run.block["images"]], float)))
 
 
 def measure(report: Report, quick: bool) -> None:

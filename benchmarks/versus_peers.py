@@ -214,9 +214,10 @@ def quality(truth: np.ndarray, found: dict[int, np.ndarray]) -> dict[str, float 
     matched = [pictures[metrics.match(pictures, truth[number])] for number, pictures in found.items()]
     nets = ("vgg",) if metrics.has_lpips() else ()
     rows = metrics.score(np.concatenate([truth[number] for number in found]), np.concatenate(matched), nets)
-    psnr = float(np.mean([row["psnr"] for row in rows]))
-    lpips = round(float(np.mean([row["lpips_vgg"] for row in rows])), 4) if nets else None
-    return {"PSNR": round(psnr, 2), "LPIPS": lpips, "victims": len(found)}
+    # NaN where a picture failed: without it, the others' mean would be too good.
+    means = {name: float(np.mean(np.array([row[name] for row in rows], float))) for name in rows[0]}
+    lpips = round(means["lpips_vgg"], 4) if nets else None
+    return {"PSNR": round(means["psnr"], 2), "LPIPS": lpips, "victims": len(found)}
 
 
 def installed(report: Report, quick: bool) -> dict[str, Peer]:

@@ -328,8 +328,8 @@ def test_a_sweep_compares_what_job_and_loop_reached(harness, without_torch, monk
         parts = 4 if execution.chunk == 2 else 0  # one launch of eight lanes, eight evaluations
         for _ in range(parts):
             on_report(None)
-        images, timing = [{"loss": 2.5}, {"loss": 2.0}], {"compile_seconds": 3.0}
-        block = {"images": images, "timing": timing, "summary": {"psnr": {"mean": 9.0}}}
+        images, timing = [{"loss": 2.5, "psnr": 9.0}, {"loss": 2.0, "psnr": 8.0}], {"compile_seconds": 3.0}
+        block = {"images": images, "timing": timing}
         return SimpleNamespace(runs=[SimpleNamespace(block=block) for _ in specs])
 
     monkeypatch.setattr(sweep.Singles, "loop", loop)
@@ -338,6 +338,7 @@ def test_a_sweep_compares_what_job_and_loop_reached(harness, without_torch, monk
     report = harness.Report()
     sweep.measure(report, quick=True)
     whole, sample = report.figures
+    assert whole["mean PSNR"] == 8.5 and whole["mean loss of the sample"] == pytest.approx(7 / 3)
     assert (whole["attacks run"], sample["attacks run"]) == ("8 of 8", "6 of 8")
     assert sample["hours of the grid"] == 0.5 * 8 * 8 / 3600
     assert list(report.ratios) == ["convnet_2x1x2x2_sweep_vs_loop"]
@@ -481,6 +482,38 @@ def test_versus_peers_scores_what_was_attacked(harness, monkeypatch):
         ],
     )
     assert versus.quality(truth, {2: truth[2][::-1]}) == {"PSNR": 0.0, "LPIPS": 0.0, "victims": 1}
+
+
+def test_a_mean_over_pictures_of_which_one_failed_is_none(harness, monkeypatch, tmp_path):
+    truth = np.random.default_rng(0).uniform(size=(2, 1, 16, 16, 3)).astype("f4")
+    versus, ablation, sweep, adaptive = map(
+        importlib.import_module, ("versus_peers", "ablation", "sweep", "adaptive_attackers")
+    )
+    monkeypatch.setattr(versus.metrics, "has_lpips", lambda: False)
+    found = versus.quality(truth, {0: truth[0], 1: np.full_like(truth[1], np.nan)})
+    assert np.isnan(found["PSNR"]) and found["LPIPS"] is None
+
+    rows = iter([{"psnr": None, "lpips_vgg": None}, {"psnr": 9.0, "lpips_vgg": 0.5}] * 2)
+    monkeypatch.setattr(ablation.metrics, "score", lambda *_: [next(rows), next(rows)])
+    monkeypatch.setattr(ablation.attacks, "lane_keys", lambda *_: None)
+    monkeypatch.setattr(ablation.attacks, "start", lambda *_: None)
+    images = np.zeros((2, 1, 2, 1, 4, 4, 3))
+    states = SimpleNamespace(best=SimpleNamespace(images=images))
+    monkeypatch.setattr(ablation.attacks, "advance", lambda *_: iter([(states, None)]))
+    problems = SimpleNamespace(space=SimpleNamespace(denormalize=lambda images: images))
+    psnr = ablation.scores(None, problems, np.zeros((2, 4, 4, 3)), restarts=2)["psnr"]
+    np.testing.assert_array_equal(psnr, [[np.nan, 9.0]] * 2)
+
+    block = {"images": [{"psnr": 9.0}, {"psnr": None}]}
+    assert np.isnan(sweep._mean_psnr(SimpleNamespace(runs=[SimpleNamespace(block=block)])))
+
+    row = {"defense": "none", "n": 2}
+    row |= {f"{metric} {one}": None for metric in adaptive.METRICS for one in adaptive.ATTACKERS}
+    assert adaptive.cells(row | {"psnr plain": 9.0}) == ["none", "9.0", *"-----", "2"]
+
+    report = harness.Report(figures=[found], ratios={"psnr": harness.Sample((1.0, np.nan, 2.0))})
+    assert json.loads(json.dumps(report.as_json(), allow_nan=False))["figures"][0]["PSNR"] is None
+    assert [row for _, _, cells in report.rows() for row in cells] == [["-", "-", "2"], ["psnr", "-", "3"]]
 
 
 def test_torch_takes_the_steps_of_a_training(harness):
