@@ -59,6 +59,7 @@ def scores(attack: attacks.Attack, problems, truth: np.ndarray, restarts: int) -
 
 def measure(report: Report, quick: bool) -> None:
     """A row for the default, for each part taken out, for none, and for each part alone."""
+    harness.need_lpips()
     count, restarts, steps = (2, 1, 24) if quick else (6, 3, 400)
     spec = AttackSpec(num_batches=count)
     batches = make_victims(spec).batches

@@ -86,7 +86,9 @@ def _add(report, name, foretold, taken):
 
 
 def measure(report: Report, quick: bool) -> None:
-    """All attacks, then the experiment."""
+    """All attacks, then the experiment, whose rows need their scores."""
+    if not quick:
+        harness.need_lpips()
     for case in QUICK if quick else ATTACKS:
         measure_attack(report, case, rounds=1 if quick else 3)
     if not quick:

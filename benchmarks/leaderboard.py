@@ -240,6 +240,7 @@ def measure(
     only: list[str] | None = None,
 ) -> None:
     """A table row for each case, contender and budget, and a plot a case."""
+    harness.need_lpips()
     for number, case in enumerate(cases(quick, data_dir, weights)):
         taking_part = {name: one for name, one in case.contenders.items() if only is None or name in only}
         if not taking_part:

