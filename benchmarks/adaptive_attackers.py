@@ -7,7 +7,8 @@ else is equal: the network, the pictures, the starts, the noise, the number of s
 
 A defense that protects against the plain attacker only protects nobody: judge it by the adaptive columns.
 
-Rows are measured one by one and kept in the file given by `--json`; the same command again measures what is missing.
+Rows are measured one by one and kept in the file given by `--json`, each with its environment; the same command again
+measures what is missing.
 """
 
 import argparse
@@ -15,12 +16,13 @@ import json
 import tempfile
 from pathlib import Path
 
-import jax
+import harness
 from rich.console import Console
 from rich.table import Table
 
+from gi_jax.checks import InputError
 from gi_jax.experiments.attack import run_attack
-from gi_jax.experiments.environment import environment
+from gi_jax.experiments.environment import environment, use_compilation_cache
 from gi_jax.experiments.spec import AttackSpec
 
 DEFENSES = (
@@ -57,7 +59,7 @@ METRICS = ("psnr", "lpips_vgg")
 
 def measure(defense: str, pictures: int, steps: int) -> dict[str, object]:
     """A row: means over the pictures of each metric for each attacker, and each picture's PSNR."""
-    row: dict[str, object] = {"defense": defense}
+    row: dict[str, object] = {"defense": defense, "environment": environment()}
     for attacker in ATTACKERS:
         model = "convnet_group" if defense.startswith("dpsgd") else "convnet"  # DP-SGD refuses BatchNorm
         spec = AttackSpec(
@@ -95,18 +97,35 @@ def _text(value: float | None, pattern: str) -> str:
 HEADER = ("defense", "PSNR plain", "adaptive", "", "LPIPS plain", "adaptive", "", "n")
 
 
+def kept(path: Path | None, settings: dict[str, int]) -> dict[str, object]:
+    """What the file holds, or the beginning of it.
+
+    Raises:
+      InputError: for a file of other settings.
+    """
+    if path is None or not path.exists():
+        return {"settings": settings, "rows": []}
+    record = json.loads(path.read_text())
+    if record["settings"] != settings:
+        raise InputError(
+            f"{path} has rows of {record['settings']}: expected {settings}; name another file, or remove this one"
+        )
+    return record
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two defenses, two pictures, 200 steps: half a minute")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="keep rows and environment here")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="keep rows here")
     options = parser.parse_args()
-    jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "gi_jax" / "xla"))
+    use_compilation_cache()
     settings = dict(pictures=2, steps=200) if options.quick else dict(pictures=6, steps=400)
 
-    record = {"settings": settings, "rows": [], "environment": environment()}
-    if options.json and options.json.exists():
-        kept = json.loads(options.json.read_text())
-        record["rows"] = kept["rows"] if kept["settings"] == settings else []
+    try:
+        harness.need_lpips()
+        record = kept(options.json, settings)
+    except InputError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     done = {row["defense"]: row for row in record["rows"]}
     table = Table(*HEADER, title="mean over pictures")
     for defense in QUICK if options.quick else DEFENSES:

@@ -316,8 +316,7 @@ def main(
     experiments_environment.compile_quickly()  # as the command line does
     own = {key: value for key, value in vars(options).items() if key not in ("quick", "json", "records")}
     if options.quick and jax.config.jax_compilation_cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gi_jax" / "xla"))
+        experiments_environment.use_compilation_cache()
 
     begin = time.perf_counter()
     report = Report(path=options.json)

@@ -524,6 +524,21 @@ def test_a_mean_over_pictures_of_which_one_failed_is_none(harness, monkeypatch, 
     assert [row for _, _, cells in report.rows() for row in cells] == [["-", "-", "2"], ["psnr", "-", "3"]]
 
 
+def test_rows_of_other_settings_stay(harness, monkeypatch, tmp_path, capsys):
+    adaptive = importlib.import_module("adaptive_attackers")
+    path, row = tmp_path / "rows.json", {"defense": "none", "environment": {"device": "elsewhere"}}
+    path.write_text(json.dumps({"settings": {"pictures": 6, "steps": 400}, "rows": [row]}))
+    assert adaptive.kept(path, dict(pictures=6, steps=400))["rows"] == [row]
+    before = path.read_bytes()
+    monkeypatch.setattr(adaptive, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr("sys.argv", ["adaptive_attackers.py", "--quick", "--json", str(path)])
+    with pytest.raises(SystemExit, match="2"):
+        adaptive.main()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "'steps': 400" in said and "name another file" in said
+    assert path.read_bytes() == before
+
+
 def test_torch_takes_the_steps_of_a_training(harness):
     pytest.importorskip("torch")
     training, torch_loop = importlib.import_module("training"), importlib.import_module("torch_loop")
