@@ -4,13 +4,14 @@
     python benchmarks/kill_test.py table1 alpha_bn --kills 5 --json result.json
     python benchmarks/kill_test.py figure1 --kills 20 --scale small --data-dir cifar10.tar.xz --match '*on cifar10*'
 
-Options that are not listed below go to `gi-jax run`. Rows must be equal byte for byte apart from times, none lost, none
+Rows must be equal byte for byte apart from times, none lost, none
 twice, and pictures and trained networks equal to the last bit.
 """
 
 import argparse
 import json
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,9 +30,23 @@ def main():
     parser.add_argument("names", nargs="*", default=["alpha_bn", "table2"])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    options, others = parser.parse_known_args()
-    arguments = [*options.names, *(others if "--scale" in others else ["--scale", "smoke", *others])]
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write what was compared, and the environment, here")
+    for option in ("--scale", "--data-dir", "--match"):
+        parser.add_argument(option, default="smoke" if option == "--scale" else None, help="of gi-jax run")
+    options = parser.parse_args()
+    passed = {"--scale": options.scale, "--data-dir": options.data_dir, "--match": options.match}
+    arguments = [*options.names, *(word for pair in passed.items() if pair[1] is not None for word in pair)]
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run(options, arguments)
+    except subprocess.CalledProcessError as error:  # which has said why
+        command_line = shlex.join(["gi-jax", *error.cmd[3:]])
+        parser.exit(1, f"{parser.prog}: error: ended with {error.returncode}, expected 0; try alone: {command_line}\n")
+
+
+def run(options, arguments):
+    """Kills and compares; writes the JSON file."""
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder) / "whole", Path(folder) / "broken"
@@ -42,12 +57,12 @@ def main():
         kills, ended = [], 0
         while len(kills) < options.kills:
             pause = rng.uniform(0.05, 0.9) * undisturbed
-            run = subprocess.Popen(command(arguments, broken), stdout=subprocess.DEVNULL)
+            process = subprocess.Popen(command(arguments, broken), stdout=subprocess.DEVNULL)
             try:
-                run.wait(pause)
+                process.wait(pause)
             except subprocess.TimeoutExpired:
-                run.send_signal(signal.SIGKILL)
-                run.wait()
+                process.send_signal(signal.SIGKILL)
+                process.wait()
                 kills.append({"after_seconds": round(pause, 2), "rows": len(Store(broken))})
                 print(f"kill {len(kills)} after {pause:.1f} s: {kills[-1]['rows']} rows")
             else:
