@@ -16,7 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import harness
+
 from gi_jax import cli
+from gi_jax.checks import InputError
 from gi_jax.experiments.catalogue import placed
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.jobs import jobs, run_jobs
@@ -27,21 +30,43 @@ from gi_jax.experiments.store import NAME, Store
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", nargs="?", type=Path, help="of gi-jax run, with rows of table2")
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=100_000, help="to measure (100,000)")
     parser.add_argument("--quick", action="store_true", help="2,000 rows")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write figures and environment here")
     options = parser.parse_args()
     count = 2000 if options.quick else options.rows
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        small = Store(options.store or Path(folder) / "small")
-        if options.store is None:
-            run_jobs(jobs([one.cell for one in placed("table2", "smoke")]), small, Execution())
+        try:
+            small = small_store(options.store, Path(folder) / "small", count)
+        except InputError as error:
+            parser.exit(2, f"{parser.prog}: error: {error}\n")
         figures = measure(small, Path(folder) / "large", count)
     for name, value in figures.items():
         print(f"{name}: {value:.3g}")
     if options.json is not None:
         record = {"environment": environment(), "figures": figures, "ratios": {}}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def small_store(given: Path | None, own: Path, count: int) -> Store:
+    """The rows that are repeated: those of a real store, or of table2 at scale smoke, computed in `own`.
+
+    Raises:
+      InputError: for a store without rows, or with more than are to be measured; and where none can be computed.
+    """
+    if given is None:
+        harness.need_lpips()
+        store = Store(own)
+        run_jobs(jobs([one.cell for one in placed("table2", "smoke")]), store, Execution())
+    else:
+        store = Store(given)
+        if not len(store):
+            raise InputError(f"store {given} has no rows: expected one of gi-jax run; leave it out to compute one")
+    if len(store) > count:
+        raise InputError(f"--rows {count}: expected {len(store)} or more, as the store has; take more")
+    return store
 
 
 def measure(small: Store, folder: Path, count: int) -> dict[str, float]:

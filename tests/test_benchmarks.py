@@ -524,6 +524,37 @@ def test_a_mean_over_pictures_of_which_one_failed_is_none(harness, monkeypatch, 
     assert [row for _, _, cells in report.rows() for row in cells] == [["-", "-", "2"], ["psnr", "-", "3"]]
 
 
+@pytest.mark.parametrize(("given", "count", "said"), [(False, 9, "no rows"), (True, 1, "--rows 1: expected 2")])
+def test_a_store_that_cannot_be_measured_is_one_line(harness, tmp_path, given, count, said):
+    store = importlib.import_module("store")
+    if given:
+        for cell in "ab":
+            store.Store(tmp_path).append({"cell": cell * 16})
+    with pytest.raises(checks.InputError, match=said):
+        store.small_store(tmp_path, tmp_path / "own", count)
+
+
+def kill_test(monkeypatch, *words):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = importlib.import_module("kill_test")
+    monkeypatch.setattr("sys.argv", ["kill_test.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    return ended.value.code
+
+
+def test_kill_test_takes_no_option_that_it_does_not_know(monkeypatch, capsys):
+    assert kill_test(monkeypatch, "table2", "--kils", "3") == 2
+    assert "--kils" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_killed_is_one_line(monkeypatch, capsys, tmp_path):
+    code = kill_test(monkeypatch, "nothing", "--match", "*none*", "--json", str(tmp_path / "new" / "found.json"))
+    said = capsys.readouterr().err
+    assert code == 1 and said.count("\n") == 1 and "gi-jax run nothing --scale smoke --match '*none*'" in said
+    assert (tmp_path / "new").is_dir()
+
+
 def test_rows_of_other_settings_stay(harness, monkeypatch, tmp_path, capsys):
     adaptive = importlib.import_module("adaptive_attackers")
     path, row = tmp_path / "rows.json", {"defense": "none", "environment": {"device": "elsewhere"}}
