@@ -353,6 +353,26 @@ def test_a_sweep_compares_what_job_and_loop_reached(harness, without_torch, monk
     assert "pip install" in report.notes[0] and "2.5e-01" in report.notes[1]
 
 
+def test_the_loop_observes_a_victim_once_and_off_the_clock(harness, monkeypatch):
+    sweep = importlib.import_module("sweep")
+    case = sweep.Case("convnet", (0.01,), (1e-3,), victims=1, restarts=3, steps=1, turns=1)
+    now, prepared, losses = [0.0], [], iter([3.0, 1.0, 2.0])
+
+    def passing(seconds, result):
+        now[0] += seconds
+        return result
+
+    monkeypatch.setattr(sweep, "make_victims", lambda spec: SimpleNamespace(batches=[]))
+    monkeypatch.setattr(sweep.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(sweep.attacks, "start", lambda attack, problem, keys: keys)
+    monkeypatch.setattr(sweep.attacks, "advance", lambda *_, **__: passing(4.0, [(None, None)]))
+    monkeypatch.setattr(sweep.attacks, "reconstructions", lambda *_: [[SimpleNamespace(loss=next(losses))]])
+    prepare = lambda *pair: passing(100.0, prepared.append(pair) or (0, 0, np.zeros((1, 3))))  # noqa: E731
+    singles = sweep.Singles(case, 1, None)
+    monkeypatch.setattr(singles, "prepare", prepare)
+    assert singles.loop(0) == 2.0 and prepared == [(0, 0)] and singles.losses == {(0, 0): 1.0}
+
+
 def test_the_job_and_the_others_take_turns_after_the_first_part(harness, monkeypatch):
     sweep = importlib.import_module("sweep")
     clock = iter(range(100))
