@@ -130,14 +130,14 @@ def run(
       problems: what the adversary holds, one a picture.
       truth: [n, h, w, c] in [0, 1], to score with.
       evaluations: gradient evaluations a picture, of all restarts together; None for all steps.
-      looks: at most so many, apart from the one at the end.
+      looks: at most so many, apart from the one at the end; eight times as many where a step searches a line.
     """
     attack = contender.make(steps)
     keys = attacks.lane_keys(jax.random.key(0), list(range(len(truth))), contender.restarts)
     states = compile_ahead(attack, problems, attacks.start(attack, problems, keys))
     found, done, used, seconds = [], 0, 0.0, 0.0
     searches = attack.optimizer is lbfgs()  # takes several evaluations a step, and so ends after few
-    chunk = max(1, steps // (looks * 8 if searches else looks))
+    chunk = -(-steps // (looks * 8 if searches else looks))
     progress = attacks.advance(attack, problems, states, chunk=chunk)
     while True:
         began = time.perf_counter()
@@ -239,15 +239,18 @@ def measure(
     weights: str | None = None,
     only: list[str] | None = None,
 ) -> None:
-    """A table row for each case, contender and budget, and a plot a case."""
+    """A table row for each case, contender and budget, and a plot a case.
+
+    Raises:
+      InputError: for a contender that does not take part.
+    """
     harness.need_lpips()
-    for number, case in enumerate(cases(quick, data_dir, weights)):
+    found = cases(quick, data_dir, weights)
+    for name in only or ():
+        checks.one_of("contender", name, {name: None for case in found for name in case.contenders})
+    for number, case in enumerate(found):
         taking_part = {name: one for name, one in case.contenders.items() if only is None or name in only}
-        if not taking_part:
-            report.note(f"{case.name}: none of {', '.join(only)} takes part.")
-            continue
-        case = case._replace(contenders=taking_part)
-        curves = measure_case(report, case)
+        curves = measure_case(report, case._replace(contenders=taking_part))
         report.pictures[f"case{number}.png"] = draw(case.name, curves)
 
 

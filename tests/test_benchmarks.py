@@ -305,6 +305,24 @@ def test_contenders_are_attacks_that_their_case_allows(harness):
             assert ("bn_prior" not in attack.objective.parts) or case.spec.threat.shared != RUNNING.shared
 
 
+def test_a_contender_that_does_not_take_part_is_an_error(harness):
+    leaderboard = importlib.import_module("leaderboard")
+    with pytest.raises(checks.InputError, match="unknown contender 'modrn': did you mean 'modern'"):
+        leaderboard.measure(harness.Report(), False, only=["modern", "modrn"])
+
+
+@pytest.mark.parametrize(("steps", "looks"), [(23, 12), (24, 12), (5, 12), (400, 40)])
+def test_a_contender_is_looked_at_no_more_often_than_asked(harness, monkeypatch, steps, looks):
+    leaderboard = importlib.import_module("leaderboard")
+    chunks = []
+    monkeypatch.setattr(leaderboard, "compile_ahead", lambda *_: None)
+    monkeypatch.setattr(leaderboard.attacks, "lane_keys", lambda *_: None)
+    monkeypatch.setattr(leaderboard.attacks, "start", lambda *_: None)
+    monkeypatch.setattr(leaderboard.attacks, "advance", lambda *_, chunk: iter(chunks.append(chunk) or ()))
+    assert leaderboard.run(leaderboard.preset("modern"), steps, None, np.zeros((1, 4, 4, 3)), looks=looks) == []
+    assert -(-steps // chunks[0]) <= looks
+
+
 SCRIPTS = ("attack_step", "precision", "scaling", "sweep", "time_to_quality", "training", "versus_peers")
 
 
