@@ -180,6 +180,8 @@ def measure_case(report: Report, case: Case, peers: dict[str, Peer]) -> None:
         **theirs,
     }
     try:
+        for ours in (together, alone):  # a peer warms up by itself, as every round of it is another victim
+            ours()
         samples = harness.interleave(sides, case.rounds, warmup=0)
     finally:
         for other in theirs.values():
