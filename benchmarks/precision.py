@@ -11,6 +11,7 @@ the attack, `--save` keeps the pictures, and `--load` scores them where it is.
 
 import argparse
 import dataclasses
+import zipfile
 from pathlib import Path
 
 import harness
@@ -51,6 +52,8 @@ def measure(
       InputError: for a file that is none of `--save`.
     """
     model = "convnet" if quick else model
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
     spec = AttackSpec(model=model, first=4, num_batches=2 if quick else 16, steps=100 if quick else 400)
     truth, found = pictures(make_victims(spec).batches), {}
     if load is None:
@@ -61,12 +64,13 @@ def measure(
             )
     else:
         try:
-            with np.load(load) as stored:
+            with load.open("rb") as file, np.load(file) as stored:
                 found = {name: stored[name] for name in PRECISIONS}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"--load {load}: {error}; expected a file of --save") from error
     if save is not None:
-        np.savez(save, **found)
+        with save.open("wb") as file:  # by a name, NumPy appends one
+            np.savez(file, **found)
     scores = {name: metrics.score(truth, images, metrics.nets_for(truth.shape[1:])) for name, images in found.items()}
     for name, rows in scores.items():
         columns = {key: _sample(rows, key) for key in rows[0] if key != "mse"}

@@ -225,6 +225,12 @@ def test_precision_scores_what_was_saved(harness, monkeypatch, tmp_path):
     assert report.ratios["bfloat16_psnr"].median == pytest.approx(30.46 / 40.0, abs=1e-3)
     with pytest.raises(precision.InputError, match="expected a file of --save"):
         precision.measure(report, quick=True, load=tmp_path / "none.npz")
+    for content in (b"", (tmp_path / "found.npz").read_bytes()[:1000], b"no archive"):
+        (tmp_path / "torn.npz").write_bytes(content)
+        with pytest.raises(precision.InputError, match="torn.npz.*expected a file of --save"):
+            precision.measure(report, quick=True, load=tmp_path / "torn.npz")
+    precision.measure(report, quick=True, load=tmp_path / "found.npz", save=tmp_path / "new" / "kept")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["kept"]
 
 
 def test_every_defense_has_a_row_of_overhead_and_runs_on_every_network(harness):
