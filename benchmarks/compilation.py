@@ -60,7 +60,7 @@ def measure(report: Report, quick: bool) -> None:
                 folder = Path(name)
                 found["cold"].append(in_a_process(point, folder))
                 found["cached"].append(in_a_process(point, folder))
-                shutil.rmtree(folder / "traced")
+                shutil.rmtree(folder / "traced", ignore_errors=True)  # none where keeping is off
                 found["compiled"].append(in_a_process(point, folder))
         samples = {side: Sample(tuple(values)) for side, values in found.items()}
         for side, sample in samples.items():
