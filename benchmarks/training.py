@@ -25,7 +25,7 @@ import numpy as np
 from beside import Beside, named
 from harness import Report, Sample
 
-from gi_jax import data, defenses, models, training
+from gi_jax import checks, data, defenses, models, training
 from gi_jax.experiments import recipes
 from gi_jax.experiments.study import on_device
 from gi_jax.experiments.training import TrainSpec, run_training
@@ -34,6 +34,8 @@ from gi_jax.training.epoch import LONGEST_CHUNK
 ROWS = ("none", "prune:p=0.9", "gaussian:sigma=0.001", "clip:norm=1", "mixup:k=4", "intra_instahide:k=4")
 """Defenses that networks with BatchNorm can run."""
 ACCURACIES = (0.90, 0.93)
+ACCURACY = "accuracy"
+"""The name of the part that trains until then."""
 
 
 class Point(NamedTuple):
@@ -197,25 +199,47 @@ def measure_accuracy(report: Report, data_dir: str, out: Path) -> None:
         report.note(f"{accuracy:.0%}: {'not reached' if seconds is None else f'after {seconds:.0f} s'}.")
 
 
-def measure(report: Report, quick: bool, data_dir: str | None = None, out: Path = Path("benchmark-training")) -> None:
-    """All points, then the accuracy, if there is data for it."""
+def measure(
+    report: Report,
+    quick: bool,
+    data_dir: str | None = None,
+    out: Path = Path("benchmark-training"),
+    only: list[str] | None = None,
+) -> None:
+    """All points, then the accuracy, if there is data for it; or some of these.
+
+    Raises:
+      InputError: for a part that there is not, the accuracy without data, or data for a quick run.
+    """
+    points = {point.name: point for point in (QUICK if quick else FULL)}
+    accuracy = [] if data_dir is None else [ACCURACY]
+    if quick and accuracy:
+        raise checks.InputError(f"--data-dir {data_dir} with --quick: expected a full run; leave one of them out")
+    if ACCURACY in (only or ()) and not accuracy:
+        raise checks.InputError(f"--only {ACCURACY} without --data-dir: expected a copy of CIFAR-10 for a full run")
+    for part in only or ():
+        checks.one_of("part", part, [*points, *accuracy])
+    parts = only or [*points, *accuracy]
     harness.check_cifar10(data_dir)
-    torch = Beside() if harness.has("torch") else None
-    if torch is None:
+    torch = Beside() if harness.has("torch") and any(part in points for part in parts) else None
+    if not harness.has("torch"):
         report.note("PyTorch is not installed, so its loop is left out: pip install 'gi_jax[bench]'.")
     try:
-        for point in QUICK if quick else FULL:
-            measure_point(report, point, torch, rounds=3)
+        for name, point in points.items():
+            if name in parts:
+                measure_point(report, point, torch, rounds=3)
     finally:
         if torch is not None:
             torch.close()
-    if data_dir is not None and not quick:
+    if ACCURACY in parts:
         measure_accuracy(report, data_dir, out)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options beyond those of every benchmark."""
+    names = ", ".join(point.name for point in FULL)
     parser.add_argument("--data-dir", metavar="P", help="a copy of CIFAR-10: adds seconds to an accuracy to a full run")
+    parser.add_argument("--only", action="append", metavar="PART", help=f"{names} or {ACCURACY}; repeat it for several")
     default = Path("benchmark-training")
     parser.add_argument("--out", type=Path, metavar="DIR", default=default, help=f"of that training ({default})")
 

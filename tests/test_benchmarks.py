@@ -491,6 +491,31 @@ def test_every_row_of_training_runs_with_batch_statistics(harness, without_torch
     assert list(report.ratios) == ["convnet_b4_mixup:k=2_vs_none"]
 
 
+def test_a_training_can_be_asked_for_its_accuracy_alone(harness, without_torch, monkeypatch, tmp_path):
+    training, asked = importlib.import_module("training"), []
+    monkeypatch.setattr(harness, "check_cifar10", lambda data_dir: None)
+    monkeypatch.setattr(training, "measure_point", lambda report, point, *_, **__: asked.append(point.name))
+    monkeypatch.setattr(training, "measure_accuracy", lambda *_: asked.append("accuracy"))
+    training.measure(harness.Report(), False, "anywhere", tmp_path, only=["accuracy"])
+    training.measure(harness.Report(), False, "anywhere", tmp_path, only=["resnet18_b64"])
+    training.measure(harness.Report(), True)
+    assert asked == ["accuracy", "resnet18_b64", "convnet_b64"]
+
+
+@pytest.mark.parametrize(
+    ("quick", "data_dir", "only", "said"),
+    [
+        (True, "anywhere", None, "--data-dir anywhere with --quick"),
+        (False, None, ["accuracy"], "--only accuracy without --data-dir"),
+        (False, None, ["convnet"], "unknown part 'convnet': did you mean 'convnet_b64'"),
+    ],
+)
+def test_a_part_that_a_training_has_not_is_an_error(harness, tmp_path, quick, data_dir, only, said):
+    training = importlib.import_module("training")
+    with pytest.raises(checks.InputError, match=said):
+        training.measure(harness.Report(), quick, data_dir, tmp_path, only)
+
+
 def test_speeds_are_those_of_the_same_round(harness):
     training = importlib.import_module("training")
     seconds = {"none": (1.0, 2.0), "mixup:k=4": (2.0, 2.0), "torch": (3.0, 8.0)}
