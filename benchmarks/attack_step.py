@@ -25,7 +25,7 @@ gradients save one of the seven passes.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -157,6 +157,21 @@ def launch(point: Point) -> Launch:
     return Launch(attack, problems, states)
 
 
+def launches(points: Iterable[Point]) -> dict[Point, Launch]:
+    """The arguments for each point, made on the CPU, where the client's one step is soon compiled."""
+    with _host():
+        found = {point: launch(point) for point in points}
+    return {point: jax.device_put(start, jax.devices()[0]) for point, start in found.items()}
+
+
+def _host():
+    """Computes on the CPU, if JAX was not told to leave it alone."""
+    try:
+        return jax.default_device(jax.devices("cpu")[0])
+    except RuntimeError:
+        return nullcontext()
+
+
 @partial(jax.jit, donate_argnums=2)
 def single_step(attack: attacks.Attack, problems: threat.AttackProblem, states: attacks.AttackState):
     """What the engine's loop has for a body, as a program of its own."""
@@ -265,14 +280,6 @@ def measure_point(
     return samples
 
 
-def _host():
-    """Computes on the CPU, where the client's one step is soon compiled, if JAX was not told to leave it alone."""
-    try:
-        return jax.default_device(jax.devices("cpu")[0])
-    except RuntimeError:
-        return nullcontext()
-
-
 def _add_ratios(ratios: dict[str, Sample], point: Point, samples: dict[str, Sample]) -> None:
     if not samples:
         return
@@ -375,9 +382,7 @@ def measure(report: Report, quick: bool) -> None:
     try:
         cpu = jax.default_backend() == "cpu"
         points = QUICK if quick else FULL if cpu else ACCELERATOR
-        with _host():
-            starts = {point: launch(point) for point in ([] if cpu else points)}
-        starts = {point: jax.device_put(start, jax.devices()[0]) for point, start in starts.items()}
+        starts = launches([] if cpu else points)
         built = harness.build_all(
             {f"{point.name}/{side}": call for point in starts for side, call in programs(point, starts[point]).items()}
         )

@@ -5,6 +5,8 @@ at the point before. Twice the lanes or the batch, once the machine is full, sho
 less means that it was not full before. Twice the side of a picture is four times the work. The attack is that of
 `attack_step.py`.
 
+On an accelerator ResNet-18 is measured, at points that fill it.
+
 Devices are of a process each, with as many virtual devices as it is told (`--xla_force_host_platform_device_count`):
 the same eight lanes on one device and spread over several. On one processor they share its cores, so that a ratio of 1
 is perfect; what counts is that it does not grow, and that the results are those of one device. They are to rounding:
@@ -26,7 +28,7 @@ import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-from attack_step import Point, Runner, in_loop, launch
+from attack_step import Point, Runner, in_loop, launch, launches
 from harness import Report, Sample
 
 from gi_jax import attacks
@@ -74,20 +76,25 @@ FULL = (
     sides("resnet18", (32, 64, 128), 4),
     DEPTH,
 )
+ACCELERATOR = (
+    lanes("resnet18", (1, 16, 32, 64, 128), 16),
+    batches("resnet18", (1, 16, 32, 64, 128), 16),
+    sides("resnet18", (32, 64, 128), 16),
+)
+"""What fills an accelerator."""
 
 
 def measure_axis(report: Report, axis: Axis, rounds: int) -> None:
-    """Compiles all points that fit into memory, runs them in turns; a row a point, a ratio a step along the axis."""
-    built, runners = {}, {}
-    for point in axis.points:
-        start = launch(point)
-        program = harness.build(loop._advance.plain, *start, jnp.int32(axis.steps))
+    """Compiles all points, runs those that fit into memory in turns; a row a point, a ratio a step along the axis."""
+    starts, runners = launches(axis.points), {}
+    steps = jnp.int32(axis.steps)
+    built = harness.build_all({point: (loop._advance.plain, *start, steps) for point, start in starts.items()})
+    for point, program in built.items():
         free = harness.free_bytes()
         if free is not None and program.bytes > free:
             report.note(f"{point.name}: left out for memory, needs {program.bytes / 1e9:.1f} GB.")
             continue
-        built[point] = program
-        own = start._replace(states=jax.tree.map(jnp.copy, start.states))  # donated
+        own = starts[point]._replace(states=jax.tree.map(jnp.copy, starts[point].states))  # donated
         runners[point] = harness.side(Runner(in_loop(program.program, axis.steps), own), units=axis.steps)
     samples = harness.interleave(runners, rounds)
     for point, seconds in samples.items():
@@ -203,16 +210,17 @@ def measure_devices(report: Report, share: Share, counts: tuple[int, ...] = ()) 
 
 
 def measure(report: Report, quick: bool) -> None:
-    """All axes, then devices."""
-    for axis in QUICK if quick else FULL:
+    """All axes, then devices: virtual ones on a CPU, and real ones where there are several."""
+    cpu = jax.default_backend() == "cpu"
+    for axis in QUICK if quick else FULL if cpu else ACCELERATOR:
         measure_axis(report, axis, rounds=3 if quick else 5)
     share = Share(Point(1, 8, model="convnet"), steps=8, rounds=3 if quick else 5)
-    measure_devices(report, share, (1, 8) if quick else (1, 2, 4, 8))
+    if cpu:
+        measure_devices(report, share, (1, 8) if quick else (1, 2, 4, 8))
     if jax.local_device_count() > 1:
         measure_devices(report, share)
-    share = Share(Point(1, 8, model="resnet18"), steps=4, rounds=5)
-    if not quick:
-        measure_devices(report, share, (1, 8))
+    if cpu and not quick:
+        measure_devices(report, Share(Point(1, 8, model="resnet18"), steps=4, rounds=5), (1, 8))
 
 
 if __name__ == "__main__":

@@ -424,6 +424,22 @@ def test_growth_is_that_of_the_same_round(harness):
     assert ratio == ("lanes_b1x1_convnet_to_b1x4_convnet", harness.Sample((4.0, 3.0)))
 
 
+def test_an_axis_has_a_row_a_point_that_fits(harness, monkeypatch):
+    scaling = importlib.import_module("scaling")
+    points = tuple(scaling.Point(1, number, model="mlp", side=8) for number in (1, 2, 3))
+    start = importlib.import_module("attack_step").Launch(None, None, jnp.zeros(3))
+    monkeypatch.setattr(scaling, "launches", lambda points: dict.fromkeys(points, start))
+    sizes = iter([1, 1, 10**9])
+    build = lambda calls: {point: harness.Built(lambda *call: call[2], 1.0, next(sizes)) for point in calls}  # noqa: E731
+    monkeypatch.setattr(scaling.harness, "build_all", build)
+    monkeypatch.setattr(scaling.harness, "free_bytes", lambda: 10**6)
+    report = harness.Report()
+    scaling.measure_axis(report, scaling.Axis("lanes", points, 2), rounds=1)
+    assert [row["point"] for row in report.figures] == ["b1x1_mlp_8", "b1x2_mlp_8"]
+    assert list(report.ratios) == ["lanes_b1x1_mlp_8_to_b1x2_mlp_8"]
+    assert "b1x3_mlp_8: left out for memory" in report.notes[0]
+
+
 def test_lanes_on_two_devices_are_those_on_one(harness, monkeypatch):
     scaling = importlib.import_module("scaling")
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster; kept beside our own flag
