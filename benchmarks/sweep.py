@@ -35,6 +35,7 @@ from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments import plan
 from gi_jax.experiments.attack import run_sweep
 from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.streams import Stream, key_of
 from gi_jax.experiments.victims import make_problems, make_victims
 from gi_jax.threat import stack
 
@@ -117,7 +118,8 @@ class Singles:
         """Attack, problem and keys, [1, restarts], as the job has them."""
         spec = self.specs[setting]
         problem = stack(make_problems(spec, self.victims, "none", [victim]))
-        return plan.make_attack(spec), problem, attacks.lane_keys(jax.random.key(spec.seed), [victim], spec.restarts)
+        keys = attacks.lane_keys(key_of(spec.seed, Stream.START), [victim], spec.restarts)
+        return plan.make_attack(spec), problem, keys
 
     def compile(self) -> float:
         """Makes the loop's programs; returns the seconds of the attack's own."""
