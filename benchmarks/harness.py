@@ -308,7 +308,7 @@ def main(
       add_arguments: options of this benchmark alone.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few points, few rounds, no record: about a minute")
+    parser.add_argument("--quick", action="store_true", help="few points, few rounds, no record: one to three minutes")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write ratios, figures and environment here")
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="FOLDER", help="where full runs leave records")
     add_arguments(parser)
