@@ -31,8 +31,9 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write what was compared, and the environment, here")
-    for option in ("--scale", "--data-dir", "--match"):
-        parser.add_argument(option, default="smoke" if option == "--scale" else None, help="of gi-jax run")
+    parser.add_argument("--scale", default="smoke", help="of gi-jax run (smoke)")
+    for option in ("--data-dir", "--match"):
+        parser.add_argument(option, help="of gi-jax run")
     options = parser.parse_args()
     passed = {"--scale": options.scale, "--data-dir": options.data_dir, "--match": options.match}
     arguments = [*options.names, *(word for pair in passed.items() if pair[1] is not None for word in pair)]
