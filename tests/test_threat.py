@@ -41,8 +41,11 @@ from gi_jax.threat import (
     BatchNormThreat,
     ImageSpace,
     LocalTraining,
+    Quantized,
+    Rounded,
     Shared,
     Update,
+    Zeroed,
     batch_norm,
     check_problem,
     client_update,
@@ -548,6 +551,26 @@ def test_what_check_problem_refuses(problem, field, name, value, message):
     with pytest.raises(InputError, match=message) as error:
         check_problem(bad)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "known, message",
+    [
+        (("encrypted",), "unknown fact 'encrypted': expected one of Zeroed, Noisy"),
+        (Zeroed(), "known Zeroed: expected a tuple of facts; try .fact,."),
+        ((Zeroed(bound={"head": 1.0}),), "bound of Zeroed: .* is missing; expected shape .."),
+        ((Quantized(width=jnp.ones(4)),), r"width of Quantized: .* has shape \(4,\); expected \(\)"),
+        ((Rounded(spacing={}, scale=1.0),), "spacing of Rounded: .* is missing"),
+    ],
+)
+def test_facts_that_do_not_fit_are_refused(problem, known, message):
+    victim, own = toy_victim(PLAIN), defenses.FunctionDefense(lambda key: optax.identity(), lambda sent: known)
+    for refuse in (
+        lambda: check_problem(dataclasses.replace(problem, known=known)),
+        lambda: observe(victim, RUNNING, own, jax.random.key(0)),
+    ):
+        with pytest.raises(InputError, match=message):
+            refuse()
 
 
 def test_an_update_of_another_network_is_refused(problem):

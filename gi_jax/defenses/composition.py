@@ -12,6 +12,7 @@ from gi_jax.defenses import privacy
 from gi_jax.defenses.batch import Mixing
 from gi_jax.defenses.registry import DEFENSES, Kind
 from gi_jax.threat import Fact
+from gi_jax.threat.knowledge import check_facts
 from gi_jax.types import Gradients, Key
 
 
@@ -230,7 +231,9 @@ class FunctionDefense:
 
     def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
         """The facts."""
-        return self.facts(sent)
+        facts = self.facts(sent)
+        check_facts(facts, sent)
+        return tuple(facts)
 
 
 @dataclass(frozen=True)

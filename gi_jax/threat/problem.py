@@ -13,7 +13,7 @@ from gi_jax.models import Network, Normalize, is_factored
 from gi_jax.threat.batch_norm import called_first
 from gi_jax.threat.client import Batch, Update, client_update
 from gi_jax.threat.floats import as_array, as_float32
-from gi_jax.threat.knowledge import Fact, Mixed
+from gi_jax.threat.knowledge import Fact, Mixed, check_facts
 from gi_jax.threat.local import LocalTraining, deal, train_locally
 from gi_jax.threat.logits import logits_of, num_outputs
 from gi_jax.threat.space import ImageSpace
@@ -175,6 +175,7 @@ def check_problem(problem: AttackProblem) -> None:
         checks.all_finite(what, tree)
     if problem.statistics is not None:
         checks.all_finite("statistics", problem.statistics)
+    check_facts(problem.known, problem.observed)
     expected = (problem.image_shape[0], problem.num_classes)
     if problem.labels is not None:
         if (shape := np.shape(problem.labels)) != expected:
