@@ -721,6 +721,8 @@ UNUSABLE = {
     "weights of another network": (with_(params=lambda params: {}), "network LeNet on images of shape"),
     "units of another data set": (with_(space=lambda space: ImageSpace(mean=0.5, std=jnp.ones(4))), "std of shape"),
     "a bare network": (with_(network=lambda network: lambda params, statistics, images: images), "FunctionNetwork"),
+    "a name for a threat model": (lambda victim: {"threat": "running"}, "threat 'running': .*gi_jax.threat.RUNNING"),
+    "text for a defense": (lambda victim: {"defense": "prune:p=0.9"}, r"defenses.parse\('prune:p=0.9'\)"),
     "a bare transformation": (lambda victim: {"defense": optax.clip(1.0)}, "FunctionDefense"),
 }
 
