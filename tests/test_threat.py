@@ -573,6 +573,14 @@ def test_facts_that_do_not_fit_are_refused(problem, known, message):
             refuse()
 
 
+def test_weights_that_are_not_finite_are_found_before_their_gradient():
+    victim = toy_victim(PLAIN)
+    broken = dataclasses.replace(victim, params={**victim.params, "b1": victim.params["b1"] * jnp.nan})
+    problem = observe(broken, RUNNING, defenses.identity, jax.random.key(0))
+    with pytest.raises(InputError, match="^params: b1 holds 16 values that are NaN or infinite"):
+        check_problem(problem)
+
+
 def test_an_update_of_another_network_is_refused(problem):
     more = {**problem.observed, "block9": {"kernel": jnp.zeros(3)}}
     with pytest.raises(InputError, match="observed gradient: block9/kernel is not part of the network"):

@@ -170,7 +170,8 @@ def check_problem(problem: AttackProblem) -> None:
         raise checks.InputError(f"image_shape {problem.image_shape}: expected that of the batch, (n, h, w, c)")
     problem.space.check(problem.image_shape)
     checks.same_structure("observed gradient", problem.observed, problem.params)
-    for what, tree in (("observed gradient", problem.observed), ("params", problem.params)):
+    # The weights first, since a gradient taken at NaN is NaN.
+    for what, tree in (("params", problem.params), ("observed gradient", problem.observed)):
         checks.all_floating(what, tree)
         checks.all_finite(what, tree)
     if problem.statistics is not None:
