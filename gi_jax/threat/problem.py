@@ -29,11 +29,14 @@ def _static(**options):
 class AttackProblem:
     """What the adversary holds. There is no field for the truth.
 
+    `observe` makes it of a victim; for an update of your own build it from the weights and the gradient.
+
     Array fields may carry leading axes for lanes; static fields choose the program.
 
     Attributes:
       network: the architecture; static.
-      normalize: how the adversary runs the normalization layers; static.
+      normalize: how the adversary runs the normalization layers; static. `Normalize.GIVEN`, unless said otherwise: with
+        `statistics`, or as a network without such layers does.
       image_shape: (n, h, w, c) of the private batch; static.
       params: the weights that the client's step started from.
       statistics: normalization statistics as far as shared, mean and var a layer; None if nothing was.
@@ -49,10 +52,10 @@ class AttackProblem:
     """
 
     network: Network = _static()
-    normalize: Normalize = _static()
+    normalize: Normalize = _static(default=Normalize.GIVEN)
     image_shape: tuple[int, int, int, int] = _static()
     params: Params
-    statistics: BatchStats | None
+    statistics: BatchStats | None = None
     observed: Gradients
     labels: Labels | None
     space: ImageSpace
