@@ -50,6 +50,10 @@ def likelihood(problem, imagined):
     return float(GradientLikelihood()(problem, None, Update(imagined, {})))
 
 
+def with_spacing(numbers):
+    return Rounded(spacing=numbers, scale=0.5)
+
+
 def weighted(kept, bounded=False, again=False):
     """Sum of w (a - b)^2 / 2 + (1 - w) excess^2 / 2, for P(kept | b) = w under noise of variance 0.25, written out."""
     total = 0.0
@@ -105,6 +109,16 @@ def weighted(kept, bounded=False, again=False):
 )
 def test_known_answers(problem, facts, expected):
     np.testing.assert_allclose(likelihood(under(problem, *facts), OTHER), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x: Zeroed(bound=x), lambda x: Zeroed(kept=x), lambda x: Quantized(width=x), with_spacing]
+)
+def test_a_scalar_holds_for_all_tensors(problem, make):
+    found, expected = (
+        likelihood(under(problem, make(numbers), GAUSSIAN), OTHER) for numbers in (0.4, {"b": 0.4, "w": 0.4})
+    )
+    assert found == expected
 
 
 def test_what_is_imagined_is_clipped_to_what_was_sent(problem):

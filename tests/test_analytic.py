@@ -94,6 +94,31 @@ def test_it_is_a_start_for_any_other_attack():
     assert attacks.reconstruct(attack, toy_problem(victim, RUNNING), jax.random.key(0)).loss < 1e-5
 
 
+class Encoder(nn.Module):
+    """A linear layer on the picture whose name comes after that of the last one."""
+
+    num_classes: int
+    width: int = 16
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.sigmoid(Linear(self.width, name="encoder")(images.reshape(images.shape[0], -1)))
+        return Linear(self.num_classes, name="classifier")(x)
+
+
+def test_the_first_layer_is_found_by_its_shape():
+    victim = toy_victim(Encoder(4), n=1)
+    found = attacks.reconstruct(attacks.create("phong"), toy_problem(victim, RUNNING), jax.random.key(0))
+    np.testing.assert_allclose(found.images, victim.images, atol=1e-5)
+
+
+def test_the_closed_form_of_a_plain_function_is_taken_by_hand():
+    victim = toy_victim(PLAIN, n=1)
+    sent = toy_problem(victim, RUNNING).observed
+    found = attacks.input_from_all_rows(sent["w1"], sent["b1"])
+    np.testing.assert_allclose(found.reshape(victim.images.shape), truth(victim), atol=1e-4)
+
+
 class NoBias(nn.Module):
     """A linear first layer without bias."""
 
@@ -115,7 +140,8 @@ def dropped(problem):
     [
         (("mlp", 2), lambda problem: problem, "batch of 2.*mixtures of the pictures; expected batch size 1"),
         (("lenet", 1), lambda problem: problem, r"block0/kernel has shape \(5, 5, 3, 12\); expected a linear layer"),
-        ((PLAIN, 1), lambda problem: problem, "no tensor called kernel"),
+        ((PLAIN, 1), lambda problem: problem, "no tensor called kernel; apply gi_jax.attacks.input_from_all_rows"),
+        ((Encoder(4, 192), 1), lambda problem: problem, "classifier/kernel and encoder/kernel take 192 numbers"),
         ((NoBias(4), 1), lambda problem: problem, "there is no head/bias"),
         (("mlp", 1), dropped, "problem 0: the first bias has gradient zero everywhere"),
     ],

@@ -7,6 +7,7 @@ import pytest
 
 from gi_jax import checks
 from gi_jax.checks import InputError
+from gi_jax.words import counted
 
 CHOICES = ["resnet18", "convnet", "lenet"]
 NAN, INF = float("nan"), float("inf")
@@ -32,6 +33,10 @@ def test_one_of_suggests_the_nearest(name, message):
     with pytest.raises(InputError) as error:
         checks.one_of("model", name, CHOICES)
     assert str(error.value) == message
+
+
+def test_nouns_are_counted():
+    assert [counted(number, "local step") for number in range(3)] == ["0 local steps", "1 local step", "2 local steps"]
 
 
 def test_where_there_is_nothing_to_choose():

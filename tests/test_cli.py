@@ -236,6 +236,19 @@ def test_bad_input_is_one_line_and_a_status(case, tmp_path, capsys, monkeypatch)
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("atack", "gi-jax: error: unknown command 'atack': did you mean 'attack'? choose from attack, decode"),
+        ("xyz", "gi-jax: error: unknown command 'xyz': choose from attack, decode"),
+    ],
+)
+def test_commands_suggest_the_nearest(name, message, capsys):
+    assert cli.main([name, "--steps", "3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message) and error.count("\n") == 1
+
+
 def test_out_of_memory_is_one_line(tmp_path, capsys, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")

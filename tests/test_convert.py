@@ -119,7 +119,8 @@ def test_a_layer_of_another_kind_in_the_network_is_named():
     [
         (lambda of: of.update(note=np.array("mine")), "tensor 'note' holds no numbers"),
         (lambda of: of.pop("block2.norm.weight") is None, "layer 'block2.norm' has weights of shape ()"),
-        (lambda of: of.update({"a.in_proj": np.ones(3)}), "layer 'a' has 'in_proj': expected convolutions"),
+        (lambda of: of.update({"a.in_proj": np.ones(3)}), "tensor 'a.in_proj': expected those of convolutions"),
+        (lambda of: of.update({"a": np.ones(3)}), "tensor 'a': expected .* whose names end in .weight, .bias"),
         (lambda of: of.update({"a.weight": np.ones((2, 3, 4))}), r"layer 'a' has weights of shape \(2, 3, 4\)"),
         (lambda of: of.update({"a.weight": np.ones(3)}), r"4 of the kind normalization \(.*\) for a network with 3"),
         (
@@ -231,7 +232,7 @@ def test_converted_weights_are_attacked(theirs, tmp_path, capsys):
     [
         (["--model", "convnot", "--data", "photos"], "unknown model 'convnot': did you mean 'convnet'?"),
         (["--model", "convnet", "--image-size", "32", "--test-pictures", "5"], "on what is missing: add --data"),
-        (["--model", "convnet"], "the size of the pictures is missing: add --data"),
+        (["--model", "convnet"], "the size of the pictures is not in the file: add --data .*, or --image-size"),
         (["--model", "convnet", "--image-size", "32", "--new-head"], "the number of classes of a fresh last layer"),
         (["--model", "convnet", "--image-size", "0"], "image_size=0: expected a number above 0"),
         (["--model", "convnet", "--data", "photos", "--std", "1,0,1"], "std=0.0: expected a number above 0"),
@@ -246,6 +247,11 @@ def test_bad_arguments_are_one_line(theirs, tmp_path, capsys, arguments, message
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
+
+
+def test_a_file_that_is_missing_is_missed_first(tmp_path, capsys):
+    assert main(["convert", str(tmp_path / "nope.pth"), "--model", "convnet", "--out", str(tmp_path / "a")]) == 2
+    assert "nope.pth is missing: expected what torch.save" in capsys.readouterr().err
 
 
 def test_weights_for_other_classes_are_refused(tmp_path, capsys):

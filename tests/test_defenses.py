@@ -740,7 +740,7 @@ def test_functions_chain_after_what_looks_at_the_client():
     "defenses, message",
     [
         ((A, optax.clip(1.0)), "in a chain: expected defenses; wrap an optax transformation"),
-        ((HALVE, "prune:p=0.9"), "str in a chain: expected defenses"),
+        ((HALVE, "prune:p=0.9"), r"str in a chain: expected defenses; try gi_jax.defenses.parse\('prune:p=0.9'\)"),
         ((HALVE, make("clip_per_example", norm=1.0)), "defense 'clip_per_example' after another"),
         ((HALVE, make("mixup", k=2)), "defense 'mixup' after another"),
         ((make("qsgd", levels=4), HALVE), "defense 'qsgd' before 'a function': what an adversary can say"),
@@ -750,6 +750,32 @@ def test_functions_chain_after_what_looks_at_the_client():
 def test_chains_that_cannot_be(defenses, message):
     with pytest.raises(InputError, match=message):
         chain(*defenses)
+
+
+@pytest.mark.parametrize(
+    "make_defense, message",
+    [
+        (
+            lambda: FunctionDefense(lambda: optax.scale(0.5)),
+            "make of a defense: expected a function of one argument, key",
+        ),
+        (lambda: FunctionDefense(optax.scale(0.5)), "make of a defense: expected a function of one argument, key"),
+        (lambda: FunctionDefense(HALVE.make, lambda: ()), "facts of a defense: expected .* one argument, sent; try"),
+        (lambda: FunctionDefense(lambda key: jnp.sign)(jax.random.key(0)), "a function makes a .*: expected an optax"),
+        (lambda: defenses.prune(0.9), r"'prune' with a bare 0.9: expected parameters by name; try prune\(p=0.9\)"),
+        (lambda: defenses.sign(1), "'sign' with a bare 1: expected parameters by name$"),
+    ],
+)
+def test_functions_that_are_no_defense(make_defense, message):
+    with pytest.raises(InputError, match=message):
+        make_defense()
+
+
+def test_functions_are_written_by_their_names():
+    def halve(key):
+        return optax.scale(0.5)
+
+    assert str(chain(FunctionDefense(halve), A, HALVE)) == f"halve + {A} + a function"
 
 
 # Sweeps.

@@ -14,6 +14,7 @@ FLOORS = {
     "types": 0,
     "checks": 0,
     "errors": -1,
+    "words": -1,
     "once": 0,
     "kept": 0,
     "memory": 0,

@@ -135,7 +135,7 @@ def test_a_picture_is_found_in_a_file(client, tmp_path, capsys):
     [
         ("no.npz", [], "no.npz is missing"),
         ("before.npz", ["--after"], "before.npz holds no change"),
-        ("running.npz", ["--labels", "1"], "1 labels for a batch of 2"),
+        ("running.npz", ["--labels", "1"], "1 label for a batch of 2"),
         ("running.npz", ["--labels", "1,10"], "label 10: expected class numbers from 0 to 9"),
         ("running.npz", ["--labels", "many"], "unknown labels 'many'"),
         ("batch.npz", ["--client-bn", "batch", "--bn", "exact"], "expected bn infer or proxy"),

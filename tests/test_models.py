@@ -159,6 +159,11 @@ def test_a_classifier_has_two_classes_or_more(num_classes):
         models.create("mlp", num_classes)
 
 
+def test_networks_are_made_for_the_shape_of_one_picture():
+    with pytest.raises(InputError, match=r"image_shape \(1, 8, 8, 3\): expected that of one picture, \(h, w, c\)"):
+        models.create("lenet", 4).init(jax.random.key(0), (1, 8, 8, 3))
+
+
 def test_equal_networks_are_equal_and_share_programs():
     assert models.create("convnet", 10) == models.create("convnet", 10)
     assert hash(models.create("convnet", 10)) == hash(models.create("convnet", 10))

@@ -41,8 +41,11 @@ from gi_jax.threat import (
     BatchNormThreat,
     ImageSpace,
     LocalTraining,
+    Quantized,
+    Rounded,
     Shared,
     Update,
+    Zeroed,
     batch_norm,
     check_problem,
     client_update,
@@ -550,6 +553,34 @@ def test_what_check_problem_refuses(problem, field, name, value, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "known, message",
+    [
+        (("encrypted",), "unknown fact 'encrypted': expected one of Zeroed, Noisy"),
+        (Zeroed(), "known Zeroed: expected a tuple of facts; try .fact,."),
+        ((Zeroed(bound={"head": 1.0}),), "bound of Zeroed: .* is missing; expected shape .."),
+        ((Quantized(width=jnp.ones(4)),), r"width of Quantized: .* has shape \(4,\); expected \(\)"),
+        ((Rounded(spacing={}, scale=1.0),), "spacing of Rounded: .* is missing"),
+    ],
+)
+def test_facts_that_do_not_fit_are_refused(problem, known, message):
+    victim, own = toy_victim(PLAIN), defenses.FunctionDefense(lambda key: optax.identity(), lambda sent: known)
+    for refuse in (
+        lambda: check_problem(dataclasses.replace(problem, known=known)),
+        lambda: observe(victim, RUNNING, own, jax.random.key(0)),
+    ):
+        with pytest.raises(InputError, match=message):
+            refuse()
+
+
+def test_weights_that_are_not_finite_are_found_before_their_gradient():
+    victim = toy_victim(PLAIN)
+    broken = dataclasses.replace(victim, params={**victim.params, "b1": victim.params["b1"] * jnp.nan})
+    problem = observe(broken, RUNNING, defenses.identity, jax.random.key(0))
+    with pytest.raises(InputError, match="^params: b1 holds 16 values that are NaN or infinite"):
+        check_problem(problem)
+
+
 def test_an_update_of_another_network_is_refused(problem):
     more = {**problem.observed, "block9": {"kernel": jnp.zeros(3)}}
     with pytest.raises(InputError, match="observed gradient: block9/kernel is not part of the network"):
@@ -698,6 +729,8 @@ UNUSABLE = {
     "weights of another network": (with_(params=lambda params: {}), "network LeNet on images of shape"),
     "units of another data set": (with_(space=lambda space: ImageSpace(mean=0.5, std=jnp.ones(4))), "std of shape"),
     "a bare network": (with_(network=lambda network: lambda params, statistics, images: images), "FunctionNetwork"),
+    "a name for a threat model": (lambda victim: {"threat": "running"}, "threat 'running': .*gi_jax.threat.RUNNING"),
+    "text for a defense": (lambda victim: {"defense": "prune:p=0.9"}, r"defenses.parse\('prune:p=0.9'\)"),
     "a bare transformation": (lambda victim: {"defense": optax.clip(1.0)}, "FunctionDefense"),
 }
 

@@ -1,6 +1,7 @@
 """Attacks: pairs of pure functions (init, step), and the loop that runs many of them side by side."""
 
 from gi_jax.attacks.adaptive import ADAPTATIONS, adapt, adaptation_words
+from gi_jax.attacks.analytic import FirstLayer, input_from_all_rows, input_from_row
 from gi_jax.attacks.base import Attack, AttackInfo, AttackState
 from gi_jax.attacks.epochs import merge_epochs, tie_epochs
 from gi_jax.attacks.gradient_descent import GradientDescent
@@ -26,6 +27,7 @@ __all__ = [
     "Attack",
     "AttackInfo",
     "AttackState",
+    "FirstLayer",
     "GradientDescent",
     "Progress",
     "Reconstruction",
@@ -36,6 +38,8 @@ __all__ = [
     "agreement",
     "create",
     "estimate_num_steps",
+    "input_from_all_rows",
+    "input_from_row",
     "lane_keys",
     "merge_epochs",
     "program_bytes",

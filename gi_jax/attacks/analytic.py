@@ -58,7 +58,7 @@ def input_from_all_rows(kernel_gradient: jax.Array, bias_gradient: jax.Array, *,
 class FirstLayer:
     """The picture of a network that begins with a linear layer, by `input_from_all_rows`: a start.
 
-    The first layer is the first tensor called `kernel`, in the order of the parameters.
+    The first layer is the one whose tensor `kernel` takes as many numbers as the picture has.
     """
 
     def __call__(self, key: Key, problem: AttackProblem) -> Images:
@@ -92,18 +92,8 @@ def _first_layer(problem: AttackProblem) -> tuple[jax.Array, jax.Array]:
             "expected batch size 1"
         )
     params, observed = _by_name(problem.params), _by_name(problem.observed)
-    kernel = next((name for name in params if name.rpartition("/")[2] == "kernel"), None)
-    if kernel is None:
-        raise checks.InputError(
-            "closed form of the first layer: the network has no tensor called kernel; apply input_from_all_rows to the "
-            "gradients of its first layer"
-        )
-    layer, size = kernel.removesuffix("kernel"), math.prod(problem.image_shape)
-    if params[kernel].ndim != 2 or params[kernel].shape[0] != size:
-        raise checks.InputError(
-            f"closed form of the first layer: {kernel} has shape {params[kernel].shape}; expected a linear layer on "
-            f"the whole picture, ({size}, units), such as that of the model mlp"
-        )
+    kernel = _kernel_on_pictures(params, math.prod(problem.image_shape))
+    layer = kernel.removesuffix("kernel")
     bias = f"{layer}bias"
     if bias not in params:
         raise checks.InputError(
@@ -111,6 +101,30 @@ def _first_layer(problem: AttackProblem) -> tuple[jax.Array, jax.Array]:
             "bias the input is known up to a factor only"
         )
     return observed[kernel], observed[bias]
+
+
+def _kernel_on_pictures(params: dict[str, jax.Array], size: int) -> str:
+    """The name of the one kernel of shape [size, units] in a network without convolutions."""
+    kernels = {name: leaf.shape for name, leaf in params.items() if name.rpartition("/")[2] == "kernel"}
+    if not kernels:
+        raise checks.InputError(
+            "closed form of the first layer: the network has no tensor called kernel; apply "
+            "gi_jax.attacks.input_from_all_rows to the observed gradients of weight and bias of its first layer"
+        )
+    fitting = [name for name, shape in kernels.items() if len(shape) == 2 and shape[0] == size]
+    strange = [name for name, shape in kernels.items() if len(shape) != 2] or ([] if fitting else list(kernels))
+    if strange:
+        raise checks.InputError(
+            f"closed form of the first layer: {strange[0]} has shape {kernels[strange[0]]}; expected a linear layer on "
+            f"the whole picture, ({size}, units), such as that of the model mlp"
+        )
+    if len(fitting) > 1:
+        raise checks.InputError(
+            f"closed form of the first layer: {' and '.join(fitting)} take {size} numbers, as many as a picture has, "
+            "and which comes first is not known; apply gi_jax.attacks.input_from_all_rows to the observed gradients of "
+            "the first one"
+        )
+    return fitting[0]
 
 
 def _by_name(tree) -> dict[str, jax.Array]:

@@ -49,6 +49,10 @@ class GradientDescent:
     boxed: bool = _static(default=True)
     optimize_labels: bool = _static(default=False)
 
+    def with_parts(self, **parts) -> "GradientDescent":
+        """The attack with these parts added to its objective, each in the place of one of its name: see `Objective`."""
+        return dataclasses.replace(self, objective=Objective(parts={**self.objective.parts, **parts}))
+
     def check(self, problems: AttackProblem) -> None:
         """Refuses a stack of problems that the start cannot be computed from, see `Attack`."""
         if hasattr(self.initialize, "check"):

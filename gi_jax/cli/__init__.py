@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 nobody reads on, 2 bad input, 130 interrupted."""
     try:
         try:
-            return _run(_parser().parse_args(arguments))
+            return _run(arguments)
         finally:
             sys.stdout.flush()  # here, where its error is caught
     except BrokenPipeError:  # such as `gi-jax rows | head`
@@ -21,8 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _run(options) -> int:
+def _run(arguments) -> int:
     try:
+        parser, names = _parser()
+        _check_command(sys.argv[1:] if arguments is None else arguments, names)
+        options = parser.parse_args(arguments)
         return options.command(options)
     except BrokenPipeError:
         raise
@@ -48,7 +51,17 @@ def _run(options) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _check_command(arguments, names):
+    """Refuses a command that is none, with the nearest one."""
+    name = next(iter(arguments), "-")
+    if name not in names and not name.startswith("-"):
+        from gi_jax import checks
+
+        checks.one_of("command", name, names)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser, and the names of the commands."""
     parser = terminal.Parser(
         prog="gi-jax",
         description="Gradient inversion in federated learning: how much does a training set-up leak?",
@@ -57,4 +70,4 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=terminal.Parser)
     for command in (attack, decode, labels, train, convert, invert, federate, run, report, rows, listing):
         command.add_parser(commands)
-    return parser
+    return parser, list(commands.choices)

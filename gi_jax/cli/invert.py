@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gi_jax.cli import terminal
 from gi_jax.errors import InputError
+from gi_jax.words import counted
 
 EXAMPLES = """\
 examples:
@@ -139,7 +140,7 @@ def _show(out: Path, result: dict) -> None:
     counts = {number: count for number, count in enumerate(result["labels"]) if count >= 0.01}
     said = ", ".join(f"{number} ({count:g})" for number, count in counts.items())
     console.print(f"classes (pictures): {said}")
-    console.print(f"loss of the attack: {result['loss']:.4g} after {result['steps']} steps")
+    console.print(f"loss of the attack: {result['loss']:.4g} after {counted(result['steps'], 'step')}")
     agreements = [value for value in result["agreement"] if value is not None]
     if agreements:
         console.print(f"agreement of starts: {min(agreements):.1f} to {max(agreements):.1f} dB")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from gi_jax.errors import InputError
+from gi_jax.words import counted
 
 EXAMPLES = """\
 examples:
@@ -55,7 +56,7 @@ def run(options) -> int:
     if not count:
         _check_names(wanted, store)
     if not options.json:
-        print(f"{count} of {len(store)} rows")
+        print(f"{count} of {counted(len(store), 'row')}")
     return 0
 
 

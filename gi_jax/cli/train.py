@@ -7,6 +7,7 @@ from pathlib import Path
 from gi_jax.cli import terminal
 from gi_jax.cli.arguments import data_arguments, numbers
 from gi_jax.errors import InputError
+from gi_jax.words import counted
 
 EXAMPLES = """\
 examples:
@@ -116,7 +117,7 @@ def run(options) -> int:
         say(f"seed {seed} diverged at step {step}: its loss is not a finite number")
     if seeds is not None and (accuracy := trained.result["test_accuracy"]) is not None:
         spread = "" if accuracy["std"] is None else f" +- {100 * accuracy['std']:.2f}"
-        say(f"test accuracy of {len(outcomes)} seeds: {100 * accuracy['mean']:.2f}{spread} %")
+        say(f"test accuracy of {counted(len(outcomes), 'seed')}: {100 * accuracy['mean']:.2f}{spread} %")
     _print_timing(say, trained.result["timing"])
     say(f"weights and figures: {options.out}")
     if not trained.result["complete"]:

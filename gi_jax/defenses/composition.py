@@ -1,5 +1,6 @@
 """Defenses as values: chains of rows of the table, and how they are written."""
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from gi_jax.defenses import privacy
 from gi_jax.defenses.batch import Mixing
 from gi_jax.defenses.registry import DEFENSES, Kind
 from gi_jax.threat import Fact
+from gi_jax.threat.knowledge import check_facts
 from gi_jax.types import Gradients, Key
 
 
@@ -179,12 +181,16 @@ def _shortest(value: float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
 
 
-def make(name: str, **parameters: float) -> Defense:
+def make(name: str, *unnamed: float, **parameters: float) -> Defense:
     """The defense called `name`: `make("prune", p=0.9)`. `gi_jax.defenses.prune(p=0.9)` is the same.
 
     Raises:
-      InputError: for an unknown name or parameter, or a value out of range.
+      InputError: for an unknown name or parameter, a value out of range or without the name of its parameter.
     """
+    if unnamed:
+        names = DEFENSES[checks.one_of("defense", name, DEFENSES)].parameters
+        hint = f"; try {name}({next(iter(names))}={unnamed[0]!r})" if names else ""
+        raise checks.InputError(f"defense {name!r} with a bare {unnamed[0]!r}: expected parameters by name{hint}")
     return Defense(((name, tuple(parameters.items())),))
 
 
@@ -196,10 +202,9 @@ def chain(*defenses: "Defense | FunctionDefense | Chained") -> "Defense | Chaine
     """
     for defense in defenses:
         if not isinstance(defense, Defense | FunctionDefense | Chained):
-            raise checks.InputError(
-                f"{type(defense).__name__} in a chain: expected defenses; wrap an optax transformation in "
-                "gi_jax.defenses.FunctionDefense(lambda key: ...)"
-            )
+            hint = "wrap an optax transformation in gi_jax.defenses.FunctionDefense(lambda key: ...)"
+            hint = f"try gi_jax.defenses.parse({defense!r})" if isinstance(defense, str) else hint
+            raise checks.InputError(f"{type(defense).__name__} in a chain: expected defenses; {hint}")
     if all(isinstance(defense, Defense) for defense in defenses):
         return Defense(tuple(stage for defense in defenses for stage in defense.stages))
     parts = (part for defense in defenses for part in getattr(defense, "parts", (defense,)))
@@ -220,17 +225,55 @@ class FunctionDefense:
     Attributes:
       make: from the client's key to the transformation.
       facts: from what was sent to what an adversary that knows the defense can say of it; nothing unless given.
+
+    Raises:
+      InputError: for functions of no or several arguments, and when called, for what is no optax transformation.
     """
 
     make: Callable[[Key], optax.GradientTransformation]
     facts: Callable[[Gradients], tuple[Fact, ...]] = lambda sent: ()
 
+    def __post_init__(self):
+        for name, argument, hint in (("make", "key", ""), ("facts", "sent", "; try lambda sent: (...,)")):
+            if not _takes_one(getattr(self, name)):
+                raise checks.InputError(
+                    f"{name} of a defense: expected a function of one argument, {argument}{hint or _MADE}"
+                )
+
     def __call__(self, key: Key) -> optax.GradientTransformation:
-        return self.make(key)
+        made = self.make(key)
+        if not all(callable(getattr(made, name, None)) for name in ("init", "update")):
+            raise checks.InputError(
+                f"defense {self} makes a {type(made).__name__}: expected an optax transformation{_MADE}"
+            )
+        return made
+
+    def __str__(self) -> str:
+        return _called(self.make)
 
     def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
         """The facts."""
-        return self.facts(sent)
+        facts = self.facts(sent)
+        check_facts(facts, sent)
+        return tuple(facts)
+
+
+_MADE = "; try lambda key: optax.stateless(lambda gradient, params: ...)"
+
+
+def _takes_one(function) -> bool:
+    try:
+        inspect.signature(function).bind("argument")
+    except TypeError:
+        return False
+    except ValueError:  # it does not say what it takes
+        pass
+    return True
+
+
+def _called(function) -> str:
+    name = getattr(function, "__name__", "<>")
+    return _FUNCTION[0] if name.startswith("<") else name
 
 
 @dataclass(frozen=True)
@@ -263,6 +306,9 @@ class Chained:
     def known(self, sent: Gradients, batch_size: int) -> tuple[Fact, ...]:
         """What is known of all, in their order."""
         return tuple(fact for part in self.parts for fact in part.known(sent, batch_size))
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.parts))
 
 
 def parse(text: str) -> Defense:

@@ -10,7 +10,7 @@ import jax
 from gi_jax import checks, data, models, training
 from gi_jax.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from gi_jax.experiments.study import on_device, test_split
-from gi_jax.experiments.torch_files import read_tensors
+from gi_jax.experiments.torch_files import existing, read_tensors
 from gi_jax.experiments.weights import Origin, Weights
 
 _PIXELS = 250 * 32 * 32  # looked at together in a test
@@ -45,14 +45,18 @@ def convert(
     Raises:
       InputError: for a file that is damaged or does not fit the model, and for data with other classes.
     """
+    existing(file)
     checks.one_of("model", model, models.MODELS)
     checks.seed("seed", seed)
     for name, value in (("image_size", image_size), ("test_pictures", test_pictures)):
         if value is not None:
             checks.positive(**{name: value})
-    if data_name is None and (image_size is None or new_head):
-        missing = "the number of classes of a fresh last layer" if new_head else "the size of the pictures"
-        raise checks.InputError(f"{missing} is missing: add --data, or only --image-size for the layer of the file")
+    if data_name is None and new_head:
+        raise checks.InputError("the number of classes of a fresh last layer is missing: add --data")
+    if data_name is None and image_size is None:
+        raise checks.InputError(
+            "the size of the pictures is not in the file: add --data for that of a data set, or --image-size"
+        )
     if data_name is None and (data_dir, test_pictures) != (None, None):
         raise checks.InputError(
             "data_dir and test_pictures say where and how to test, and on what is missing: add --data"

@@ -32,6 +32,7 @@ from gi_jax.experiments.weights import Weights, load_for
 from gi_jax.threat import AttackProblem, ImageSpace, check_problem, one_hot, stack
 from gi_jax.threat.batch_norm import MOMENTUM, Shared, map_layers
 from gi_jax.threat.local import several, successive_models
+from gi_jax.words import counted
 
 
 class Inverted(NamedTuple):
@@ -113,7 +114,7 @@ def read_problem(
     check_problem(problem)
     if labels is not None:
         if len(labels) != n:
-            raise checks.InputError(f"{len(labels)} labels for a batch of {n}: expected one a picture")
+            raise checks.InputError(f"{counted(len(labels), 'label')} for a batch of {n}: expected one a picture")
         return problem.with_labels(one_hot(labels, origin.num_classes)), "The labels are known."
     if spec.labels == ("optimize",):
         return problem, "The labels are unknown; the attack optimizes them together with the pictures."

@@ -12,6 +12,7 @@ from gi_jax.experiments.confidence import predictive_power
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.victims import Victims, pictures, told
 from gi_jax.threat import VIEWS, ImageSpace, Mixed, Shared, Victim, observe
+from gi_jax.words import counted
 
 
 def score(
@@ -200,11 +201,10 @@ def _words_of_view(spec, assumed_steps):
     if local is None:
         return (VIEWS[spec.view].words.format(clients=spec.clients, batch_size=spec.batch_size),)
     n = spec.batch_size
-    steps = f"{local.num_steps} local steps" if local.num_steps > 1 else "1 local step"
     words = [
-        f"The adversary sees the client's model before and after {steps} of SGD at the known learning rate "
-        f"{spec.local_rate:g}, each on {local.per_step(n)} of {n} private pictures ({local.num_epochs(n)} epochs); it "
-        "reads the mean gradient of the steps."
+        f"The adversary sees the client's model before and after {counted(local.num_steps, 'local step')} of SGD at "
+        f"the known learning rate {spec.local_rate:g}, each on {local.per_step(n)} of {counted(n, 'private picture')} "
+        f"({counted(local.num_epochs(n), 'epoch')}); it reads the mean gradient of the steps."
     ]
     if spec.assume_steps is None:
         words.append("The number of local steps is known.")

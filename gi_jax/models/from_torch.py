@@ -105,11 +105,15 @@ def _layers(tensors):
                 raise checks.InputError(f"tensor {full!r} holds no numbers: expected weights; leave it out") from error
     for module, arrays in layers.items():
         strange = sorted(arrays.keys() - {"weight", "bias", *_STATISTICS})
-        if strange or np.ndim(arrays.get("weight", 0.0)) not in _KINDS:
-            said = f"{strange[0]!r}" if strange else f"weights of shape {np.shape(arrays.get('weight', 0.0))}"
+        if strange:
             raise checks.InputError(
-                f"layer {module!r} has {said}: expected convolutions, linear layers and normalization, with weight and "
-                "bias"
+                f"tensor {f'{module}.{strange[0]}'.lstrip('.')!r}: expected those of convolutions, linear layers "
+                "and normalization, whose names end in .weight, .bias, .running_mean or .running_var"
+            )
+        if np.ndim(arrays.get("weight", 0.0)) not in _KINDS:
+            raise checks.InputError(
+                f"layer {module!r} has weights of shape {np.shape(arrays.get('weight', 0.0))}: expected convolutions, "
+                "linear layers and normalization, with weight and bias"
             )
     return [(module, _KINDS[arrays["weight"].ndim], arrays) for module, arrays in layers.items()]
 

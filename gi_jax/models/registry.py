@@ -77,7 +77,13 @@ class FlaxNetwork:
         return logits, written.get("statistics", {}), written.get("rows", {})
 
     def init(self, key: Key, image_shape: tuple[int, int, int]) -> tuple[Params, BatchStats]:
-        """Fresh weights and statistics (mean 0, variance 1) for pictures of `image_shape` = (h, w, c)."""
+        """Fresh weights and statistics (mean 0, variance 1) for pictures of `image_shape` = (h, w, c).
+
+        Raises:
+          InputError: for another number of axes.
+        """
+        if len(image_shape) != 3:
+            raise checks.InputError(f"image_shape {tuple(image_shape)}: expected that of one picture, (h, w, c)")
         variables = _init(self.module, key, tuple(image_shape))
         return variables["params"], variables.get("batch_stats", {})
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gi_jax import checks
 from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Noisy, Quantized, Rounded, Signs, Zeroed
+from gi_jax.threat.knowledge import by_tensor
 from gi_jax.types import Gradients
 
 VARIANCE = {"gaussian": 1.0, "laplacian": 2.0}
@@ -57,11 +58,9 @@ class Channel(NamedTuple):
 
 def _zeroed(channel: Channel, fact: Zeroed, names: list[str]) -> Channel:
     largest = [jnp.inf] * len(names) if fact.bound is None else jax.tree.leaves(fact.bound)
-    shares = jax.tree.leaves(fact.kept)
-    shares = shares * len(names) if jax.tree.structure(fact.kept).num_nodes == 1 else shares
     concerned = {
         name: (bound, share)
-        for name, bound, share in zip(names, largest, shares, strict=True)
+        for name, bound, share in zip(names, largest, jax.tree.leaves(fact.kept), strict=True)
         if not fact.tensors or name.startswith(fact.tensors)
     }
     bounds = {name: jnp.maximum(channel.bounds.get(name, 0.0), bound) for name, (bound, _) in concerned.items()}
@@ -159,5 +158,5 @@ def read(problem: AttackProblem) -> Channel:
         if type(fact) not in READ:
             kinds = ", ".join(kind.__name__ for kind in READ)
             raise checks.InputError(f"unknown fact {fact!r}: expected one of {kinds}")
-        channel = READ[type(fact)](channel, fact, names)
+        channel = READ[type(fact)](channel, by_tensor(fact, problem.observed), names)
     return channel

@@ -6,10 +6,13 @@ are leaves. `gi_jax.attacks.adaptive` turns facts into the objective that fits t
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import jax
 
+from gi_jax import checks
 from gi_jax.types import Gradients
 
 
@@ -24,14 +27,14 @@ class Zeroed:
 
     Attributes:
       tensors: prefixes of the paths (`head/kernel`) of the tensors that this holds for; empty for all. Static.
-      bound: a scalar a tensor, in the structure of the gradient: no entry that was set to zero was larger in magnitude,
-        as where the largest are kept; None if that is not known.
-      kept: share of their entries that were not set to zero, in [0, 1]; a scalar, or a scalar a tensor in the structure
-        of the gradient. It counts where noise on top hides which they are.
+      bound: no entry that was set to zero was larger in magnitude, as where the largest are kept; a scalar, or a scalar
+        a tensor in the structure of the gradient. None if that is not known.
+      kept: share of their entries that were not set to zero, in [0, 1]; a scalar, or a scalar a tensor. It counts where
+        noise on top hides which they are.
     """
 
     tensors: tuple[str, ...] = _static(default=())
-    bound: Gradients | None = None
+    bound: Gradients | jax.Array | float | None = None
     kept: Gradients | jax.Array | float = 0.5
 
 
@@ -61,10 +64,11 @@ class Quantized:
     """Every entry was rounded.
 
     Attributes:
-      width: a scalar a tensor, in the structure of the gradient: the true entry is less than this far from the value.
+      width: the true entry is less than this far from the value; a scalar, or a scalar a tensor in the structure of the
+        gradient.
     """
 
-    width: Gradients
+    width: Gradients | jax.Array | float
 
 
 @jax.tree_util.register_dataclass
@@ -73,11 +77,11 @@ class Rounded:
     """Every entry was rounded up or down at random to a multiple of its tensor's spacing, without bias.
 
     Attributes:
-      spacing: a scalar a tensor, in the structure of the gradient; infinite where it is not known.
+      spacing: a scalar, or a scalar a tensor in the structure of the gradient; infinite where it is not known.
       scale: standard deviation of what that added to an entry, in the units of the gradient; a scalar.
     """
 
-    spacing: Gradients
+    spacing: Gradients | jax.Array | float
     scale: jax.Array | float
 
 
@@ -118,3 +122,31 @@ BY_TENSOR: dict[type, dict[str, float]] = {
     Rounded: {"spacing": math.inf},
 }
 """What of a fact may be a scalar a tensor, and the one that says nothing of that tensor."""
+
+
+def by_tensor(fact: Fact, like: Gradients) -> Fact:
+    """The fact with a scalar a tensor of `like` in the place of a scalar for all."""
+
+    def spread(value):
+        return jax.tree.map(lambda _: value, like) if jax.tree_util.all_leaves([value]) else value
+
+    return replace(fact, **{name: spread(getattr(fact, name)) for name in BY_TENSOR.get(type(fact), {})})
+
+
+def check_facts(facts: Sequence[Fact], like: Gradients) -> None:
+    """Refuses what are no facts about an update of the structure of `like`.
+
+    Raises:
+      InputError: naming the fact, and the tensor for which it has no number.
+    """
+    if not isinstance(facts, tuple | list):
+        raise checks.InputError(f"known {type(facts).__name__}: expected a tuple of facts; try (fact,)")
+    scalars = jax.tree.map(lambda _: 0.0, like)
+    for fact in facts:
+        if not isinstance(fact, Fact):
+            kinds = ", ".join(kind.__name__ for kind in get_args(Fact))
+            raise checks.InputError(f"unknown fact {fact!r}: expected one of {kinds}")
+        spread = by_tensor(fact, like)
+        for name in BY_TENSOR.get(type(fact), {}):
+            if (numbers := getattr(spread, name)) is not None:
+                checks.same_structure(f"{name} of {type(fact).__name__}", numbers, scalars)

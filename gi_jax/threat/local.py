@@ -20,6 +20,7 @@ from gi_jax.models import Network, Normalize
 from gi_jax.threat.batch_norm import Shared, running_average, shared_statistics
 from gi_jax.threat.client import Batch, Update, client_update
 from gi_jax.types import BatchStats, Gradients, Key, Labels, Params
+from gi_jax.words import counted
 
 
 @jax.tree_util.register_dataclass
@@ -63,12 +64,12 @@ class LocalTraining:
         if size < 1 or n % size:
             fitting = ", ".join(str(divisor) for divisor in range(1, n + 1) if n % divisor == 0)
             raise checks.InputError(
-                f"local batches of {size} from {n} pictures: expected one that divides them evenly: {fitting}"
+                f"local batches of {size} from {counted(n, 'picture')}: expected one that divides them: {fitting}"
             )
         if self.num_steps % (n // size):
             raise checks.InputError(
-                f"{self.num_steps} local steps of {size} of {n} pictures: expected whole epochs, that is "
-                f"{n // size} steps or a multiple"
+                f"{counted(self.num_steps, 'local step')} of {size} of {counted(n, 'picture')}: expected whole epochs, "
+                f"that is {counted(n // size, 'step')} or a multiple"
             )
 
     def same_order(self, n: int) -> jax.Array:

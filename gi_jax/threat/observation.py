@@ -49,8 +49,13 @@ def observe(
 
     Raises:
       InputError: for local steps that are no whole epochs, or under which statistics or the order cannot be shared;
-        for pictures outside [0, 1], for labels that are no probabilities, and for a defense that is none.
+        for pictures outside [0, 1], for labels that are no probabilities, and for a threat model or a defense that is
+        none.
     """
+    if not isinstance(threat, BatchNormThreat):
+        raise checks.InputError(
+            f"threat {threat!r}: expected a BatchNormThreat; try gi_jax.threat.RUNNING, or one of gi_jax.threat.THREATS"
+        )
     victim = as_arrays(victim)
     n = len(victim.images)
     if local is None and (assumed is not None or order_known):

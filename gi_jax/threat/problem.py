@@ -13,7 +13,7 @@ from gi_jax.models import Network, Normalize, is_factored
 from gi_jax.threat.batch_norm import called_first
 from gi_jax.threat.client import Batch, Update, client_update
 from gi_jax.threat.floats import as_array, as_float32
-from gi_jax.threat.knowledge import Fact, Mixed
+from gi_jax.threat.knowledge import Fact, Mixed, check_facts
 from gi_jax.threat.local import LocalTraining, deal, train_locally
 from gi_jax.threat.logits import logits_of, num_outputs
 from gi_jax.threat.space import ImageSpace
@@ -29,11 +29,14 @@ def _static(**options):
 class AttackProblem:
     """What the adversary holds. There is no field for the truth.
 
+    `observe` makes it of a victim; for an update of your own build it from the weights and the gradient.
+
     Array fields may carry leading axes for lanes; static fields choose the program.
 
     Attributes:
       network: the architecture; static.
-      normalize: how the adversary runs the normalization layers; static.
+      normalize: how the adversary runs the normalization layers; static. `Normalize.GIVEN`, unless said otherwise: with
+        `statistics`, or as a network without such layers does.
       image_shape: (n, h, w, c) of the private batch; static.
       params: the weights that the client's step started from.
       statistics: normalization statistics as far as shared, mean and var a layer; None if nothing was.
@@ -49,10 +52,10 @@ class AttackProblem:
     """
 
     network: Network = _static()
-    normalize: Normalize = _static()
+    normalize: Normalize = _static(default=Normalize.GIVEN)
     image_shape: tuple[int, int, int, int] = _static()
     params: Params
-    statistics: BatchStats | None
+    statistics: BatchStats | None = None
     observed: Gradients
     labels: Labels | None
     space: ImageSpace
@@ -170,11 +173,13 @@ def check_problem(problem: AttackProblem) -> None:
         raise checks.InputError(f"image_shape {problem.image_shape}: expected that of the batch, (n, h, w, c)")
     problem.space.check(problem.image_shape)
     checks.same_structure("observed gradient", problem.observed, problem.params)
-    for what, tree in (("observed gradient", problem.observed), ("params", problem.params)):
+    # The weights first, since a gradient taken at NaN is NaN.
+    for what, tree in (("params", problem.params), ("observed gradient", problem.observed)):
         checks.all_floating(what, tree)
         checks.all_finite(what, tree)
     if problem.statistics is not None:
         checks.all_finite("statistics", problem.statistics)
+    check_facts(problem.known, problem.observed)
     expected = (problem.image_shape[0], problem.num_classes)
     if problem.labels is not None:
         if (shape := np.shape(problem.labels)) != expected:

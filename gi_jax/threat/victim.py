@@ -185,6 +185,10 @@ def _check_sums(victim):
 
 
 def _check_defense(victim, defense):
+    if isinstance(defense, str):
+        raise checks.InputError(
+            f"defense {defense!r} is text: expected a defense; try gi_jax.defenses.parse({defense!r})"
+        )
     if not (callable(defense) and hasattr(defense, "known")):
         raise checks.InputError(
             f"defense {type(defense).__name__}: expected one of gi_jax.defenses; wrap an optax transformation in "
