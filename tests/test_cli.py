@@ -97,6 +97,14 @@ def test_results_of_other_settings_are_not_overwritten(attacked, capsys):
     assert "--overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["attack", "train", "invert x.npz --weights w"])
+def test_resume_and_overwrite_exclude_each_other(command, tmp_path, capsys):
+    assert cli.main([*command.split(), "--resume", "--overwrite", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "--resume and --overwrite: expected one of them" in error and error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
 def test_ctrl_c_leaves_results_and_resume_completes_them(tmp_path, monkeypatch, capsys):
     arguments = [
         "attack",

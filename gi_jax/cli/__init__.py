@@ -23,6 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options) -> int:
     try:
+        if vars(options).get("resume") and vars(options).get("overwrite"):
+            raise InputError(
+                f"--resume and --overwrite: expected one of them; --resume goes on with what lies in {options.out}, "
+                "--overwrite starts anew"
+            )
         return options.command(options)
     except BrokenPipeError:
         raise
