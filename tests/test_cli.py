@@ -97,6 +97,14 @@ def test_results_of_other_settings_are_not_overwritten(attacked, capsys):
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_a_resume_of_nothing_says_that_it_starts_anew(tmp_path, capsys):
+    arguments = ["attack", "--image-size", "8", "--model", "mlp", "--steps", "2", "--num-batches", "1", "--resume"]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"nothing to resume in {tmp_path}: starting anew\n")
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert "nothing to resume" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["attack", "train", "invert x.npz --weights w"])
 def test_resume_and_overwrite_exclude_each_other(command, tmp_path, capsys):
     assert cli.main([*command.split(), "--resume", "--overwrite", "--out", str(tmp_path)]) == 2

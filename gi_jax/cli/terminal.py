@@ -31,15 +31,23 @@ def stdout():
 
 
 def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict | None:
-    """The result that lies in `out`, if it is complete and has this fingerprint, unless it is to be made anew."""
+    """The result that lies in `out`, if it is complete and has this fingerprint, unless it is to be made anew.
+
+    Says so where there is nothing to resume.
+    """
     from gi_jax.experiments import checkpoint
 
     unfinished = out / checkpoint.NAME
     if unfinished.exists() and not (resume or overwrite):
         raise InputError(f"{unfinished} is an unfinished attack: add --resume to go on, or --overwrite to start anew")
     path = out / "result.json"
-    if not path.exists():
-        return None
+    found = _complete(path, wanted, overwrite) if path.exists() else None
+    if resume and found is None and not unfinished.exists():
+        print(f"nothing to resume in {out}: starting anew")
+    return found
+
+
+def _complete(path: Path, wanted: str, overwrite: bool) -> dict | None:
     try:
         result = json.loads(path.read_text())
         fingerprint, complete = result["fingerprint"], result["complete"]
