@@ -105,6 +105,13 @@ def test_a_resume_of_nothing_says_that_it_starts_anew(tmp_path, capsys):
     assert "nothing to resume" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("defense, said", [([], True), (["--compare", "none"], False), (["--defense", "none"], False)])
+def test_an_attack_with_options_says_that_the_quickstarts_defenses_are_left_out(defense, said, tmp_path, capsys):
+    arguments = ["attack", "--image-size", "8", "--model", "mlp", "--steps", "2", "--num-batches", "1", *defense]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert ("--compare none --compare prune:p=0.95" in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize("command", ["attack", "train", "invert x.npz --weights w"])
 def test_resume_and_overwrite_exclude_each_other(command, tmp_path, capsys):
     assert cli.main([*command.split(), "--resume", "--overwrite", "--out", str(tmp_path)]) == 2

@@ -216,6 +216,9 @@ def run(options) -> int:
     if outcome.result["complete"]:
         checkpoint.remove(options.out)
     status = _show(options.out, outcome.result)
+    if not options.compare and not options.defense and compared != DEMONSTRATION:
+        again = " ".join(f"--compare {defense}" for defense in DEMONSTRATION)
+        terminal.stdout().print(f"no defense was run beside it; the quickstart's: {again}", soft_wrap=True)
     if not outcome.result["complete"]:
         print("gi-jax: interrupted; go on with the same command and --resume", file=sys.stderr)
         return 130
