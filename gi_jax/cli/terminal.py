@@ -126,6 +126,32 @@ class progress_bar:
         self.bar.stop()
 
 
+class Stop:
+    """Ctrl-C or a termination request as `KeyboardInterrupt`, which `check` raises again where it got lost.
+
+    Python drops what is raised in a callback of its garbage collector, and JAX has one.
+    """
+
+    def __enter__(self):
+        self.requested = False
+        numbers = (number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN)
+        self.before = {number: signal.signal(number, self._raise) for number in numbers}
+        return self
+
+    def _raise(self, number, frame):
+        self.requested = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """To be called between steps."""
+        if self.requested:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
 class Interrupt:
     """Turns the first Ctrl-C or termination request into a question that a training asks between its steps.
 
