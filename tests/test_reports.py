@@ -18,7 +18,7 @@ from gi_jax.experiments import catalogue, published
 from gi_jax.experiments.catalogue import SCALES, placed
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.training import TrainSpec
-from gi_jax.reports import html, markdown
+from gi_jax.reports import html, markdown, picture
 from gi_jax.reports.experiments import BUILDERS, deviations, report
 from gi_jax.reports.experiments.found import Found, first, select, values
 from gi_jax.reports.experiments.names import defense_name, family, parameters
@@ -242,6 +242,19 @@ def test_table2_compares_by_the_published_protocol():
             assert row[f"{prefix}: published"] == getattr(known, field)
             assert row[f"{prefix}: ours"] == ours[field]
             assert row[f"{prefix}: difference"] == pytest.approx(ours[field] - getattr(known, field))
+
+
+@pytest.mark.parametrize(
+    "defense, name",
+    [
+        ("none", "no defense"),
+        ("qsgd:levels=4,bucket=8", "qsgd\nlevels=4,bucket=8"),
+        ("dpsgd:clip=1,sigma=0.5,q=0.01,steps=9", "dpsgd\nclip=1,\nsigma=0.5,\nq=0.01,\nsteps=9"),
+        ("mixup:k=4 + prune:p=0.9", "mixup\nk=4\n+ prune:p=0.9"),
+    ],
+)
+def test_long_names_of_rows_end_at_commas(defense, name):
+    assert picture._row_name(defense) == name
 
 
 def scored(column, mean, std=0.02, count=10, decoders=()):

@@ -8,6 +8,8 @@ import numpy as np
 from gi_jax.reports.terminal import source_of
 
 MAX_COLUMNS = 16
+LONGEST = 24
+"""Characters of a line beside a row of tiles, which takes its room from them; longer ones end at each comma."""
 
 
 class Row(NamedTuple):
@@ -130,7 +132,10 @@ def _tile(axis, image, caption):
 
 
 def _row_name(defense):
-    return "no defense" if defense == "none" else defense.replace(" + ", "\n+ ").replace(":", "\n", 1)
+    if defense == "none":
+        return "no defense"
+    lines = defense.replace(" + ", "\n+ ").replace(":", "\n", 1).split("\n")
+    return "\n".join(line.replace(",", ",\n") if len(line) > LONGEST else line for line in lines)
 
 
 def _caption(row):
