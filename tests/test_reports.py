@@ -257,6 +257,17 @@ def test_long_names_of_rows_end_at_commas(defense, name):
     assert picture._row_name(defense) == name
 
 
+@pytest.mark.parametrize("count, columns, bands", [(1, 1, 1), (8, 8, 1), (9, 5, 2), (16, 8, 2), (20, 8, 2)])
+def test_many_pictures_are_shown_in_several_rows(count, columns, bands, tmp_path):
+    colors = np.random.default_rng(0).integers(0, 256, (2, count, 3))
+    rows = [picture.Row("a", colors[0][:, None, None] / 255), picture.Row("b", colors[1][:-1, None, None] / 255)]
+    picture._draw_rows(tmp_path / "found.png", rows, "note")
+    with Image.open(tmp_path / "found.png") as image:
+        assert image.size == (int(110 * (1.35 + 1.35 * columns)), int(110 * (1.6 * 2 * bands + 0.1)))
+        seen = {color for number, color in image.convert("RGB").getcolors(10**6) if number > 1000}
+    assert {tuple(map(int, color)) for color in [*colors[0][:16], *colors[1][: min(count - 1, 16)]]} <= seen
+
+
 def scored(column, mean, std=0.02, count=10, decoders=()):
     """A cell of Table 2 of such LPIPS by this library's scoring; of encoded pictures by decoder."""
     one = cells.attack(0, {"what": "attack", "column": column, "batch_size": 1}, column)
