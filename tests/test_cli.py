@@ -1,8 +1,10 @@
 """The command line as a user meets it: real pictures end to end, and one line for everything that goes wrong."""
 
+import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -97,6 +99,29 @@ def test_results_of_other_settings_are_not_overwritten(attacked, capsys):
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_a_resume_of_nothing_says_that_it_starts_anew(tmp_path, capsys):
+    arguments = ["attack", "--image-size", "8", "--model", "mlp", "--steps", "2", "--num-batches", "1", "--resume"]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"nothing to resume in {tmp_path}: starting anew\n")
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert "nothing to resume" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("defense, said", [([], True), (["--compare", "none"], False), (["--defense", "none"], False)])
+def test_an_attack_with_options_says_that_the_quickstarts_defenses_are_left_out(defense, said, tmp_path, capsys):
+    arguments = ["attack", "--image-size", "8", "--model", "mlp", "--steps", "2", "--num-batches", "1", *defense]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert ("--compare none --compare prune:p=0.95" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize("command", ["attack", "train", "invert x.npz --weights w"])
+def test_resume_and_overwrite_exclude_each_other(command, tmp_path, capsys):
+    assert cli.main([*command.split(), "--resume", "--overwrite", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "--resume and --overwrite: expected one of them" in error and error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
 def test_ctrl_c_leaves_results_and_resume_completes_them(tmp_path, monkeypatch, capsys):
     arguments = [
         "attack",
@@ -128,6 +153,32 @@ def test_ctrl_c_leaves_results_and_resume_completes_them(tmp_path, monkeypatch, 
     assert whole["complete"] and whole["runs"][0]["steps"] == 100
     assert [block["defense"] for block in whole["runs"]] == ["prune:p=0.5 + laplacian:scale=0.0001"]
     assert len(whole["runs"][0]["images"]) == 4
+
+
+def test_a_ctrl_c_that_a_callback_swallowed_interrupts_all_the_same(tmp_path, monkeypatch):
+    def swallow(self, update):  # as Python does in a callback of its garbage collector
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli.terminal.progress_bar, "report", swallow)
+    before = signal.getsignal(signal.SIGINT)
+    arguments = ["attack", "--image-size", "8", "--model", "mlp", "--num-batches", "1", "--steps", "1000"]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 130
+    assert json.loads((tmp_path / "result.json").read_text())["runs"][0]["steps"] == 50
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_only_the_command_of_the_process_ends_it_when_interrupted(monkeypatch, capsys):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    ended = []
+    monkeypatch.setattr(cli.listing, "run", interrupt)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    assert cli.main(["list", "attacks"]) == 130 and not ended
+    monkeypatch.setattr(sys, "argv", ["gi-jax", "list", "attacks"])
+    assert cli.main() == 130 and ended == [130]
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_attack_takes_a_folder_of_pictures(tmp_path, capsys):

@@ -10,15 +10,23 @@ from gi_jax.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0 done, 1 nobody reads on, 2 bad input, 130 interrupted."""
+    """Runs the command line; returns the exit status: 0 done, 1 nobody reads on, 2 bad input, 130 interrupted.
+
+    Without arguments it is the command of this process (`sys.argv`), which ends at once when it was interrupted: XLA
+    may be at work in its threads, and to take the interpreter down under them can crash or hang.
+    """
     try:
         try:
-            return _run(arguments)
+            status = _run(arguments)
         finally:
             sys.stdout.flush()  # here, where its error is caught
     except BrokenPipeError:  # such as `gi-jax rows | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the end
         return 1
+    if status == 130 and arguments is None:
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _run(arguments) -> int:
@@ -26,6 +34,11 @@ def _run(arguments) -> int:
         parser, names = _parser()
         _check_command(sys.argv[1:] if arguments is None else arguments, names)
         options = parser.parse_args(arguments)
+        if vars(options).get("resume") and vars(options).get("overwrite"):
+            raise InputError(
+                f"--resume and --overwrite: expected one of them; --resume goes on with what lies in {options.out}, "
+                "--overwrite starts anew"
+            )
         return options.command(options)
     except BrokenPipeError:
         raise

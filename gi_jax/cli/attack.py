@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -208,14 +207,21 @@ def run(options) -> int:
     from gi_jax.experiments.attack import run_attack
 
     options.out.mkdir(parents=True, exist_ok=True)
-    # A termination request keeps what is there, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with terminal.progress_bar() as on_report:
-        outcome = run_attack(spec, options.out, execution, resume=options.resume, on_report=on_report)
-    _write(options.out, spec, outcome)
+    with terminal.Stop() as stop:
+        with terminal.progress_bar() as show:
+
+            def on_report(report):
+                show(report)
+                stop.check()
+
+            outcome = run_attack(spec, options.out, execution, resume=options.resume, on_report=on_report)
+        _write(options.out, spec, outcome)
     if outcome.result["complete"]:
         checkpoint.remove(options.out)
     status = _show(options.out, outcome.result)
+    if len(spec.runs) == 1 and not options.compare and not options.defense:
+        again = " ".join(f"--compare {defense}" for defense in DEMONSTRATION)
+        terminal.stdout().print(f"no defense was run beside it; the quickstart's: {again}", soft_wrap=True)
     if not outcome.result["complete"]:
         print("gi-jax: interrupted; go on with the same command and --resume", file=sys.stderr)
         return 130

@@ -31,15 +31,23 @@ def stdout():
 
 
 def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict | None:
-    """The result that lies in `out`, if it is complete and has this fingerprint, unless it is to be made anew."""
+    """The result that lies in `out`, if it is complete and has this fingerprint, unless it is to be made anew.
+
+    Says so where there is nothing to resume.
+    """
     from gi_jax.experiments import checkpoint
 
     unfinished = out / checkpoint.NAME
     if unfinished.exists() and not (resume or overwrite):
         raise InputError(f"{unfinished} is an unfinished attack: add --resume to go on, or --overwrite to start anew")
     path = out / "result.json"
-    if not path.exists():
-        return None
+    found = _complete(path, wanted, overwrite) if path.exists() else None
+    if resume and found is None and not unfinished.exists():
+        print(f"nothing to resume in {out}: starting anew")
+    return found
+
+
+def _complete(path: Path, wanted: str, overwrite: bool) -> dict | None:
     try:
         result = json.loads(path.read_text())
         fingerprint, complete = result["fingerprint"], result["complete"]
@@ -116,6 +124,32 @@ class progress_bar:
 
     def __exit__(self, *exception) -> None:
         self.bar.stop()
+
+
+class Stop:
+    """Ctrl-C or a termination request as `KeyboardInterrupt`, which `check` raises again where it got lost.
+
+    Python drops what is raised in a callback of its garbage collector, and JAX has one.
+    """
+
+    def __enter__(self):
+        self.requested = False
+        numbers = (number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN)
+        self.before = {number: signal.signal(number, self._raise) for number in numbers}
+        return self
+
+    def _raise(self, number, frame):
+        self.requested = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """To be called between steps."""
+        if self.requested:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 class Interrupt:

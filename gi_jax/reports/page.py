@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from matplotlib.figure import Figure
 from gi_jax import checks
 
 NOT_RUN = "not run"
+NONE = "-"
+"""In the place of a number that there cannot be, such as one that was not published."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,13 @@ class Table:
                     f"row {number} of a table has {len(row)} cells; expected one for each of its {len(self.columns)} "
                     "columns"
                 )
+
+
+def compact(columns: Sequence[Column], rows: Sequence[Sequence[Cell | float | str | None]], caption: str = "") -> Table:
+    """A table without the columns in which every row says `NONE`."""
+    table = Table(tuple(columns), tuple(map(tuple, rows)), caption)
+    kept = [n for n in range(len(columns)) if any(row[n].value != NONE for row in table.rows) or not table.rows]
+    return Table(tuple(columns[n] for n in kept), tuple(tuple(row[n] for n in kept) for row in table.rows), caption)
 
 
 @dataclass(frozen=True)

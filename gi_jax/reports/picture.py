@@ -7,7 +7,12 @@ import numpy as np
 
 from gi_jax.reports.terminal import source_of
 
-MAX_COLUMNS = 16
+MOST = 16
+"""Pictures that are shown."""
+IN_A_ROW = 8
+"""Of them at most; the others follow under all rows of these."""
+LONGEST = 24
+"""Characters of a line beside a row of tiles, which takes its room from them; longer ones end at each comma."""
 
 
 class Row(NamedTuple):
@@ -107,19 +112,21 @@ def _draw_rows(path, rows, footnote):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(len(rows[0].images), MAX_COLUMNS)
-    figure = Figure(figsize=(1.35 + 1.35 * columns, 1.6 * len(rows) + 0.1), dpi=110, layout="constrained")
+    count = min(len(rows[0].images), MOST)
+    columns = -(-count // -(-count // IN_A_ROW))  # as many in all rows, or nearly
+    lines = [(row, first) for first in range(0, count, columns) for row in rows]
+    figure = Figure(figsize=(1.35 + 1.35 * columns, 1.6 * len(lines) + 0.1), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    axes = figure.subplots(len(lines), columns, squeeze=False)
     for axis in axes.ravel():
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
-    for line, row in zip(axes, rows, strict=True):
-        for column in range(min(columns, len(row.images))):
-            _tile(line[column], row.images[column], row.captions[column] if row.captions else "")
+    for line, (row, first) in zip(axes, lines, strict=True):
+        for axis, number in zip(line, range(first, min(count, len(row.images))), strict=False):
+            _tile(axis, row.images[number], row.captions[number] if row.captions else "")
         line[0].set_ylabel(row.title, fontsize=9, rotation=0, ha="right", va="center", labelpad=8)
-    cut = f"; the first {columns} of {len(rows[0].images)} pictures" if columns < len(rows[0].images) else ""
+    cut = f"; the first {count} of {len(rows[0].images)} pictures" if count < len(rows[0].images) else ""
     figure.supxlabel(footnote + cut, fontsize=8)
     figure.savefig(path)
 
@@ -130,7 +137,10 @@ def _tile(axis, image, caption):
 
 
 def _row_name(defense):
-    return "no defense" if defense == "none" else defense.replace(" + ", "\n+ ").replace(":", "\n", 1)
+    if defense == "none":
+        return "no defense"
+    lines = defense.replace(" + ", "\n+ ").replace(":", "\n", 1).split("\n")
+    return "\n".join(line.replace(",", ",\n") if len(line) > LONGEST else line for line in lines)
 
 
 def _caption(row):

@@ -12,9 +12,7 @@ from gi_jax.reports.page import Section, Text
 
 def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
     """What is asked, and a grid a batch size."""
-    paper = published.table2()
-    columns = list(dict.fromkeys([*paper.columns, *values(found, "column")]))
-    sizes = values(found, "batch_size") or list(paper.batch_sizes)
+    sizes = values(found, "batch_size") or list(published.table2().batch_sizes)
     introduction = Section(
         "What is asked",
         (
@@ -27,24 +25,19 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
             Text(f"{leakage.SCALE} The larger the batch, the more pictures share one gradient."),
         ),
     )
-    return (introduction, *(_section(found, columns, batch_size) for batch_size in sizes))
+    return (introduction, *(_section(found, batch_size) for batch_size in sizes))
 
 
-def _section(found, columns, batch_size):
+def _section(found, batch_size):
+    columns, outside = leakage.columns(found, what="attack", batch_size=batch_size)
     cells = {column: first(found, what="attack", column=column, batch_size=batch_size) for column in columns}
+    words = Text(_words(cells) + leakage.outside_words(outside))
     grid = picture_grid([(defense_name(column), one) for column, one in cells.items()], f"Batch size {batch_size}")
-    return Section(f"Batch size {batch_size}", (Text(_words(cells)),) if grid is None else (Text(_words(cells)), grid))
+    return Section(f"Batch size {batch_size}", (words,) if grid is None else (words, grid))
 
 
 def _words(cells):
-    values = {column: leakage.per_picture(leakage.protocol_block(one)) for column, one in cells.items()}
-    means = {column: sum(lpips) / len(lpips) for column, lpips in values.items() if lpips}
-    if not means:
+    ran = sum(one is not None for one in cells.values())
+    if not ran:
         return "What came out: nothing was run yet."
-    most, least = min(means, key=means.get), max(means, key=means.get)
-    if most == least:
-        return f"What came out: only {defense_name(most)} was run, average LPIPS {means[most]:.2f}."
-    return (
-        f"What came out: of {len(means)} defenses, most leaks under {defense_name(most)} (average LPIPS "
-        f"{means[most]:.2f}), least under {defense_name(least)} ({means[least]:.2f})."
-    )
+    return f"What came out: {ran} of {len(cells)} columns were run. {leakage.least_words(cells)}"

@@ -1,12 +1,40 @@
 """How much leaked, read from a row of an attack: by the paper's scoring, by this library's, and after decoding."""
 
-from gi_jax.reports.experiments.found import Found
+import math
+from collections.abc import Mapping, Sequence
+
+from gi_jax.experiments import published
+from gi_jax.reports.experiments.found import Found, values
+from gi_jax.reports.experiments.names import defense_name
 
 LPIPS = "lpips_vgg"
 SCALE = (
     "LPIPS (VGG) is the perceptual distance of a picture from the original: 0 is identical, and a higher value means "
     "that less leaked. The best value is that of the picture that leaked most."
 )
+
+TOLD_APART = (
+    "Two averages are told apart where they differ by more than two standard errors of the difference, pictures taken "
+    "as independent."
+)
+FEWEST = 3
+"""Defenses that are compared at least before one is named; two where a scale has no more."""
+
+
+def columns(found: Sequence[Found], **where) -> tuple[list[str], list[str]]:
+    """Columns of Table 2: those of the cells at these coordinates, run or not, and those of the paper that none has.
+
+    The latter are not part of the scale. Without cells the former are the paper's.
+    """
+    paper = published.table2().columns
+    there = values([one for one in found if where.items() <= one.where.items()], "column") or paper
+    ordered = dict.fromkeys([*(column for column in paper if column in there), *there])
+    return list(ordered), [column for column in paper if column not in there]
+
+
+def outside_words(outside: Sequence[str]) -> str:
+    """Names what a scale leaves out, for the end of a paragraph; empty if that is nothing."""
+    return f" Not in this scale: {'; '.join(map(defense_name, outside))}." if outside else ""
 
 
 def decoded(row: dict, decoder: str, encodings: str) -> dict | None:
@@ -32,6 +60,59 @@ def protocol_block(found: Found | None) -> dict | None:
     if found is None:
         return None
     return decoded(found.row, "paper", "recovered") if "decoded" in found.row["result"] else found.row["result"]
+
+
+def strongest_block(found: Found | None) -> dict | None:
+    """The block of what leaked most by this library's scoring: the attack's, or that of its best decoder."""
+    if found is None or "decoded" not in found.row["result"]:
+        return protocol_block(found)
+    recovered = [block for block in found.row["result"]["decoded"] if block["encodings"] == "recovered"]
+    means = [number(block["summary"].get(LPIPS), "mean") for block in recovered]
+    order = [math.inf if mean is None else mean for mean in means]
+    return recovered[order.index(min(order))] if recovered else None
+
+
+def least_leaked(cells: Mapping[str, Found | None]) -> list[str]:
+    """The column under which least leaks to the strongest decoder, and those not told apart from it (`TOLD_APART`).
+
+    Empty where too few were run to name one, see `FEWEST`.
+
+    Args:
+      cells: by column, those that have not run as None.
+    """
+    summaries = {column: _leaked(one) for column, one in cells.items()}
+    ran = {column: summary for column, summary in summaries.items() if summary is not None}
+    defended = len(ran.keys() - {"none"})
+    if defended < FEWEST and not (defended >= 2 and len(ran) == len(cells)):
+        return []
+    first = max(ran, key=lambda column: ran[column]["mean"])
+    same = (column for column in ran if column != first and not _told_apart(ran[first], ran[column]))
+    return [first, *sorted(same, key=lambda column: -ran[column]["mean"])]
+
+
+def least_words(cells: Mapping[str, Found | None]) -> str:
+    """What `least_leaked` found, in a sentence or two."""
+    shown = {column: f"{defense_name(column)} ({_leaked(cells[column])['mean']:.2f})" for column in least_leaked(cells)}
+    if not shown:
+        ran = sum(column != "none" and _leaked(one) is not None for column, one in cells.items())
+        return f"{ran} defense{' was' if ran == 1 else 's were'} scored: too few to say under which least leaks."
+    first, *same = shown.values()
+    words = f"By this library's scoring, and the strongest decoder of what was encoded, least leaks under {first}"
+    return f"{words}; not told apart from it: {', '.join(same)}." if same else f"{words}."
+
+
+def _leaked(found):
+    """Summary of LPIPS of `strongest_block`; None where there is no number."""
+    block = strongest_block(found)
+    summary = None if block is None else block["summary"].get(LPIPS)
+    return None if number(summary, "mean") is None else summary
+
+
+def _told_apart(one, other):
+    if min(one["count"], other["count"]) < 2:
+        return False
+    error = math.hypot(*(summary["std"] / math.sqrt(summary["count"] - 1) for summary in (one, other)))
+    return abs(one["mean"] - other["mean"]) > 2 * error
 
 
 def published_protocol(found: Found | None) -> dict | None:

@@ -12,7 +12,7 @@ from gi_jax.reports.experiments import deviations, leakage
 from gi_jax.reports.experiments.found import Found, first, select, values
 from gi_jax.reports.experiments.names import defense_name
 from gi_jax.reports.figures import Strip, strips
-from gi_jax.reports.page import Cell, Column, Plot, Section, Table, Text
+from gi_jax.reports.page import NONE, Cell, Column, Plot, Section, Table, Text, compact
 
 FIELDS = (("mean", "average LPIPS"), ("best", "best LPIPS"), ("std", "std of LPIPS"))
 LPIPS_FORM, DIFFERENCE = "{:.2f}", "{:+.2f}"
@@ -20,14 +20,8 @@ LPIPS_FORM, DIFFERENCE = "{:.2f}", "{:+.2f}"
 
 def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
     """What is asked, accuracy and time, and a section a batch size."""
-    paper = published.table2()
-    columns = list(dict.fromkeys([*paper.columns, *values(found, "column")]))
-    sizes = values(found, "batch_size") or list(paper.batch_sizes)
-    return (
-        _introduction(found),
-        _utility(found, columns),
-        *(_leakage(found, columns, batch_size) for batch_size in sizes),
-    )
+    sizes = values(found, "batch_size") or list(published.table2().batch_sizes)
+    return (_introduction(found), _utility(found), *(_leakage(found, batch_size) for batch_size in sizes))
 
 
 class Trainings(NamedTuple):
@@ -80,8 +74,9 @@ def _introduction(found):
     )
 
 
-def _utility(found, columns):
+def _utility(found):
     paper = published.table2()
+    columns, outside = leakage.columns(found, what="training")
     comparable = deviations.accuracies_comparable(found)
     rows = []
     for column in columns:
@@ -115,9 +110,8 @@ def _utility(found, columns):
         "measured once for seeds that were trained together. "
         f"Published: means of {published.settings()['training_runs']} runs."
     )
-    return Section(
-        "Utility: accuracy and time", (Text(_utility_words(found, columns)), Table(heads, tuple(rows), caption))
-    )
+    words = _utility_words(found, columns) + leakage.outside_words(outside)
+    return Section("Utility: accuracy and time", (Text(words), compact(heads, rows, caption)))
 
 
 def _utility_words(found, columns):
@@ -140,10 +134,12 @@ def _utility_words(found, columns):
     return words
 
 
-def _leakage(found, columns, batch_size):
+def _leakage(found, batch_size):
+    columns, outside = leakage.columns(found, what="attack", batch_size=batch_size)
     cells = {column: first(found, what="attack", column=column, batch_size=batch_size) for column in columns}
     comparable = deviations.comparable(found)
-    blocks = [Text(_leakage_words(cells, batch_size, comparable)), _comparison(cells, batch_size, comparable)]
+    words = _leakage_words(cells, batch_size, comparable) + leakage.outside_words(outside)
+    blocks = [Text(words), _comparison(cells, batch_size, comparable)]
     if any(cells.values()):
         blocks += [_figure(cells, batch_size), _own(cells)]
     if any(one is not None and one.row["result"].get("decoded") for one in cells.values()):
@@ -153,37 +149,31 @@ def _leakage(found, columns, batch_size):
 
 def _leakage_words(cells, batch_size, comparable):
     paper = published.table2()
-    ours = {column: leakage.number(leakage.published_protocol(one), "mean") for column, one in cells.items()}
-    ours = {column: value for column, value in ours.items() if value is not None}
-    if not ours:
+    ran = sum(one is not None for one in cells.values())
+    if not ran:
         return f"What came out: nothing was run at batch size {batch_size} yet."
-    least = max(ours, key=ours.get)
-    words = (
-        f"What came out: {len(ours)} of {len(cells)} columns were run. Least leaks under {defense_name(least)} "
-        f"({ours[least]:.2f})"
-    )
+    words = f"What came out: {ran} of {len(cells)} columns were run. {leakage.least_words(cells)}"
     if not comparable:
-        return f"{words}. The threat model or the data are not the paper's, so nothing is compared with its numbers."
-    both = [column for column in ours if (column, batch_size) in paper.lpips]
+        return f"{words} The threat model or the data are not the paper's, so nothing is compared with its numbers."
+    ours = {column: leakage.number(leakage.published_protocol(one), "mean") for column, one in cells.items()}
+    both = [column for column in ours if ours[column] is not None and (column, batch_size) in paper.lpips]
     known = {column: paper.lpips[column, batch_size].mean for column in both}
     if known:
-        of_paper = max(known, key=known.get)
-        words += f"; of the same columns, published: {defense_name(of_paper)} ({known[of_paper]:.2f})"
         gap = float(np.mean([abs(ours[column] - known[column]) for column in both]))
-        words += f". Our averages are {gap:.2f} from the published ones on average over {len(both)} columns"
-    if len(both) > 2 and len(set(known.values())) > 1 and len({ours[column] for column in both}) > 1:
-        agreement = spearmanr([ours[column] for column in both], [known[column] for column in both]).statistic
-        words += f"; the rank correlation of the two orders is {agreement:.2f} (1: the same order)"
-    return words + "."
+        words += (
+            f" By the published scoring and the paper's decoder our averages are {gap:.2f} from the published ones on "
+            f"average over {len(both)} columns"
+        )
+        if len(both) > 2 and len(set(known.values())) > 1 and len({ours[column] for column in both}) > 1:
+            agreement = spearmanr([ours[column] for column in both], [known[column] for column in both]).statistic
+            words += f"; the rank correlation of the two orders is {agreement:.2f} (1: the same order)"
+        words += "."
+    return words
 
 
 def _comparison(cells, batch_size, comparable):
     paper = published.table2()
     summaries = {column: leakage.published_protocol(one) for column, one in cells.items()}
-    best = {
-        field: max((s[field] for s in summaries.values() if s and s[field] is not None), default=None)
-        for field in ("mean", "best")
-    }
     rows = []
     for column, summary in summaries.items():
         known = paper.lpips.get((column, batch_size))
@@ -191,9 +181,8 @@ def _comparison(cells, batch_size, comparable):
         for field, _ in FIELDS:
             value = leakage.number(summary, field)
             of_paper = None if known is None else getattr(known, field)
-            least_leaked = value is not None and value == best.get(field)
-            row += [_known(of_paper), Cell(leakage.shown(summary, field), marked=least_leaked)]
-            row += [_known(leakage.difference(value, of_paper) if comparable else None)]
+            gap = leakage.difference(value, of_paper) if comparable else None
+            row += [_known(of_paper), leakage.shown(summary, field), _known(gap)]
         rows.append((*row, *_count(summary)))
     heads = (
         Column("defense"),
@@ -207,10 +196,10 @@ def _comparison(cells, batch_size, comparable):
     caption = (
         "By the published scoring (each reconstruction takes the nearest original of its "
         "batch; picture values as the network sees them). MixUp and InstaHide: what the paper's decoder makes of the "
-        "recovered encodings, in [-1, 1], against the original of the same index as the network sees it. Marked: the "
-        "defense under which least leaked."
+        "recovered encodings, in [-1, 1], against the original of the same index as the network sees it. For "
+        "comparison with the paper only: a high score after that decoder is no protection."
     )
-    return Table(heads, tuple(rows), caption)
+    return compact(heads, rows, caption)
 
 
 def _figure(cells, batch_size):
@@ -225,21 +214,21 @@ def _figure(cells, batch_size):
             lines, "LPIPS (VGG) of a picture; further right: less leaked", f"Every picture, batch size {batch_size}"
         ),
         f"LPIPS of every picture by defense at batch size {batch_size}",
-        "Ours by this library's scoring (optimal matching within a batch, values in [-1, 1]), of decoded pictures "
-        "where they were encoded; so means may differ from those of the table above.",
+        "Ours by this library's scoring (optimal matching within a batch, values in [-1, 1]), of what the paper's "
+        "decoder made of encoded ones; so means may differ from those of the tables.",
     )
 
 
 def _own(cells):
-    rows = []
+    rows, least = [], leakage.least_leaked(cells)
     for column, one in cells.items():
-        block = leakage.protocol_block(one)
-        summary = {} if block is None else block["summary"]
-        lpips, psnr, ssim = (summary.get(metric) for metric in (leakage.LPIPS, "psnr", "ssim"))
+        block = leakage.strongest_block(one) or {}
+        lpips, psnr, ssim = (block.get("summary", {}).get(metric) for metric in (leakage.LPIPS, "psnr", "ssim"))
         rows.append(
             (
-                defense_name(column),
-                *(leakage.shown(lpips, field) for field, _ in FIELDS),
+                Cell(defense_name(column), f"decoder: {block['decoder']}" if "decoder" in block else ""),
+                Cell(leakage.shown(lpips, "mean"), marked=column in least),
+                *(leakage.shown(lpips, field) for field in ("best", "std")),
                 *(leakage.shown(psnr, field) for field in ("mean", "best")),
                 *(leakage.shown(ssim, field) for field in ("mean", "best")),
                 *_count(lpips or psnr),
@@ -253,10 +242,14 @@ def _own(cells):
         Column("n", "{:.0f}", " "),
     )
     caption = (
-        "The same pictures by this library's scoring: every reconstruction is matched to one original, no two to the "
-        "same, decoded pictures to that of their index; LPIPS on values in [-1, 1]. Conclusions should rest on this "
-        "table."
+        "By this library's scoring: every reconstruction is matched to one original, no two to the same, decoded "
+        "pictures to that of their index; LPIPS on values in [-1, 1]. Encoded pictures by the decoder of recovered "
+        "encodings to which most leaks. Conclusions should rest on this table."
     )
+    if least:
+        caption += (
+            f" Marked: the column under which least leaked, and those not told apart from it. {leakage.TOLD_APART}"
+        )
     return Table(heads, tuple(rows), caption)
 
 
@@ -295,7 +288,7 @@ def _decoders(cells):
 
 def _known(value):
     """A published number, or a difference from one: where there is none, that is no missing run."""
-    return "-" if value is None else value
+    return NONE if value is None else value
 
 
 def _spread(numbers, form):
