@@ -13,8 +13,6 @@ from gi_jax.experiments.study import on_device, test_split
 from gi_jax.experiments.torch_files import read_tensors
 from gi_jax.experiments.weights import Origin, Weights
 
-_PIXELS = 250 * 32 * 32  # looked at together in a test
-
 
 def convert(
     file: str | Path,
@@ -124,8 +122,6 @@ def _with_new_head(weights, num_classes):
 
 def _with_accuracy(weights, tested):
     origin = weights.origin
-    size = max(1, _PIXELS // (origin.image_shape[0] * origin.image_shape[1]))
-    pool = on_device(tested, origin)
-    score = training.evaluate(weights.network, weights.params, weights.batch_stats, pool, batch_size=size)
+    score = training.evaluate(weights.network, weights.params, weights.batch_stats, on_device(tested, origin))
     origin = dataclasses.replace(origin, test_accuracy=score.accuracy, test_pictures=len(tested))
     return weights._replace(origin=origin)
