@@ -661,6 +661,7 @@ def test_the_program_whose_memory_is_known_is_the_one_that_runs(model):
         (["--batch-norm", "silobn"], "without BatchNorm"),
         (["--clients", "9999"], "take fewer clients"),
         (["--defense", "prun:p=0.5"], "did you mean 'prune'"),
+        (["--defense", "dpsgd:clip=1,sigma=1,q=0.1,steps=20,delta=1e-5"], "q, steps, delta are for the epsilon of Poi"),
     ],
 )
 def test_bad_settings_are_one_line(settings, message, tmp_path, capsys, no_disk_cache):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gi_jax import checks, data, defenses, federated, memory, models
+from gi_jax.defenses import Kind
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.plan import TooLarge, check_memory, side_by_side
 from gi_jax.experiments.study import on_device, test_split
@@ -98,7 +99,13 @@ class FederationSpec:
             )
         if self.test_pictures is not None:
             checks.positive(test_pictures=self.test_pictures)
-        defenses.parse(self.defense)
+        for name, values in defenses.parse(self.defense).stages:
+            claimed = [parameter for parameter, _ in values if parameter in ("q", "steps", "delta")]
+            if defenses.DEFENSES[name].kind == Kind.DP and claimed:
+                raise checks.InputError(
+                    f"defense {self.defense!r}: {', '.join(claimed)} are for the epsilon of Poisson sampling, which is "
+                    "not a federation's; leave them out"
+                )
 
     @property
     def local(self) -> LocalTraining | None:
