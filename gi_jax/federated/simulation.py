@@ -83,7 +83,7 @@ def simulate(
       clients: int32 [num_clients, m], which of them each client holds; from `iid` or `dirichlet`.
       key: of everything that is drawn: clients, pictures, orders, and what defenses draw.
       num_rounds: how many.
-      adversary: who watches; changes no number.
+      adversary: who watches; changes no number but for rounding.
 
     Raises:
       InputError: for settings that do not fit each other, as soon as a loss is not finite, and for models that are not
