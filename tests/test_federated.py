@@ -545,22 +545,35 @@ def test_ctrl_c_keeps_the_rounds_so_far(tmp_path, monkeypatch, capsys, no_disk_c
     assert not json.loads((tmp_path / "federation.json").read_text())["complete"]
 
 
-def test_rounds_before_a_loss_that_is_not_finite_are_kept(tmp_path, monkeypatch, capsys, no_disk_cache):
-    advance = federated.advance
+DIVERGING = [*QUICKLY, "--server-lr", "20", "--test-every", "9"]
+"""The weights after five rounds are those that diverge: their loss is seen in the sixth."""
 
-    def diverging(*arguments, **options):
-        for number, progress in enumerate(advance(*arguments, **options)):
-            if number == 3:
-                raise InputError("the loss is nan in round 4")
-            yield progress
-            # The weights after the third rounds are those that diverged: their loss is seen one round later.
 
-    monkeypatch.setattr(federated, "advance", diverging)
-    assert cli.main([*QUICKLY, "--rounds", "9", "--out", str(tmp_path)]) == 2
-    assert "the loss is nan in round 4; the rounds before are kept" in capsys.readouterr().err
-    result = json.loads((tmp_path / "federation.json").read_text())
-    assert not result["complete"] and len(result["losses"]) == result["rounds"][-1]["round"] == 2
-    assert weights.load(tmp_path).origin.steps == 2
+@pytest.mark.parametrize("chunk_seconds, interrupted", [(0, False), (1e9, False), (0, True)])
+def test_the_last_round_before_a_loss_that_is_not_finite_is_kept_whatever_the_clock_says(
+    chunk_seconds, interrupted, tmp_path, monkeypatch, capsys, no_disk_cache
+):
+    def report(bar, report):
+        if interrupted and report.title.startswith("round 5"):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(simulation, "CHUNK_SECONDS", chunk_seconds)
+    monkeypatch.setattr(cli.terminal.progress_bar, "report", report)
+    assert cli.main([*DIVERGING, "--rounds", "9", "--out", str(tmp_path / "nine")]) == 2
+    error = capsys.readouterr().err
+    assert ("not finite after round 5 of 9" if interrupted else "the loss is nan in round 6 of 9") in error
+    assert error.endswith("; the weights after round 4 are kept\n")
+    assert cli.main([*DIVERGING, "--rounds", "4", "--out", str(tmp_path / "four")]) == 0
+    kept, expected = (weights.load(tmp_path / name) for name in ("nine", "four"))
+    assert kept.origin == expected.origin
+    jax.tree.map(np.testing.assert_array_equal, kept[1:], expected[1:])
+    kept, expected = (json.loads((tmp_path / name / "federation.json").read_text()) for name in ("nine", "four"))
+    assert not kept["complete"] and kept["losses"] == expected["losses"] and kept["rounds"] == expected["rounds"]
+
+
+def test_of_a_first_round_that_diverges_nothing_is_kept(tmp_path, capsys, no_disk_cache):
+    assert cli.main([*QUICKLY, "--server-lr", "1e30", "--rounds", "9", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("; nothing is kept\n") and not any(tmp_path.iterdir())
 
 
 def test_a_last_round_that_diverges_is_not_kept(tmp_path, monkeypatch, capsys, no_disk_cache):

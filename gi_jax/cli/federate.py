@@ -135,7 +135,7 @@ def run(options) -> int:
     console.print(outcome.weights.origin.words(), highlight=False)
     console.print(f"weights: {file}   figures: {record}", highlight=False)
     if outcome.result["reason"] is not None:
-        print(f"gi-jax: error: {outcome.result['reason']}; the rounds before are kept", file=sys.stderr)
+        print(f"gi-jax: error: {outcome.result['reason']}", file=sys.stderr)
         return 2
     if not outcome.result["complete"]:
         print("gi-jax: interrupted; the weights so far are kept", file=sys.stderr)

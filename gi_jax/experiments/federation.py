@@ -16,7 +16,7 @@ from gi_jax.experiments.plan import TooLarge, check_memory, side_by_side
 from gi_jax.experiments.study import on_device, test_split
 from gi_jax.experiments.training import Report, TrainingOutcome
 from gi_jax.experiments.weights import Origin, Weights
-from gi_jax.federated import SERVERS, Federation, Policy
+from gi_jax.federated import SERVERS, Diverged, Federation, Policy, Progress
 from gi_jax.models import MODELS, Normalize
 from gi_jax.threat import LocalTraining
 
@@ -163,8 +163,8 @@ def run_federation(
 
     Raises:
       InputError: for data that is missing, for settings that do not fit it, for rounds that the memory does not hold,
-        and for a loss or weights that are not finite in the first rounds; in later ones the result is that of the
-        rounds before, and `reason` in it says why.
+        and for a first round that diverges; after a later one the result is that of the last round of which weights and
+        loss are finite, and `reason` in it says why.
     """
     dataset = data.load(spec.data, "train", data_dir, image_size=spec.image_size)
     tested = test_split(spec, data_dir)
@@ -183,8 +183,11 @@ def run_federation(
     n = federation.pictures(clients.shape[1])
     per_client = n if spec.local is None else spec.local_steps * spec.local.per_step(n)
     per_round = federation.sampled(spec.clients) * per_client  # pictures gone through
-    rows, losses, stopped, finite = [], [], False, True
+    rows, losses, stopped, diverged = [], [], False, None
     seconds = {"first": 0.0, "rounds": 0.0, "test": 0.0}
+
+    def play(state, ends):
+        return federated.advance(federation, state, pool, clients, key_rounds, ends=ends)
 
     def close(number, state):
         began = time.monotonic()
@@ -198,39 +201,36 @@ def run_federation(
             rows[-1]["test_accuracy_of_clients"] = scores
         return all(np.isfinite(score.loss) for score in found)
 
-    reasons = []
+    before = latest = _copied(Progress(0, state, np.zeros(0), [], [], 0.0))
     began = time.monotonic()
     _check_memory(federation, state, pool, clients, key_rounds)
     seconds["first"] += time.monotonic() - began
-    played = federated.advance(federation, state, pool, clients, key_rounds, ends=ends)
-    before = latest = None
-    for progress in _until_it_diverges(played, reasons):
-        before, latest = latest, progress._replace(state=jax.tree.map(jnp.copy, progress.state))  # theirs is given away
-        first = not losses
-        seconds["first" if first else "rounds"] += progress.seconds
-        losses += progress.losses.tolist()
-        if on_report is not None:
-            done, total = progress.round * per_round, spec.rounds * per_round
-            on_report(Report(f"round {progress.round} of {spec.rounds}", done, total, losses[-1]))
-        stopped = progress.round < spec.rounds and should_stop()
-        if stopped or progress.round in ends:
-            finite = close(progress.round, progress.state)
-        if stopped:
-            break
-    if not (reasons or finite):  # no round comes that would tell
-        reasons.append(
-            f"the loss is not finite after round {progress.round} of {spec.rounds}; expected a finite number: "
-            f"{federated.ADVICE}"
-        )
-    if reasons:
-        # A loss is that of the weights before its round, so the latest ones are those that diverged.
-        if before is None:
-            raise checks.InputError(reasons[0])
-        progress = before
-        del losses[progress.round :]
-        rows[:] = [row for row in rows if row["round"] <= progress.round]
-        if not rows or rows[-1]["round"] < progress.round:
-            close(progress.round, progress.state)
+    try:
+        for progress in play(state, ends):
+            before, latest = latest, _copied(progress)
+            seconds["rounds" if losses else "first"] += progress.seconds
+            losses += progress.losses.tolist()
+            if on_report is not None:
+                done, total = progress.round * per_round, spec.rounds * per_round
+                on_report(Report(f"round {progress.round} of {spec.rounds}", done, total, losses[-1]))
+            last = progress.round == spec.rounds
+            stopped = not last and should_stop()
+            finite = close(progress.round, progress.state) if stopped or progress.round in ends else True
+            if not finite and (stopped or last):  # no round comes that would tell
+                raise Diverged(f"the loss is not finite after round {progress.round} of {spec.rounds}", progress.round)
+            if stopped:
+                break
+        kept = latest
+    except Diverged as error:
+        # A loss is that of the weights before its round, so the latest ones may be those that diverged.
+        base = latest if latest.round < error.round else before
+        kept, since, diverged = _last_finite(play, base, error, spec.rounds)
+        if not kept.round:
+            raise checks.InputError(f"{diverged}; nothing is kept") from error
+        losses[base.round :] = since
+        rows[:] = [row for row in rows if row["round"] <= kept.round]
+        if not rows or rows[-1]["round"] < kept.round:
+            close(kept.round, kept.state)
     origin = Origin(
         model=spec.model,
         num_classes=dataset.num_classes,
@@ -238,8 +238,8 @@ def run_federation(
         mean=tuple(dataset.mean),
         std=tuple(dataset.std),
         data=spec.data,
-        epochs=round(progress.round * per_round / len(dataset), 4),
-        steps=progress.round,
+        epochs=round(kept.round * per_round / len(dataset), 4),
+        steps=kept.round,
         seed=spec.seed,
         test_accuracy=rows[-1]["test_accuracy"],
         test_pictures=0 if tested is None else len(tested),
@@ -247,8 +247,8 @@ def run_federation(
         train_pictures=len(dataset),
     )
     result = {
-        "complete": not (stopped or reasons),
-        "reason": next(iter(reasons), None),
+        "complete": not (stopped or diverged),
+        "reason": diverged and f"{diverged}; the weights after round {kept.round} are kept",
         "environment": environment(),
         "spec": dataclasses.asdict(spec) | {"at_once": federation.at_once},
         "network": dataclasses.asdict(origin),
@@ -260,11 +260,11 @@ def run_federation(
         "rounds": rows,
         "timing": {
             "first_round_seconds": seconds["first"],
-            "seconds_per_round": seconds["rounds"] / max(1, progress.round - 1),
+            "seconds_per_round": seconds["rounds"] / max(1, latest.round - 1),
             "test_seconds": seconds["test"],
         },
     }
-    return TrainingOutcome(Weights(origin, *progress.state.mean()), result)
+    return TrainingOutcome(Weights(origin, *kept.state.mean()), result)
 
 
 def _in_flight(federation, held):
@@ -296,14 +296,24 @@ def _check_memory(federation, state, pool, clients, key):
         ) from error
 
 
-def _until_it_diverges(rounds, reasons):
-    """Yields them; what is not finite after the first ones is their end, and the reason goes into the list."""
-    played = False
+def _copied(progress):
+    """A `Progress` with a state of its own: that of the loop is given away."""
+    return progress._replace(state=jax.tree.map(jnp.copy, progress.state))
+
+
+def _last_finite(play, base, error, rounds):
+    """Plays the rounds from `base` to the one that diverged once more, one by one, whatever the chunks were.
+
+    Returns:
+      The progress after the last one of finite weights and loss, the losses since `base`, and the error after it.
+    """
+    kept, losses = base, []
     try:
-        for progress in rounds:
-            yield progress
-            played = True
-    except checks.InputError as error:
-        if not played:
-            raise
-        reasons.append(str(error))
+        for progress in play(_copied(base).state, list(range(base.round + 1, rounds + 1))):
+            if progress.round >= error.round:
+                break
+            kept = _copied(progress)
+            losses += progress.losses.tolist()
+    except Diverged as earlier:
+        error = earlier
+    return kept, losses, str(error)
