@@ -16,7 +16,7 @@ from problems import COMPILED, QUICK, SPACE, TinyNet, moved, relative_error
 import gi_jax
 from gi_jax import attacks, cli, defenses, federated, memory, metrics, training
 from gi_jax.checks import InputError
-from gi_jax.experiments import weights
+from gi_jax.experiments import study, weights
 from gi_jax.experiments.federation import FederationSpec, run_federation
 from gi_jax.federated import Adversary, Federation, Policy, simulation
 from gi_jax.federated import adversary as watching
@@ -594,12 +594,17 @@ def test_a_last_round_that_diverges_is_not_kept(tmp_path, monkeypatch, capsys, n
 
 
 def test_models_of_clients_are_tested_one_by_one():
-    spec = FederationSpec(
-        image_size=8, clients=3, partition="iid", batch_size=4, local_steps=1, batch_norm="fedbn", rounds=1
-    )
-    (row,) = run_federation(spec).result["rounds"]
+    settings = dict(image_size=8, clients=3, batch_size=4, local_steps=1, local_rate=0.1)
+    spec = FederationSpec(**settings, batch_norm="fedbn", rounds=1)
+    found, result = run_federation(spec)
+    (row,) = result["rounds"]
     assert len(row["test_accuracy_of_clients"]) == 3
     assert row["test_accuracy"] == pytest.approx(np.mean(row["test_accuracy_of_clients"]))
+    # The weights are a model that no client has: their accuracy is their own.
+    tested = study.on_device(study.test_split(spec, None), found.origin)
+    accuracy = training.evaluate(found.network, found.params, found.batch_stats, tested).accuracy
+    assert found.origin.test_accuracy == row["test_accuracy_of_mean"] == accuracy
+    assert accuracy != row["test_accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -149,4 +149,5 @@ def _row(row: dict) -> dict[str, str]:
     own = row.get("test_accuracy_of_clients")
     if own:
         cells["of clients"] = f"{percent(min(own))} to {percent(max(own))}"
+        cells["of their mean"] = percent(row["test_accuracy_of_mean"])
     return cells

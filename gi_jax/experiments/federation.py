@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gi_jax import checks, data, defenses, federated, memory, models
+from gi_jax import checks, data, defenses, federated, memory, models, training
 from gi_jax.defenses import Kind
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.plan import TooLarge, check_memory, side_by_side
@@ -159,7 +159,8 @@ def run_federation(
 
     Returns:
       The server's weights, and the content of `federation.json`. Where BatchNorm stays with the clients, the weights
-      hold the mean over them of what they keep, and the accuracy is the mean of their own models'.
+      hold the mean over them of what they keep, and have the accuracy of that; `test_accuracy` of a round is the mean
+      of the clients' own models'.
 
     Raises:
       InputError: for data that is missing, for settings that do not fit it, for rounds that the memory does not hold,
@@ -193,12 +194,13 @@ def run_federation(
         began = time.monotonic()
         found = [] if held_out is None else federated.scores(federation, state, held_out)
         scores = [score.accuracy for score in found]
-        seconds["test"] += time.monotonic() - began
         since = rows[-1]["round"] if rows else 0
         mean = float(np.mean(scores)) if scores else None
         rows.append({"round": number, "loss": float(np.mean(losses[since:])), "test_accuracy": mean})
         if len(scores) > 1:
-            rows[-1]["test_accuracy_of_clients"] = scores
+            of_mean = training.evaluate(network, *state.mean(), held_out)
+            rows[-1] |= {"test_accuracy_of_clients": scores, "test_accuracy_of_mean": of_mean.accuracy}
+        seconds["test"] += time.monotonic() - began
         return all(np.isfinite(score.loss) for score in found)
 
     before = latest = _copied(Progress(0, state, np.zeros(0), [], [], 0.0))
@@ -241,7 +243,7 @@ def run_federation(
         epochs=round(kept.round * per_round / len(dataset), 4),
         steps=kept.round,
         seed=spec.seed,
-        test_accuracy=rows[-1]["test_accuracy"],
+        test_accuracy=rows[-1].get("test_accuracy_of_mean", rows[-1]["test_accuracy"]),
         test_pictures=0 if tested is None else len(tested),
         defense=spec.defense,
         train_pictures=len(dataset),
