@@ -240,13 +240,14 @@ def run_federation(
         mean=tuple(dataset.mean),
         std=tuple(dataset.std),
         data=spec.data,
-        epochs=round(kept.round * per_round / len(dataset), 4),
+        epochs=round(kept.round * per_round / clients.size, 4),
         steps=kept.round,
         seed=spec.seed,
         test_accuracy=rows[-1].get("test_accuracy_of_mean", rows[-1]["test_accuracy"]),
         test_pictures=0 if tested is None else len(tested),
         defense=spec.defense,
-        train_pictures=len(dataset),
+        train_pictures=clients.size,
+        clients=spec.clients,
     )
     result = {
         "complete": not (stopped or diverged),
