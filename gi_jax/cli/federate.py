@@ -7,7 +7,6 @@ from pathlib import Path
 
 from gi_jax.cli import terminal
 from gi_jax.cli.arguments import data_arguments
-from gi_jax.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -122,8 +121,7 @@ def run(options) -> int:
     settings = {name: getattr(options, name) for name in names}
     spec = FederationSpec(**settings, defense=" + ".join(options.defense) or "none")
     file = options.out / weights.NAME
-    if file.exists() and not options.overwrite:
-        raise InputError(f"{file} is there already: choose another --out, or add --overwrite")
+    terminal.check_absent(file, overwrite=options.overwrite)
     options.out.mkdir(parents=True, exist_ok=True)
     with terminal.Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
         outcome = run_federation(spec, options.data_dir, on_report=on_report, should_stop=interrupt.requested)
