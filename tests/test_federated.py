@@ -546,6 +546,20 @@ def test_ctrl_c_keeps_the_rounds_so_far(tmp_path, monkeypatch, capsys, no_disk_c
     assert not json.loads((tmp_path / "federation.json").read_text())["complete"]
 
 
+def test_a_kill_leaves_the_last_test_whose_next_loss_is_finite(tmp_path, monkeypatch, no_disk_cache):
+    def killed(bar, report):
+        if report.title.startswith("round 5"):
+            raise SystemExit(9)
+
+    monkeypatch.setattr(simulation, "CHUNK_SECONDS", 0)  # no two rounds together
+    monkeypatch.setattr(cli.terminal.progress_bar, "report", killed)
+    with pytest.raises(SystemExit):
+        cli.main([*QUICKLY, "--rounds", "9", "--test-every", "2", "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "federation.json").read_text())
+    assert not result["complete"] and [row["round"] for row in result["rounds"]] == [2, 4]
+    assert weights.load(tmp_path).origin.steps == len(result["losses"]) == 4
+
+
 DIVERGING = [*QUICKLY, "--server-lr", "20", "--test-every", "9"]
 """The weights after five rounds are those that diverge: their loss is seen in the sixth."""
 

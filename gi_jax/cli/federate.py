@@ -22,6 +22,7 @@ examples:
       attacks the network that came of it instead of one at its initialization
 
 OUT gets weights.msgpack and federation.json (loss and accuracy by round, each client's classes, environment, settings).
+Both are written at every test too, so that a kill leaves them as they were at the last one; nothing resumes from there.
 Ctrl-C ends the simulation early and keeps the weights so far; a second one gives up.
 """
 
@@ -120,14 +121,19 @@ def run(options) -> int:
     names = {field.name for field in dataclasses.fields(FederationSpec)} - {"defense"}
     settings = {name: getattr(options, name) for name in names}
     spec = FederationSpec(**settings, defense=" + ".join(options.defense) or "none")
-    file = options.out / weights.NAME
+    file, record = options.out / weights.NAME, options.out / "federation.json"
     terminal.check_absent(file, overwrite=options.overwrite)
     options.out.mkdir(parents=True, exist_ok=True)
+
+    def keep(outcome):
+        weights.save(file, outcome.weights)
+        write_atomically(record, json.dumps(outcome.result, indent=1, allow_nan=False) + "\n")
+
     with terminal.Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
-        outcome = run_federation(spec, options.data_dir, on_report=on_report, should_stop=interrupt.requested)
-    weights.save(file, outcome.weights)
-    record = options.out / "federation.json"
-    write_atomically(record, json.dumps(outcome.result, indent=1, allow_nan=False) + "\n")
+        outcome = run_federation(
+            spec, options.data_dir, on_report=on_report, on_test=keep, should_stop=interrupt.requested
+        )
+    keep(outcome)
     console = terminal.stdout()
     print_table(console, "rounds", [_row(row) for row in outcome.result["rounds"]])
     console.print(outcome.weights.origin.words(), highlight=False)

@@ -146,6 +146,7 @@ def run_federation(
     data_dir: str | None = None,
     *,
     on_report: Callable[[Report], None] | None = None,
+    on_test: Callable[[TrainingOutcome], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingOutcome:
     """Simulates from initialization.
@@ -154,6 +155,7 @@ def run_federation(
       spec: what is simulated.
       data_dir: where a copy of the data set lies.
       on_report: called after every chunk of rounds.
+      on_test: called with what there is after a test, once the next round showed that its loss is finite.
       should_stop: asked after every chunk; a simulation that is told to stop yields the weights so far, and `complete`
         is False in its result.
 
@@ -203,6 +205,43 @@ def run_federation(
         seconds["test"] += time.monotonic() - began
         return all(np.isfinite(score.loss) for score in found)
 
+    def outcome(kept, timed, *, complete, diverged=None):
+        origin = Origin(
+            model=spec.model,
+            num_classes=dataset.num_classes,
+            image_shape=tuple(image_shape),
+            mean=tuple(dataset.mean),
+            std=tuple(dataset.std),
+            data=spec.data,
+            epochs=round(kept.round * per_round / clients.size, 4),
+            steps=kept.round,
+            seed=spec.seed,
+            test_accuracy=rows[-1].get("test_accuracy_of_mean", rows[-1]["test_accuracy"]),
+            test_pictures=0 if tested is None else len(tested),
+            defense=spec.defense,
+            train_pictures=clients.size,
+            clients=spec.clients,
+        )
+        result = {
+            "complete": complete,
+            "reason": diverged and f"{diverged}; the weights after round {kept.round} are kept",
+            "environment": environment(),
+            "spec": dataclasses.asdict(spec) | {"at_once": federation.at_once},
+            "network": dataclasses.asdict(origin),
+            "note": dataset.note,
+            "classes_of_clients": [
+                np.bincount(dataset.labels[own], minlength=dataset.num_classes).tolist() for own in clients
+            ],
+            "losses": list(losses),
+            "rounds": list(rows),
+            "timing": {
+                "first_round_seconds": seconds["first"],
+                "seconds_per_round": seconds["rounds"] / max(1, timed - 1),
+                "test_seconds": seconds["test"],
+            },
+        }
+        return TrainingOutcome(Weights(origin, *kept.state.mean()), result)
+
     before = latest = _copied(Progress(0, state, np.zeros(0), [], [], 0.0))
     began = time.monotonic()
     _check_memory(federation, state, pool, clients, key_rounds)
@@ -210,6 +249,8 @@ def run_federation(
     try:
         for progress in play(state, ends):
             before, latest = latest, _copied(progress)
+            if on_test is not None and rows and rows[-1]["round"] == before.round:  # and its loss is finite
+                on_test(outcome(before, before.round, complete=False))
             seconds["rounds" if losses else "first"] += progress.seconds
             losses += progress.losses.tolist()
             if on_report is not None:
@@ -233,41 +274,7 @@ def run_federation(
         rows[:] = [row for row in rows if row["round"] <= kept.round]
         if not rows or rows[-1]["round"] < kept.round:
             close(kept.round, kept.state)
-    origin = Origin(
-        model=spec.model,
-        num_classes=dataset.num_classes,
-        image_shape=tuple(image_shape),
-        mean=tuple(dataset.mean),
-        std=tuple(dataset.std),
-        data=spec.data,
-        epochs=round(kept.round * per_round / clients.size, 4),
-        steps=kept.round,
-        seed=spec.seed,
-        test_accuracy=rows[-1].get("test_accuracy_of_mean", rows[-1]["test_accuracy"]),
-        test_pictures=0 if tested is None else len(tested),
-        defense=spec.defense,
-        train_pictures=clients.size,
-        clients=spec.clients,
-    )
-    result = {
-        "complete": not (stopped or diverged),
-        "reason": diverged and f"{diverged}; the weights after round {kept.round} are kept",
-        "environment": environment(),
-        "spec": dataclasses.asdict(spec) | {"at_once": federation.at_once},
-        "network": dataclasses.asdict(origin),
-        "note": dataset.note,
-        "classes_of_clients": [
-            np.bincount(dataset.labels[own], minlength=dataset.num_classes).tolist() for own in clients
-        ],
-        "losses": losses,
-        "rounds": rows,
-        "timing": {
-            "first_round_seconds": seconds["first"],
-            "seconds_per_round": seconds["rounds"] / max(1, latest.round - 1),
-            "test_seconds": seconds["test"],
-        },
-    }
-    return TrainingOutcome(Weights(origin, *kept.state.mean()), result)
+    return outcome(kept, latest.round, complete=not (stopped or diverged), diverged=diverged)
 
 
 def _in_flight(federation, held):
