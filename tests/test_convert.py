@@ -131,6 +131,10 @@ def test_a_layer_of_another_kind_in_the_network_is_named():
             lambda of: of.pop("block0.norm.running_var") is None,
             r"layer 'block0.norm' has mean \(32,\) .* block0/norm var",
         ),
+        (
+            lambda of: of.update({"block1.norm.running_var": np.linspace(-0.5, 1, 64)}),
+            "layer 'block1.norm' has a running variance of -0.5: expected 0 or above",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(change, message):

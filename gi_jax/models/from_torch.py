@@ -63,6 +63,7 @@ def from_torch(
         statistics = {ours: found[theirs] for theirs, ours in _STATISTICS.items() if theirs in found}
         if statistics:
             _check_shapes(name, path, statistics, dict.fromkeys(_STATISTICS.values(), shapes["scale"]))
+            _check_variance(name, statistics["var"])
             _put(batch_stats, path, statistics)
     return params, batch_stats
 
@@ -132,6 +133,13 @@ def _check_shapes(name, path, values, shapes):
         raise checks.InputError(
             f"layer {name!r} has {_words(found)} in our order of axes, {'/'.join(path)} {_words(shapes)}: expected the "
             "same; name another model"
+        )
+
+
+def _check_variance(name, variance):
+    if np.any(variance < 0):
+        raise checks.InputError(
+            f"layer {name!r} has a running variance of {variance.min():g}: expected 0 or above; save the weights again"
         )
 
 
