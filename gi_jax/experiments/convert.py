@@ -63,12 +63,18 @@ def convert(
     mean, std = (tuple(default if given is None else given) for given, default in zip((mean, std), units, strict=True))
     _check_units(mean, std, shape[-1])
     tensors = read_tensors(file)
-    outputs = [value.shape[0] for value in tensors.values() if value.ndim == 2]
-    if not outputs:
+    linear = {name: value.shape[0] for name, value in tensors.items() if value.ndim == 2}
+    if not linear:
         raise checks.InputError(f"{file} has no linear layer: expected a network that ends in one")
+    head, num_classes = list(linear.items())[-1]
+    if num_classes < 2:
+        raise checks.InputError(
+            f"{file}: the last linear layer, {head!r}, has {num_classes} outputs: expected 2 or more, one a class; "
+            "name a classifier of pictures"
+        )
     origin = Origin(
         model=model,
-        num_classes=outputs[-1],
+        num_classes=num_classes,
         image_shape=shape,
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
