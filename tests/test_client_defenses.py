@@ -90,6 +90,18 @@ def test_examples_of_a_batch_with_its_own_statistics_cannot_be_told_apart(threat
         toy_problem(toy_victim(TINY, n=3), THREATS[threat], parse("clip_per_example:norm=1"))
 
 
+def test_without_batchnorm_examples_can_be_told_apart_whatever_the_client_is_told():
+    client = step_of(toy_victim("mlp", n=2), Normalize.BATCH)
+    each, mean = once(lambda: (client.gradient_per_example(), client.update().gradients))()
+    assert relative_error(jax.tree.map(lambda leaf: leaf.mean(0), each), mean) < 1e-5
+
+
+def test_statistics_of_the_batch_are_seen_where_no_running_ones_were_kept():
+    client = step_of(toy_victim(TINY, n=3), Normalize.BATCH)._replace(batch_stats={})
+    with pytest.raises(InputError, match="gradients per example with batch statistics"):
+        client.gradient_per_example()
+
+
 # Soteria.
 
 

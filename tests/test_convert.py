@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import flax.linen as nn
@@ -118,6 +119,12 @@ def test_a_layer_of_another_kind_in_the_network_is_named():
     "change, message",
     [
         (lambda of: of.update(note=np.array("mine")), "tensor 'note' holds no numbers"),
+        (lambda of: of.update(note=np.ones(3, "V2")), "tensor 'note' holds no numbers: .*; of bfloat16 save tensor.fl"),
+        (
+            lambda of: of.update({"head.bias": np.ones(4, "c8")}),
+            "tensor 'head.bias' is of type complex64: expected real",
+        ),
+        (lambda of: of.update({"head.weight": np.ones((4, 9))}), "layer 'head' has kernel .* another --image-size"),
         (lambda of: of.pop("block2.norm.weight") is None, "layer 'block2.norm' has weights of shape ()"),
         (lambda of: of.update({"a.in_proj": np.ones(3)}), "tensor 'a.in_proj': expected those of convolutions"),
         (lambda of: of.update({"a": np.ones(3)}), "tensor 'a': expected .* whose names end in .weight, .bias"),
@@ -132,6 +139,10 @@ def test_a_layer_of_another_kind_in_the_network_is_named():
             lambda of: of.pop("block0.norm.running_var") is None,
             r"layer 'block0.norm' has mean \(32,\) .* block0/norm var",
         ),
+        (
+            lambda of: of.update({"block1.norm.running_var": np.linspace(-0.5, 1, 64)}),
+            "layer 'block1.norm' has a running variance of -0.5: expected 0 or above",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(change, message):
@@ -140,6 +151,14 @@ def test_what_does_not_fit_is_said(change, message):
     change(tensors)
     with pytest.raises(InputError, match=message):
         models.from_torch(network, (8, 8, 3), tensors)
+
+
+def test_numbers_beyond_float32_are_infinite_without_a_warning():
+    network = models.create("mlp", 4)
+    tensors = to_torch(*network.init(jax.random.key(0), (2, 2, 3)))
+    with warnings.catch_warnings(action="error"):
+        params, _ = models.from_torch(network, (2, 2, 3), tensors | {"head.bias": np.full(4, -1e200)})
+    assert np.all(np.isneginf(params["head"]["bias"]))
 
 
 # Files.
@@ -161,6 +180,7 @@ def test_files_keep_the_order_or_sort_numbers_as_numbers(tmp_path):
     "name, content, message",
     [
         ("no.npz", None, "no.npz is missing: expected what torch.save"),
+        (".", None, "is a folder: name a file in it; expected what torch.save"),
         ("a.npz", b"PK\x03\x04 and no more", "a.npz is damaged or no file of weights"),
         ("a.safetensors", b"\x10\x00\x00", "a.safetensors is damaged or no file of weights"),
         ("a.pth", b"x", "a.pth is read by PyTorch, which is not installed: pip install torch"),
@@ -176,11 +196,16 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch, name, content, message
 
 def test_a_checkpoint_of_pytorch_is_read(tmp_path):
     torch = pytest.importorskip("torch")
-    held = {"conv.weight": torch.ones(2, 3, 1, 1), "norm.num_batches_tracked": torch.tensor(3)}
+    held = {
+        "conv.weight": torch.ones(2, 3, 1, 1),
+        "odd.weight": torch.ones(2, dtype=torch.complex64),
+        "norm.num_batches_tracked": torch.tensor(3),
+    }
     torch.save({"epoch": 3, "state_dict": held}, tmp_path / "a.pth")
     found = read_tensors(tmp_path / "a.pth")
     assert list(found) == list(held)
     np.testing.assert_array_equal(found["conv.weight"], np.ones((2, 3, 1, 1)))
+    assert np.iscomplexobj(found["odd.weight"])  # and refused
 
 
 # The command.
@@ -263,6 +288,11 @@ def test_weights_for_other_classes_are_refused(tmp_path, capsys):
     assert "four.npz is for 4 classes, photos has 10: expected the same number; add --new-head" in (
         capsys.readouterr().err
     )
+    for outputs in (1, 0):
+        np.savez(tmp_path / "one.npz", **tensors | {"head.weight": tensors["head.weight"][:outputs]})
+        assert main(["convert", str(tmp_path / "one.npz"), *command[2:], "--out", str(tmp_path / "a")]) == 2
+        error = capsys.readouterr().err
+        assert f"one.npz: the last linear layer, 'head.weight', has {outputs} outputs: expected 2 or more" in error
     tensors["head.bias"] = np.full(4, np.nan, "f4")
     np.savez(tmp_path / "four.npz", **tensors)
     assert main([*command, "--out", str(tmp_path / "a")]) == 2

@@ -16,7 +16,7 @@ from problems import COMPILED, QUICK, SPACE, TinyNet, moved, relative_error
 import gi_jax
 from gi_jax import attacks, cli, defenses, federated, memory, metrics, training
 from gi_jax.checks import InputError
-from gi_jax.experiments import weights
+from gi_jax.experiments import study, weights
 from gi_jax.experiments.federation import FederationSpec, run_federation
 from gi_jax.federated import Adversary, Federation, Policy, simulation
 from gi_jax.federated import adversary as watching
@@ -524,7 +524,8 @@ def test_the_command_leaves_weights_and_a_record(tmp_path, capsys, no_disk_cache
     steps = ["--local-steps", "2", "--local-batch-size", "4", "--rounds", "5", "--test-every", "2"]
     assert cli.main([*QUICKLY, *steps, "--defense", "prune:p=0.5", "--defense", "clip:norm=9", "--out", str(out)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "test accuracy" in printed and "pictures of the train split of photos" in printed
+    assert "trained by a federation of 3 clients for 1.05 epochs under" in printed
+    assert "on 114 pictures of the train split of photos (test accuracy" in printed  # of 116: all hold as many
     result = json.loads((out / "federation.json").read_text())
     assert result["complete"] and [row["round"] for row in result["rounds"]] == [2, 4, 5]
     assert len(result["losses"]) == 5 and np.shape(result["classes_of_clients"]) == (3, 10)
@@ -545,22 +546,49 @@ def test_ctrl_c_keeps_the_rounds_so_far(tmp_path, monkeypatch, capsys, no_disk_c
     assert not json.loads((tmp_path / "federation.json").read_text())["complete"]
 
 
-def test_rounds_before_a_loss_that_is_not_finite_are_kept(tmp_path, monkeypatch, capsys, no_disk_cache):
-    advance = federated.advance
+def test_a_kill_leaves_the_last_test_whose_next_loss_is_finite(tmp_path, monkeypatch, no_disk_cache):
+    def killed(bar, report):
+        if report.title.startswith("round 5"):
+            raise SystemExit(9)
 
-    def diverging(*arguments, **options):
-        for number, progress in enumerate(advance(*arguments, **options)):
-            if number == 3:
-                raise InputError("the loss is nan in round 4")
-            yield progress
-            # The weights after the third rounds are those that diverged: their loss is seen one round later.
-
-    monkeypatch.setattr(federated, "advance", diverging)
-    assert cli.main([*QUICKLY, "--rounds", "9", "--out", str(tmp_path)]) == 2
-    assert "the loss is nan in round 4; the rounds before are kept" in capsys.readouterr().err
+    monkeypatch.setattr(simulation, "CHUNK_SECONDS", 0)  # no two rounds together
+    monkeypatch.setattr(cli.terminal.progress_bar, "report", killed)
+    with pytest.raises(SystemExit):
+        cli.main([*QUICKLY, "--rounds", "9", "--test-every", "2", "--out", str(tmp_path)])
     result = json.loads((tmp_path / "federation.json").read_text())
-    assert not result["complete"] and len(result["losses"]) == result["rounds"][-1]["round"] == 2
-    assert weights.load(tmp_path).origin.steps == 2
+    assert not result["complete"] and [row["round"] for row in result["rounds"]] == [2, 4]
+    assert weights.load(tmp_path).origin.steps == len(result["losses"]) == 4
+
+
+DIVERGING = [*QUICKLY, "--server-lr", "20", "--test-every", "9"]
+"""The weights after five rounds are those that diverge: their loss is seen in the sixth."""
+
+
+@pytest.mark.parametrize("chunk_seconds, interrupted", [(0, False), (1e9, False), (0, True)])
+def test_the_last_round_before_a_loss_that_is_not_finite_is_kept_whatever_the_clock_says(
+    chunk_seconds, interrupted, tmp_path, monkeypatch, capsys, no_disk_cache
+):
+    def report(bar, report):
+        if interrupted and report.title.startswith("round 5"):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(simulation, "CHUNK_SECONDS", chunk_seconds)
+    monkeypatch.setattr(cli.terminal.progress_bar, "report", report)
+    assert cli.main([*DIVERGING, "--rounds", "9", "--out", str(tmp_path / "nine")]) == 2
+    error = capsys.readouterr().err
+    assert ("not finite after round 5 of 9" if interrupted else "the loss is nan in round 6 of 9") in error
+    assert error.endswith("; the weights after round 4 are kept\n")
+    assert cli.main([*DIVERGING, "--rounds", "4", "--out", str(tmp_path / "four")]) == 0
+    kept, expected = (weights.load(tmp_path / name) for name in ("nine", "four"))
+    assert kept.origin == expected.origin
+    jax.tree.map(np.testing.assert_array_equal, kept[1:], expected[1:])
+    kept, expected = (json.loads((tmp_path / name / "federation.json").read_text()) for name in ("nine", "four"))
+    assert not kept["complete"] and kept["losses"] == expected["losses"] and kept["rounds"] == expected["rounds"]
+
+
+def test_of_a_first_round_that_diverges_nothing_is_kept(tmp_path, capsys, no_disk_cache):
+    assert cli.main([*QUICKLY, "--server-lr", "1e30", "--rounds", "9", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("; nothing is kept\n") and not any(tmp_path.iterdir())
 
 
 def test_a_last_round_that_diverges_is_not_kept(tmp_path, monkeypatch, capsys, no_disk_cache):
@@ -581,12 +609,17 @@ def test_a_last_round_that_diverges_is_not_kept(tmp_path, monkeypatch, capsys, n
 
 
 def test_models_of_clients_are_tested_one_by_one():
-    spec = FederationSpec(
-        image_size=8, clients=3, partition="iid", batch_size=4, local_steps=1, batch_norm="fedbn", rounds=1
-    )
-    (row,) = run_federation(spec).result["rounds"]
+    settings = dict(image_size=8, clients=3, batch_size=4, local_steps=1, local_rate=0.1)
+    spec = FederationSpec(**settings, batch_norm="fedbn", rounds=1)
+    found, result = run_federation(spec)
+    (row,) = result["rounds"]
     assert len(row["test_accuracy_of_clients"]) == 3
     assert row["test_accuracy"] == pytest.approx(np.mean(row["test_accuracy_of_clients"]))
+    # The weights are a model that no client has: their accuracy is their own.
+    tested = study.on_device(study.test_split(spec, None), found.origin)
+    accuracy = training.evaluate(found.network, found.params, found.batch_stats, tested).accuracy
+    assert found.origin.test_accuracy == row["test_accuracy_of_mean"] == accuracy
+    assert accuracy != row["test_accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -661,6 +694,7 @@ def test_the_program_whose_memory_is_known_is_the_one_that_runs(model):
         (["--batch-norm", "silobn"], "without BatchNorm"),
         (["--clients", "9999"], "take fewer clients"),
         (["--defense", "prun:p=0.5"], "did you mean 'prune'"),
+        (["--defense", "dpsgd:clip=1,sigma=1,q=0.1,steps=20,delta=1e-5"], "q, steps, delta are for the epsilon of Poi"),
     ],
 )
 def test_bad_settings_are_one_line(settings, message, tmp_path, capsys, no_disk_cache):

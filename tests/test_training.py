@@ -78,6 +78,21 @@ def test_loss_falls_and_held_out_pictures_are_classified(toy):
     np.testing.assert_allclose(parts, score, rtol=1e-5)
 
 
+@pytest.mark.parametrize("side, together", [(8, 250), (32, 250), (64, 62), (512, 1)])
+def test_the_larger_pictures_are_the_fewer_are_looked_at_together(side, together):
+    looked_at = []
+
+    def network(params, batch_stats, images):
+        looked_at.append(len(images))
+        return jnp.zeros((len(images), CLASSES))
+
+    pool = toy_pool(1)
+    count = 251 if side <= 32 else together + 1
+    large = pool._replace(images=jnp.zeros((count, side, side, 3), jnp.uint8), labels=jnp.ones((count, CLASSES)))
+    training.evaluate(models.FunctionNetwork(network), {}, {}, large)
+    assert looked_at == [together]
+
+
 def test_a_network_without_batchnorm_is_trained():
     _, state, losses = toy_training("mlp")
     assert state.batch_stats == {} and losses[0, -1] < losses[0, 0]

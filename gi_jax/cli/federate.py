@@ -7,7 +7,6 @@ from pathlib import Path
 
 from gi_jax.cli import terminal
 from gi_jax.cli.arguments import data_arguments
-from gi_jax.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -23,6 +22,7 @@ examples:
       attacks the network that came of it instead of one at its initialization
 
 OUT gets weights.msgpack and federation.json (loss and accuracy by round, each client's classes, environment, settings).
+Both are written at every test too, so that a kill leaves them as they were at the last one; nothing resumes from there.
 Ctrl-C ends the simulation early and keeps the weights so far; a second one gives up.
 """
 
@@ -121,21 +121,25 @@ def run(options) -> int:
     names = {field.name for field in dataclasses.fields(FederationSpec)} - {"defense"}
     settings = {name: getattr(options, name) for name in names}
     spec = FederationSpec(**settings, defense=" + ".join(options.defense) or "none")
-    file = options.out / weights.NAME
-    if file.exists() and not options.overwrite:
-        raise InputError(f"{file} is there already: choose another --out, or add --overwrite")
+    file, record = options.out / weights.NAME, options.out / "federation.json"
+    terminal.check_absent(file, overwrite=options.overwrite)
     options.out.mkdir(parents=True, exist_ok=True)
+
+    def keep(outcome):
+        weights.save(file, outcome.weights)
+        write_atomically(record, json.dumps(outcome.result, indent=1, allow_nan=False) + "\n")
+
     with terminal.Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
-        outcome = run_federation(spec, options.data_dir, on_report=on_report, should_stop=interrupt.requested)
-    weights.save(file, outcome.weights)
-    record = options.out / "federation.json"
-    write_atomically(record, json.dumps(outcome.result, indent=1, allow_nan=False) + "\n")
+        outcome = run_federation(
+            spec, options.data_dir, on_report=on_report, on_test=keep, should_stop=interrupt.requested
+        )
+    keep(outcome)
     console = terminal.stdout()
     print_table(console, "rounds", [_row(row) for row in outcome.result["rounds"]])
     console.print(outcome.weights.origin.words(), highlight=False)
     console.print(f"weights: {file}   figures: {record}", highlight=False)
     if outcome.result["reason"] is not None:
-        print(f"gi-jax: error: {outcome.result['reason']}; the rounds before are kept", file=sys.stderr)
+        print(f"gi-jax: error: {outcome.result['reason']}", file=sys.stderr)
         return 2
     if not outcome.result["complete"]:
         print("gi-jax: interrupted; the weights so far are kept", file=sys.stderr)
@@ -149,4 +153,5 @@ def _row(row: dict) -> dict[str, str]:
     own = row.get("test_accuracy_of_clients")
     if own:
         cells["of clients"] = f"{percent(min(own))} to {percent(max(own))}"
+        cells["of their mean"] = percent(row["test_accuracy_of_mean"])
     return cells

@@ -100,7 +100,10 @@ def _top_k(key, k):
 
 
 def _share(count, sent):
-    """Of the entries that leave the client, at most: some of the count may be in tensors that do not."""
+    """Of the entries that leave the client, at most: some of the count may be in tensors that do not.
+
+    A fraction of all entries, as of `prune_global`, is no such bound, but the mean that is expected of any of them.
+    """
     return min(count / optax.tree.size(sent), 1.0)
 
 

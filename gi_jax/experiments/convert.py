@@ -13,8 +13,6 @@ from gi_jax.experiments.study import on_device, test_split
 from gi_jax.experiments.torch_files import existing, read_tensors
 from gi_jax.experiments.weights import Origin, Weights
 
-_PIXELS = 250 * 32 * 32  # looked at together in a test
-
 
 def convert(
     file: str | Path,
@@ -69,12 +67,18 @@ def convert(
     mean, std = (tuple(default if given is None else given) for given, default in zip((mean, std), units, strict=True))
     _check_units(mean, std, shape[-1])
     tensors = read_tensors(file)
-    outputs = [value.shape[0] for value in tensors.values() if value.ndim == 2]
-    if not outputs:
+    linear = {name: value.shape[0] for name, value in tensors.items() if value.ndim == 2}
+    if not linear:
         raise checks.InputError(f"{file} has no linear layer: expected a network that ends in one")
+    head, num_classes = list(linear.items())[-1]
+    if num_classes < 2:
+        raise checks.InputError(
+            f"{file}: the last linear layer, {head!r}, has {num_classes} outputs: expected 2 or more, one a class; "
+            "name a classifier of pictures"
+        )
     origin = Origin(
         model=model,
-        num_classes=outputs[-1],
+        num_classes=num_classes,
         image_shape=shape,
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
@@ -128,8 +132,6 @@ def _with_new_head(weights, num_classes):
 
 def _with_accuracy(weights, tested):
     origin = weights.origin
-    size = max(1, _PIXELS // (origin.image_shape[0] * origin.image_shape[1]))
-    pool = on_device(tested, origin)
-    score = training.evaluate(weights.network, weights.params, weights.batch_stats, pool, batch_size=size)
+    score = training.evaluate(weights.network, weights.params, weights.batch_stats, on_device(tested, origin))
     origin = dataclasses.replace(origin, test_accuracy=score.accuracy, test_pictures=len(tested))
     return weights._replace(origin=origin)

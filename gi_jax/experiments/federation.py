@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gi_jax import checks, data, defenses, federated, memory, models
+from gi_jax import checks, data, defenses, federated, memory, models, training
+from gi_jax.defenses import Kind
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.plan import TooLarge, check_memory, side_by_side
 from gi_jax.experiments.study import on_device, test_split
 from gi_jax.experiments.training import Report, TrainingOutcome
 from gi_jax.experiments.weights import Origin, Weights
-from gi_jax.federated import SERVERS, Federation, Policy
+from gi_jax.federated import SERVERS, Diverged, Federation, Policy, Progress
 from gi_jax.models import MODELS, Normalize
 from gi_jax.threat import LocalTraining
 
@@ -98,7 +99,13 @@ class FederationSpec:
             )
         if self.test_pictures is not None:
             checks.positive(test_pictures=self.test_pictures)
-        defenses.parse(self.defense)
+        for name, values in defenses.parse(self.defense).stages:
+            claimed = [parameter for parameter, _ in values if parameter in ("q", "steps", "delta")]
+            if defenses.DEFENSES[name].kind == Kind.DP and claimed:
+                raise checks.InputError(
+                    f"defense {self.defense!r}: {', '.join(claimed)} are for the epsilon of Poisson sampling, which is "
+                    "not a federation's; leave them out"
+                )
 
     @property
     def local(self) -> LocalTraining | None:
@@ -139,6 +146,7 @@ def run_federation(
     data_dir: str | None = None,
     *,
     on_report: Callable[[Report], None] | None = None,
+    on_test: Callable[[TrainingOutcome], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingOutcome:
     """Simulates from initialization.
@@ -147,17 +155,19 @@ def run_federation(
       spec: what is simulated.
       data_dir: where a copy of the data set lies.
       on_report: called after every chunk of rounds.
+      on_test: called with what there is after a test, once the next round showed that its loss is finite.
       should_stop: asked after every chunk; a simulation that is told to stop yields the weights so far, and `complete`
         is False in its result.
 
     Returns:
       The server's weights, and the content of `federation.json`. Where BatchNorm stays with the clients, the weights
-      hold the mean over them of what they keep, and the accuracy is the mean of their own models'.
+      hold the mean over them of what they keep, and have the accuracy of that; `test_accuracy` of a round is the mean
+      of the clients' own models'.
 
     Raises:
       InputError: for data that is missing, for settings that do not fit it, for rounds that the memory does not hold,
-        and for a loss or weights that are not finite in the first rounds; in later ones the result is that of the
-        rounds before, and `reason` in it says why.
+        and for a first round that diverges; after a later one the result is that of the last round of which weights and
+        loss are finite, and `reason` in it says why.
     """
     dataset = data.load(spec.data, "train", data_dir, image_size=spec.image_size)
     tested = test_split(spec, data_dir)
@@ -176,88 +186,95 @@ def run_federation(
     n = federation.pictures(clients.shape[1])
     per_client = n if spec.local is None else spec.local_steps * spec.local.per_step(n)
     per_round = federation.sampled(spec.clients) * per_client  # pictures gone through
-    rows, losses, stopped, finite = [], [], False, True
+    rows, losses, stopped, diverged = [], [], False, None
     seconds = {"first": 0.0, "rounds": 0.0, "test": 0.0}
+
+    def play(state, ends):
+        return federated.advance(federation, state, pool, clients, key_rounds, ends=ends)
 
     def close(number, state):
         began = time.monotonic()
         found = [] if held_out is None else federated.scores(federation, state, held_out)
         scores = [score.accuracy for score in found]
-        seconds["test"] += time.monotonic() - began
         since = rows[-1]["round"] if rows else 0
         mean = float(np.mean(scores)) if scores else None
         rows.append({"round": number, "loss": float(np.mean(losses[since:])), "test_accuracy": mean})
         if len(scores) > 1:
-            rows[-1]["test_accuracy_of_clients"] = scores
+            of_mean = training.evaluate(network, *state.mean(), held_out)
+            rows[-1] |= {"test_accuracy_of_clients": scores, "test_accuracy_of_mean": of_mean.accuracy}
+        seconds["test"] += time.monotonic() - began
         return all(np.isfinite(score.loss) for score in found)
 
-    reasons = []
+    def outcome(kept, timed, *, complete, diverged=None):
+        origin = Origin(
+            model=spec.model,
+            num_classes=dataset.num_classes,
+            image_shape=tuple(image_shape),
+            mean=tuple(dataset.mean),
+            std=tuple(dataset.std),
+            data=spec.data,
+            epochs=round(kept.round * per_round / clients.size, 4),
+            steps=kept.round,
+            seed=spec.seed,
+            test_accuracy=rows[-1].get("test_accuracy_of_mean", rows[-1]["test_accuracy"]),
+            test_pictures=0 if tested is None else len(tested),
+            defense=spec.defense,
+            train_pictures=clients.size,
+            clients=spec.clients,
+        )
+        result = {
+            "complete": complete,
+            "reason": diverged and f"{diverged}; the weights after round {kept.round} are kept",
+            "environment": environment(),
+            "spec": dataclasses.asdict(spec) | {"at_once": federation.at_once},
+            "network": dataclasses.asdict(origin),
+            "note": dataset.note,
+            "classes_of_clients": [
+                np.bincount(dataset.labels[own], minlength=dataset.num_classes).tolist() for own in clients
+            ],
+            "losses": list(losses),
+            "rounds": list(rows),
+            "timing": {
+                "first_round_seconds": seconds["first"],
+                "seconds_per_round": seconds["rounds"] / max(1, timed - 1),
+                "test_seconds": seconds["test"],
+            },
+        }
+        return TrainingOutcome(Weights(origin, *kept.state.mean()), result)
+
+    before = latest = _copied(Progress(0, state, np.zeros(0), [], [], 0.0))
     began = time.monotonic()
     _check_memory(federation, state, pool, clients, key_rounds)
     seconds["first"] += time.monotonic() - began
-    played = federated.advance(federation, state, pool, clients, key_rounds, ends=ends)
-    before = latest = None
-    for progress in _until_it_diverges(played, reasons):
-        before, latest = latest, progress._replace(state=jax.tree.map(jnp.copy, progress.state))  # theirs is given away
-        first = not losses
-        seconds["first" if first else "rounds"] += progress.seconds
-        losses += progress.losses.tolist()
-        if on_report is not None:
-            done, total = progress.round * per_round, spec.rounds * per_round
-            on_report(Report(f"round {progress.round} of {spec.rounds}", done, total, losses[-1]))
-        stopped = progress.round < spec.rounds and should_stop()
-        if stopped or progress.round in ends:
-            finite = close(progress.round, progress.state)
-        if stopped:
-            break
-    if not (reasons or finite):  # no round comes that would tell
-        reasons.append(
-            f"the loss is not finite after round {progress.round} of {spec.rounds}; expected a finite number: "
-            f"{federated.ADVICE}"
-        )
-    if reasons:
-        # A loss is that of the weights before its round, so the latest ones are those that diverged.
-        if before is None:
-            raise checks.InputError(reasons[0])
-        progress = before
-        del losses[progress.round :]
-        rows[:] = [row for row in rows if row["round"] <= progress.round]
-        if not rows or rows[-1]["round"] < progress.round:
-            close(progress.round, progress.state)
-    origin = Origin(
-        model=spec.model,
-        num_classes=dataset.num_classes,
-        image_shape=tuple(image_shape),
-        mean=tuple(dataset.mean),
-        std=tuple(dataset.std),
-        data=spec.data,
-        epochs=round(progress.round * per_round / len(dataset), 4),
-        steps=progress.round,
-        seed=spec.seed,
-        test_accuracy=rows[-1]["test_accuracy"],
-        test_pictures=0 if tested is None else len(tested),
-        defense=spec.defense,
-        train_pictures=len(dataset),
-    )
-    result = {
-        "complete": not (stopped or reasons),
-        "reason": next(iter(reasons), None),
-        "environment": environment(),
-        "spec": dataclasses.asdict(spec) | {"at_once": federation.at_once},
-        "network": dataclasses.asdict(origin),
-        "note": dataset.note,
-        "classes_of_clients": [
-            np.bincount(dataset.labels[own], minlength=dataset.num_classes).tolist() for own in clients
-        ],
-        "losses": losses,
-        "rounds": rows,
-        "timing": {
-            "first_round_seconds": seconds["first"],
-            "seconds_per_round": seconds["rounds"] / max(1, progress.round - 1),
-            "test_seconds": seconds["test"],
-        },
-    }
-    return TrainingOutcome(Weights(origin, *progress.state.mean()), result)
+    try:
+        for progress in play(state, ends):
+            before, latest = latest, _copied(progress)
+            if on_test is not None and rows and rows[-1]["round"] == before.round:  # and its loss is finite
+                on_test(outcome(before, before.round, complete=False))
+            seconds["rounds" if losses else "first"] += progress.seconds
+            losses += progress.losses.tolist()
+            if on_report is not None:
+                done, total = progress.round * per_round, spec.rounds * per_round
+                on_report(Report(f"round {progress.round} of {spec.rounds}", done, total, losses[-1]))
+            last = progress.round == spec.rounds
+            stopped = not last and should_stop()
+            finite = close(progress.round, progress.state) if stopped or progress.round in ends else True
+            if not finite and (stopped or last):  # no round comes that would tell
+                raise Diverged(f"the loss is not finite after round {progress.round} of {spec.rounds}", progress.round)
+            if stopped:
+                break
+        kept = latest
+    except Diverged as error:
+        # A loss is that of the weights before its round, so the latest ones may be those that diverged.
+        base = latest if latest.round < error.round else before
+        kept, since, diverged = _last_finite(play, base, error, spec.rounds)
+        if not kept.round:
+            raise checks.InputError(f"{diverged}; nothing is kept") from error
+        losses[base.round :] = since
+        rows[:] = [row for row in rows if row["round"] <= kept.round]
+        if not rows or rows[-1]["round"] < kept.round:
+            close(kept.round, kept.state)
+    return outcome(kept, latest.round, complete=not (stopped or diverged), diverged=diverged)
 
 
 def _in_flight(federation, held):
@@ -289,14 +306,24 @@ def _check_memory(federation, state, pool, clients, key):
         ) from error
 
 
-def _until_it_diverges(rounds, reasons):
-    """Yields them; what is not finite after the first ones is their end, and the reason goes into the list."""
-    played = False
+def _copied(progress):
+    """A `Progress` with a state of its own: that of the loop is given away."""
+    return progress._replace(state=jax.tree.map(jnp.copy, progress.state))
+
+
+def _last_finite(play, base, error, rounds):
+    """Plays the rounds from `base` to the one that diverged once more, one by one, whatever the chunks were.
+
+    Returns:
+      The progress after the last one of finite weights and loss, the losses since `base`, and the error after it.
+    """
+    kept, losses = base, []
     try:
-        for progress in rounds:
-            yield progress
-            played = True
-    except checks.InputError as error:
-        if not played:
-            raise
-        reasons.append(str(error))
+        for progress in play(_copied(base).state, list(range(base.round + 1, rounds + 1))):
+            if progress.round >= error.round:
+                break
+            kept = _copied(progress)
+            losses += progress.losses.tolist()
+    except Diverged as earlier:
+        error = earlier
+    return kept, losses, str(error)

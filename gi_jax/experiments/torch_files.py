@@ -48,9 +48,11 @@ def existing(path: str | Path) -> Path:
     """The path of a file of weights that is there.
 
     Raises:
-      InputError: if it is missing.
+      InputError: if it is missing, or a folder.
     """
     file = Path(path).expanduser()
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: name a file in it; {_ADVICE}")
     if not file.is_file():
         raise InputError(f"{file} is missing: {_ADVICE}")
     return file
@@ -84,4 +86,5 @@ def _read_torch(file):
             content = content[name]
     if not isinstance(content, Mapping):
         raise InputError(f"{file} holds {type(content).__name__}; {_ADVICE}")
-    return {name: value.detach().float().numpy() for name, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return {name: (value if value.is_complex() else value.float()).numpy() for name, value in tensors.items()}

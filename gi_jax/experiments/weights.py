@@ -35,6 +35,7 @@ class Origin:
         and for a training that was interrupted inside of an epoch.
       source: the file they were converted from, instead of a training here.
       train_pictures: it was trained on; None where that is not on record.
+      clients: of the federation that trained it; None for a training in one place.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Origin:
     defense: str = "none"
     source: str | None = None
     train_pictures: int | None = None
+    clients: int | None = None
 
     def __post_init__(self):
         shape, numbers = self.image_shape, (self.num_classes, self.epochs, self.steps, *self.mean, *self.std)
@@ -74,7 +76,9 @@ class Origin:
         under = "" if self.defense == "none" else f" under {self.defense}"
         pictures = "" if self.train_pictures is None else f"{self.train_pictures:,} pictures of "
         what = f"{epochs} {unit}{under} on {pictures}the train split of {self.data}{tested}"
-        return f"The network ({self.model}) was trained for {what}."
+        members = "1 client" if self.clients == 1 else f"{self.clients} clients"
+        by = "" if self.clients is None else f" by a federation of {members}"
+        return f"The network ({self.model}) was trained{by} for {what}."
 
     def check_fits(self, num_classes: int, image_shape: tuple[int, ...], name: str) -> None:
         """Raises unless the pictures of the data set `name` are those of a network like this one."""

@@ -7,12 +7,12 @@ from gi_jax.federated.federation import Federation
 from gi_jax.federated.partition import dirichlet, iid
 from gi_jax.federated.rounds import State, keys_of_round, play, start, take_part
 from gi_jax.federated.servers import SERVERS
-from gi_jax.federated.simulation import ADVICE, Progress, Simulation, advance, program_bytes, simulate
+from gi_jax.federated.simulation import Diverged, Progress, Simulation, advance, program_bytes, simulate
 
 __all__ = [
-    "ADVICE",
     "SERVERS",
     "Adversary",
+    "Diverged",
     "Federation",
     "Model",
     "Policy",

@@ -24,7 +24,7 @@ from gi_jax.types import Key
 
 @dataclass(frozen=True, kw_only=True)
 class Adversary:
-    """Who watches. Changes nothing of what it watches.
+    """Who watches. Changes nothing of what it watches, but for the rounding of its rounds, which are another program.
 
     Attributes:
       view: a key of `gi_jax.threat.VIEWS` from which there is something to see: `server`, `sum` or `client`.

@@ -19,7 +19,18 @@ from gi_jax.types import BatchStats, Key, Params
 CHUNK_SECONDS = 0.5
 """Rounds are not waited for one by one; this is about how long until the next look."""
 LONGEST_CHUNK = 64
-ADVICE = "lower the learning rates, of the clients or of the server"
+
+
+class Diverged(checks.InputError):
+    """Weights that are not finite, or of which the loss is not.
+
+    Attributes:
+      round: rounds after which they are the model's.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(f"{message}; expected finite numbers: lower the learning rates, of the clients or the server")
+        self.round = number
 
 
 class Progress(NamedTuple):
@@ -83,11 +94,10 @@ def simulate(
       clients: int32 [num_clients, m], which of them each client holds; from `iid` or `dirichlet`.
       key: of everything that is drawn: clients, pictures, orders, and what defenses draw.
       num_rounds: how many.
-      adversary: who watches; changes no number.
+      adversary: who watches; changes no number but for rounding.
 
     Raises:
-      InputError: for settings that do not fit each other, as soon as a loss is not finite, and for models that are not
-        after the last round.
+      InputError: for settings that do not fit each other, and `Diverged` as soon as a loss or a model is not finite.
     """
     checks.positive(num_rounds=num_rounds)
     if adversary is not None:
@@ -112,11 +122,13 @@ def advance(
     ends: list[int],
     adversary: Adversary | None = None,
 ) -> Iterator[Progress]:
-    """Plays from the first round to the last of `ends`, in chunks that none of them lies inside of.
+    """Plays from the round of the state to the last of `ends`, in chunks that none of them lies inside of.
+
+    Rounds are the same however they are cut.
 
     Args:
       federation, pool, clients, key, adversary: as for `simulate`.
-      state: of `start`; given away.
+      state: of `start` or a `Progress`; given away.
       ends: round numbers, increasing.
 
     Raises:
@@ -127,7 +139,7 @@ def advance(
         adversary.check(federation, *clients.shape)
     rounds = () if adversary is None else adversary.rounds
     clients = jnp.asarray(clients)
-    done, chunk = 0, 1
+    done, chunk = int(state.round), 1
     for end in ends:
         while done < end:
             began = time.monotonic()
@@ -146,18 +158,13 @@ def advance(
             seconds = time.monotonic() - began
             if not np.isfinite(losses).all():
                 bad = int(np.argmin(np.isfinite(losses)))
-                raise checks.InputError(
-                    f"the loss is {losses[bad]} in round {done + bad + 1} of {ends[-1]}; expected a finite number: "
-                    f"{ADVICE}"
-                )
+                raise Diverged(f"the loss is {losses[bad]} in round {done + bad + 1} of {ends[-1]}", done + bad)
             done += taken
+            if not is_finite((state.model, state.own)):
+                raise Diverged(f"the weights are not finite after round {done} of {ends[-1]}", done)
             yield Progress(done, state, losses, seen, secrets, seconds)
             if not seen:
                 chunk = max(1, min(2 * chunk, LONGEST_CHUNK, int(CHUNK_SECONDS * taken / max(seconds, 1e-9))))
-    if not is_finite((state.model, state.own)):  # the loss of a next round would tell
-        raise checks.InputError(
-            f"the weights are not finite after round {done} of {ends[-1]}; expected finite numbers: {ADVICE}"
-        )
 
 
 def program_bytes(federation: Federation, state: State, pool: Pool, clients: np.ndarray, key: Key) -> int:

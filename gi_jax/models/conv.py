@@ -75,13 +75,15 @@ def convolve_winograd(images: jax.Array, kernel: jax.Array, stride: int, padding
     """A 3x3 convolution at stride 1 and padding 1 with half the multiplications, in tiles of four along the width.
 
     Across the width by Winograd's F(4, 3), down the height as three rows side by side: six matmuls of 3c numbers. The
-    rounding is some 1e-6 of the largest output. Other convolutions, and those with few rows for the size of the
-    kernel, where turning the kernel over costs more than it saves, go to `convolve_patches`.
+    rounding is some 1e-6 of the largest output. Other convolutions, those of numbers narrower than float32, of which
+    the transforms multiply the rounding, and those with few rows for the size of the kernel, where turning the kernel
+    over costs more than it saves, go to `convolve_patches`.
     """
     count, height, width, channels = images.shape
     features = kernel.shape[-1]
     tiles = width // _TILE
     fits = kernel.shape[:2] == (3, 3) and (stride, padding) == (1, 1) and width % _TILE == 0 and channels >= 16
+    fits &= jnp.finfo(images.dtype).bits >= 32
     if not fits or 2 * count * height * tiles < features:
         return convolve_patches(images, kernel, stride, padding)
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, _TILE - 1), (0, 0)))

@@ -63,6 +63,7 @@ def from_torch(
         statistics = {ours: found[theirs] for theirs, ours in _STATISTICS.items() if theirs in found}
         if statistics:
             _check_shapes(name, path, statistics, dict.fromkeys(_STATISTICS.values(), shapes["scale"]))
+            _check_variance(name, statistics["var"])
             _put(batch_stats, path, statistics)
     return params, batch_stats
 
@@ -99,10 +100,7 @@ def _layers(tensors):
     for full, value in tensors.items():
         module, _, name = full.rpartition(".")
         if name != "num_batches_tracked":
-            try:
-                layers.setdefault(module, {})[name] = np.asarray(value, np.float32)
-            except (TypeError, ValueError) as error:
-                raise checks.InputError(f"tensor {full!r} holds no numbers: expected weights; leave it out") from error
+            layers.setdefault(module, {})[name] = _as_float32(full, value)
     for module, arrays in layers.items():
         strange = sorted(arrays.keys() - {"weight", "bias", *_STATISTICS})
         if strange:
@@ -116,6 +114,19 @@ def _layers(tensors):
                 "linear layers and normalization, with weight and bias"
             )
     return [(module, _KINDS[arrays["weight"].ndim], arrays) for module, arrays in layers.items()]
+
+
+def _as_float32(name, value):
+    value = np.asarray(value)
+    if np.iscomplexobj(value):
+        raise checks.InputError(f"tensor {name!r} is of type {value.dtype}: expected real numbers; name another file")
+    try:
+        with np.errstate(over="ignore"):  # infinite, which is said where it matters
+            return value.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        unnamed = value.dtype.kind == "V"  # what numpy.savez makes of bfloat16
+        advice = "of bfloat16 save tensor.float()" if unnamed else "leave it out"
+        raise checks.InputError(f"tensor {name!r} holds no numbers: expected weights; {advice}") from error
 
 
 def _check_counts(kind, ours, theirs):
@@ -133,9 +144,18 @@ def _some(names):
 def _check_shapes(name, path, values, shapes):
     found = {ours: value.shape for ours, value in values.items()}
     if found != dict(shapes):
+        flat = len(found.get("kernel", ())) == 2 and found["kernel"][0] != shapes["kernel"][0]
+        size = ", or in gi-jax convert another --image-size" if flat else ""
         raise checks.InputError(
             f"layer {name!r} has {_words(found)} in our order of axes, {'/'.join(path)} {_words(shapes)}: expected the "
-            "same; name another model"
+            f"same; name another model{size}"
+        )
+
+
+def _check_variance(name, variance):
+    if np.any(variance < 0):
+        raise checks.InputError(
+            f"layer {name!r} has a running variance of {variance.min():g}: expected 0 or above; save the weights again"
         )
 
 

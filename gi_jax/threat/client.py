@@ -189,7 +189,7 @@ class ClientStep(NamedTuple):
             and for a client of several steps.
         """
         self.check_one_step("gradients per example")
-        if self.normalize != Normalize.GIVEN:
+        if self.normalize != Normalize.GIVEN and jax.eval_shape(lambda: self.update().statistics):
             raise checks.InputError(
                 "gradients per example with batch statistics: one example changes the gradients of all others; "
                 "expected client_bn running, or a network without BatchNorm (such as one with GroupNorm)"

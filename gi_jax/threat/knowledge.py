@@ -30,7 +30,8 @@ class Zeroed:
       bound: no entry that was set to zero was larger in magnitude, as where the largest are kept; a scalar, or a scalar
         a tensor in the structure of the gradient. None if that is not known.
       kept: share of their entries that were not set to zero, in [0, 1]; a scalar, or a scalar a tensor. It counts where
-        noise on top hides which they are.
+        noise on top hides which they are, as the odds of an entry. Of one threshold over all tensors it is the mean
+        over all, in which those that never left the client may have had another share.
     """
 
     tensors: tuple[str, ...] = _static(default=())

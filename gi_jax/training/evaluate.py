@@ -23,15 +23,22 @@ class Score(NamedTuple):
     accuracy: float
 
 
-def evaluate(network: Network, params: Params, batch_stats: BatchStats, pool: Pool, *, batch_size: int = 250) -> Score:
+_PIXELS = 250 * 32 * 32  # looked at together
+
+
+def evaluate(
+    network: Network, params: Params, batch_stats: BatchStats, pool: Pool, *, batch_size: int | None = None
+) -> Score:
     """Scores a network in evaluation mode, on pictures as they are: not encoded, not cropped.
 
     Args:
       network, params, batch_stats: the model; normalizes with `batch_stats`.
       pool: held-out pictures.
-      batch_size: pictures looked at together.
+      batch_size: pictures looked at together; None for 250 of 32x32, and as many fewer as they are larger.
     """
-    count = len(pool.labels)
+    count, height, width, _ = pool.images.shape
+    if batch_size is None:
+        batch_size = min(250, max(1, _PIXELS // (height * width)))
     size = min(batch_size, count)
     losses = hits = 0
     for first in range(0, count, size):
