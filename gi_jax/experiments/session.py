@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -246,13 +247,13 @@ class Session:
         specs = self.groups[group]
         spec, defense = specs[0], specs[0].defenses[0]
         assumed = None if spec.assume_steps is None else self.assumed(group)[0]
-        problems = make_problems(spec, self.attacked[defense][0], defense, launch.updates, assumed)
-        stacked = stack(problems)
+        attacked = self.attacked[defense][0]
+        # One after the other: a list of them would be as large as the stack.
+        problems = (make_problems(spec, attacked, defense, [update], assumed)[0] for update in launch.updates)
+        first = next(problems)
+        stacked = stack(itertools.chain([first], problems), len(launch.updates))
         attack = sweep(
-            [
-                attacks.tie_epochs(attacks.adapt(make_attack(one), problems[0]), stacked, one.epoch_prior)
-                for one in specs
-            ],
+            [attacks.tie_epochs(attacks.adapt(make_attack(one), first), stacked, one.epoch_prior) for one in specs],
             launch.points,
         )
         keys = attacks.lane_keys(key_of(spec.seed, Stream.START), launch.updates, spec.restarts)
