@@ -204,7 +204,8 @@ def run_jobs_on_ray(
       The events of those that failed.
 
     Raises:
-      InputError: without Ray installed, and where no cluster answers at the address.
+      InputError: without Ray installed, where no cluster answers at the address, and where none of its nodes has what a
+        task occupies.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it when it is imported
     try:
@@ -216,6 +217,7 @@ def run_jobs_on_ray(
         _check_answers(address or os.environ.get("RAY_ADDRESS") or "auto")
         ray.init(address=address, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:
+        _check_resources([node["Resources"] for node in ray.nodes() if node["Alive"]], cpus_per_job, gpus_per_job)
         options = {"num_cpus": cpus_per_job, "num_gpus": gpus_per_job, "max_retries": RETRIES}
         task = ray.remote(_in_worker).options(**options, runtime_env={"env_vars": _share_of_gpu(gpus_per_job)})
         if execution.data_dir is not None:
@@ -250,6 +252,17 @@ def _check_answers(address):
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise checks.InputError(f"no Ray cluster answers at {address} ({error}): {expected}") from error
+
+
+def _check_resources(nodes, cpus, gpus):
+    """Raises where no node holds a task: Ray would wait for one that does."""
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
+    having = dict.fromkeys(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    raise checks.InputError(
+        f"no node of the Ray cluster has the {cpus:g} CPUs and {gpus:g} GPUs of a task; its nodes have "
+        f"{' or '.join(having)}: ask for no more with --cpus and --gpus"
+    )
 
 
 def _share_of_gpu(gpus: float) -> dict[str, str]:
