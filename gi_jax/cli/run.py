@@ -56,11 +56,11 @@ def add_parser(commands) -> None:
     add("--lanes", type=int, metavar="N", help="batches x restarts side by side (default: fills the device)")
     add("--engine", default="local", metavar="local|ray", help="this process, or tasks of Ray (default: local)")
     add("--address", metavar="A", help="with --engine ray: of a running cluster (default: one on this machine)")
-    add("--cpus", type=float, default=1, metavar="C", help="with --engine ray: CPUs of a task (default: 1)")
+    add("--cpus", type=float, default=1.0, metavar="C", help="with --engine ray: CPUs of a task (default: 1)")
     add(
         "--gpus",
         type=float,
-        default=0,
+        default=0.0,
         metavar="G",
         help="with --engine ray: GPUs of a task; 0 runs on CPUs (default: 0)",
     )
@@ -91,6 +91,10 @@ def run(options) -> int:
         shard = _rank(options)
     if options.engine == "local" and (options.address or options.cpus != 1 or options.gpus):
         raise InputError("--address, --cpus and --gpus are of --engine ray: expected that, or none of them")
+    for name in ("cpus", "gpus"):
+        amount = getattr(options, name)
+        if not (0 <= amount < 1 or amount.is_integer() and amount > 0):  # what Ray takes
+            raise InputError(f"--{name} {amount:g}: expected 0, a whole number above it, or a share below 1")
     store = Store(options.out)
     listed = [job for name in names for job in jobs([one.cell for one in catalogue.placed(name, options.scale)])]
     words = _words(placed)
