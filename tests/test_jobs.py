@@ -348,6 +348,14 @@ def test_figure3_and_tradeoff_need_no_cells_but_those_of_table2():
             assert {one.cell for one in catalogue.placed(name, scale)} <= table
 
 
+def test_the_corrected_box_of_the_protocol_is_the_cell_of_table2_where_the_attack_is_the_same():
+    table, protocol = (catalogue.placed(name, "paper") for name in ("table2", "protocol"))
+    (box,) = [one.cell for one in protocol if one.where == {"switch": "box", "value": "corrected"}]
+    assert box.spec.rate == 0.1 and box in {one.cell for one in table}
+    rates = {one.cell.spec.rate for one in catalogue.placed("figure1", "small")}
+    assert rates == {0.1}  # not that of the easier attack
+
+
 def test_encoded_pictures_meet_networks_that_were_trained_on_such():
     trained = {
         one.where["column"]: one.cell.network.defense
