@@ -75,6 +75,7 @@ def test_rows_are_listed_and_filtered(ran, capsys):
         (["run", "table2", "--scale", "huge"], "huge"),
         (["run", "table2", "--shard", "3/2"], "3/2"),
         (["run", "table2", "--limit", "0"], "limit=0"),
+        (["run", "table2", "--lanes", "0", "--estimate"], "lanes=0"),
         (["run", "table2", "--engine", "slurm"], "slurm"),
         (["run", "table2", "--gpus", "1"], "--engine ray"),
         (["run", "table2", "--engine", "ray", "--gpus", "-1"], "--gpus -1: expected"),

@@ -84,6 +84,8 @@ def run(options) -> int:
     checks.one_of("engine", options.engine, ("local", "ray"))
     if options.limit is not None:
         checks.positive(limit=options.limit)
+    if options.lanes is not None:
+        checks.positive(lanes=options.lanes)
     shard = parse_shard(options.shard)
     names = expand(options.names)
     placed = [one for name in names for one in catalogue.placed(name, options.scale)]
