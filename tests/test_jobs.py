@@ -338,7 +338,7 @@ def test_every_experiment_has_cells_with_places_of_their_own(name, scale):
     assert len(set(places)) == len(places) > 0
     found = jobs([one.cell for one in placed])
     assert sum(len(job) for job in found) == len({one.cell for one in placed})
-    assert estimate.words([one.cell for one in placed], Store("nowhere"))
+    assert estimate.words(found, Store("nowhere"))
 
 
 def test_figure3_and_tradeoff_need_no_cells_but_those_of_table2():
@@ -385,23 +385,31 @@ def test_a_row_that_is_there_keeps_its_pictures(tmp_path):
 def test_estimates_count_networks_that_are_still_to_be_trained(tmp_path, whole):
     store = Store(tmp_path)
     (tmp_path / "networks" / NETWORK.fingerprint).mkdir(parents=True)  # a training that was cut off
-    cost = estimate.estimate(CELLS[:1], store)
+    cost = estimate.estimate([CELLS[:1]], store)
     assert (cost.cells, cost.unknown, cost.unknown_networks) == (1, 1, 1) and cost.train_pictures > 0
-    assert any("1 networks" in line for line in estimate.words(CELLS[:1], store))
-    assert estimate.estimate(CELLS[:1], whole).unknown_networks == 0
+    assert any("1 networks" in line for line in estimate.words([CELLS[:1]], store))
+    assert estimate.estimate([CELLS[:1]], whole).unknown_networks == 0
     # The time of a network of the store is that of another seed.
     other = Cell(ATTACK, dataclasses.replace(NETWORK, seed=1))
-    known = estimate.estimate([other], whole)
-    assert known.unknown_networks == 0 and known.seconds > estimate.estimate(CELLS[:1], whole).seconds
+    known = estimate.estimate([(other,)], whole)
+    assert known.unknown_networks == 0 and known.seconds > estimate.estimate([CELLS[:1]], whole).seconds
 
 
 def test_estimates_use_the_rates_of_the_store(whole):
-    cost = estimate.estimate(CELLS[:1], whole)
+    cost = estimate.estimate([CELLS[:1]], whole)
     walls = [row["timing"]["wall_seconds"] for row in whole if row["kind"] == "attack"]  # all of one program
     assert cost.image_iterations == 2 * 3 and cost.unknown == 0
     assert 0.1 * min(walls) < cost.seconds < 2 * max(walls)
-    assert estimate.estimate([Cell(dataclasses.replace(ATTACK, batch_size=2))], whole).unknown == 1
+    assert estimate.estimate([(Cell(dataclasses.replace(ATTACK, batch_size=2)),)], whole).unknown == 1
     assert estimate.clock(61) == "61 s" and estimate.clock(4000) == "67 min" and estimate.clock(7300) == "2 h 02 min"
+
+
+def test_estimates_count_all_that_a_job_computes_again(whole):
+    swept = [dataclasses.replace(ATTACK, tv=tv) for tv in (0.01, 0.1, 0.2)]
+    (job,) = jobs([Cell(spec, NETWORK) for spec in swept])
+    cost = estimate.estimate([job, job[:1]], whole)  # the second has nothing left to do then
+    assert (cost.cells, cost.there, cost.image_iterations) == (3, 2, 3 * 2 * 3)
+    assert "2 cells that are there are among them" in " ".join(estimate.words([job], whole))
 
 
 def test_reports_gather_what_is_there(tmp_path):

@@ -11,6 +11,7 @@ from gi_jax import checks
 from gi_jax.experiments import weights
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.jobs import Job
 from gi_jax.experiments.perform import NETWORKS
 from gi_jax.experiments.plan import make_attack
 from gi_jax.experiments.store import Store
@@ -21,10 +22,10 @@ TRAIN_PICTURES = {"cifar10": 50_000, "photos": 116}
 
 
 class Cost(NamedTuple):
-    """Work of cells, and the time it takes here.
+    """Work of jobs, and the time it takes here.
 
     Attributes:
-      cells: how many.
+      cells: how many, and how many of these have a row already: a job is computed whole.
       image_iterations: of the attacks: an iteration on one picture, restarts and encodings counted.
       train_pictures: pictures seen by the trainings; at most, where a training may end early.
       seconds: of the cells whose rate on this hardware is known from rows of the store, compilation included.
@@ -33,6 +34,7 @@ class Cost(NamedTuple):
     """
 
     cells: int
+    there: int
     image_iterations: int
     train_pictures: float
     seconds: float
@@ -40,16 +42,16 @@ class Cost(NamedTuple):
     unknown_networks: int
 
 
-def estimate(cells: Iterable[Cell], store: Store) -> Cost:
-    """The cost of cells, at the median rates of rows that were computed on hardware like this one."""
-    cells = list(cells)
+def estimate(chosen: Iterable[Job], store: Store) -> Cost:
+    """The cost of jobs, at the median rates of rows that were computed on hardware like this one."""
+    cells = _computed(chosen)
     rates = _rates(store) if cells else {}
     iterations = pictures = seconds = 0
     unknown = {"cells": 0, "networks": 0}
     compiled = set()
     networks = dict.fromkeys(Cell(cell.network) for cell in cells if cell.network is not None)
-    there = store.folder / NETWORKS
-    missing = [cell for cell in networks if not (there / cell.spec.fingerprint / weights.NAME).exists()]
+    trained = store.folder / NETWORKS
+    missing = [cell for cell in networks if not (trained / cell.spec.fingerprint / weights.NAME).exists()]
     for what, cell in [*(("cells", cell) for cell in cells), *(("networks", cell) for cell in missing)]:
         program = _program(cell.description)
         work, rate = work_of(cell), rates.get(program)
@@ -60,15 +62,27 @@ def estimate(cells: Iterable[Cell], store: Store) -> Cost:
         elif work:
             seconds += work / rate.per_second + (rate.overhead if program in compiled else rate.first_overhead)
             compiled.add(program)
-    return Cost(len(cells), round(iterations), pictures, seconds, unknown["cells"], unknown["networks"])
+    there = sum(cell.id in store for cell in cells)
+    return Cost(len(cells), there, round(iterations), pictures, seconds, unknown["cells"], unknown["networks"])
 
 
-def words(cells: Iterable[Cell], store: Store) -> list[str]:
+def _computed(chosen):
+    """The cells that are computed for jobs one after the other, of which some have cells in common."""
+    found, cells = set(), []
+    for job in chosen:
+        cells += () if found.issuperset(job) else job
+        found.update(job)
+    return cells
+
+
+def words(chosen: Iterable[Job], store: Store) -> list[str]:
     """The cost in sentences."""
-    cost = estimate(cells, store)
+    cost = estimate(chosen, store)
     if not cost.cells:
         return []
     lines = [f"attacks: {cost.image_iterations:,} image-iterations; trainings: {cost.train_pictures:,.0f} pictures"]
+    if cost.there:
+        lines.append(f"{cost.there} cells that are there are among them, computed again with those of their launch")
     if cost.seconds:
         lines.append(f"at the rates of this store on this hardware: {clock(cost.seconds)}")
     if cost.unknown:
