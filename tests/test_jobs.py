@@ -412,6 +412,27 @@ def test_estimates_count_all_that_a_job_computes_again(whole):
     assert "2 cells that are there are among them" in " ".join(estimate.words([job], whole))
 
 
+def test_estimates_take_the_rate_of_the_launch_of_nearest_size(whole, tmp_path):
+    row = whole.get(CELLS[3].id)
+    assert row["timing"]["pictures_per_launch"] == 2
+    store, cell = Store(tmp_path), Cell(dataclasses.replace(ATTACK, num_batches=64, steps=1000))
+
+    def seconds(**options):
+        return estimate.estimate([(cell,)], store, **options).seconds
+
+    def add(number, rate, **size):
+        timing = dict(run_seconds=1, wall_seconds=1, image_iterations_per_second=rate, **size)
+        store.append(row | {"cell": f"{number:016x}", "timing": timing})
+        return 64 * 1000 / rate
+
+    unknown = add(0, 10)
+    assert seconds(lanes=64) == unknown  # of a row that does not say
+    small = add(1, 100, pictures_per_launch=2)
+    large = add(2, 1000, pictures_per_launch=40)
+    found = [seconds(lanes=lanes) for lanes in (64, 16, 4, 1)]
+    assert found == pytest.approx([large, large, small, small])
+
+
 def test_reports_gather_what_is_there(tmp_path):
     store = Store(tmp_path)
     (cell,) = [one.cell for one in catalogue.placed("figure2", "smoke") if one.where["what"] == "distribution"]

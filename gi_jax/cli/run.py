@@ -116,7 +116,7 @@ def run(options) -> int:
     older = of_older_revisions(cells, store)
     if older:
         console.print(f"{older} rows are of an older revision of gi_jax and are computed anew", highlight=False)
-    for line in estimate.words(chosen, store):
+    for line in estimate.words(chosen, store, options.lanes):
         console.print(line, highlight=False)
     if options.estimate or not chosen:
         waiting = _say_waiting(waiting_for_scores(listed, store, shard))

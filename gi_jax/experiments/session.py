@@ -25,9 +25,10 @@ from gi_jax.experiments.plan import (
     fewer,
     is_out_of_memory,
     lanes_per_launch,
-    launches,
+    launches_of,
     make_attack,
     on_all_devices,
+    pictures_of,
     sweep,
 )
 from gi_jax.experiments.scoring import plain, reference_summary, score
@@ -179,9 +180,8 @@ class Session:
     def launches(self, name) -> list[Launch]:
         """The launches of a group: a function of the group, limit and devices alone, whatever is finished."""
         specs = self.groups[name]
-        devices = 1 if specs[0].restarts % self.devices == 0 else self.devices
         updates = len(self.attacked[specs[0].defenses[0]][0]) // specs[0].batches_per_update
-        return launches(updates, len(specs), max(1, self.limits[name] // specs[0].restarts), devices)
+        return launches_of(specs[0], updates, len(specs), self.limits[name], self.devices)
 
     def restore(self):
         content = checkpoint.load(self.out, self.fingerprint)
@@ -317,8 +317,7 @@ class Session:
 
     def _work(self, group):
         # Image-iterations of a step of a launch.
-        spec, launch = self.groups[group][0], self.launches(group)[0]
-        return len(launch.updates) * len(launch.points) * spec.restarts * spec.pictures_per_update
+        return pictures_of(self.groups[group][0], self.launches(group)[0])
 
     def found(self, name, point):
         """Arrays of one run of a group, [updates, ...], as far as its launches got; None if nothing did."""
@@ -338,6 +337,7 @@ class Session:
             "compile_seconds": sum(float(part["compile_seconds"]) for part, _ in parts),
             "run_seconds": sum(float(part["run_seconds"]) / int(part["points"]) for part, _ in parts),
             "steps": min(int(part["steps"]) for part, _ in parts),
+            "pictures_per_launch": self._work(name),
         }
 
     def outcome(self, name, point) -> RunOutcome | None:
