@@ -45,12 +45,14 @@ class Report(NamedTuple):
       title: the run: its defense, and its labels if there are several kinds.
       done, total: image-iterations of the whole specification.
       loss: mean best loss of the launch's lanes.
+      note: a line to keep, if there is something to say.
     """
 
     title: str
     done: int
     total: int
     loss: float
+    note: str = ""
 
 
 class RunOutcome(NamedTuple):
@@ -193,6 +195,10 @@ class Session:
                 )
             limits = content.get("limits") or dict.fromkeys(self.groups, content["limit"])  # an older file has one
             self.limits = {group: int(limit) for group, limit in limits.items()}
+            lanes, began = self.execution.lanes, max(self.limits.values())
+            if lanes not in (None, began):
+                note = f"{self.out} goes on with {began} lanes, as it began or had to: --lanes {lanes} is left out"
+                self.on_report(Report("going on", 0, 1, float("nan"), note))
             self.devices = int(content.get("devices", 1))
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
