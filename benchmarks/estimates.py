@@ -61,13 +61,13 @@ def measure_attack(report: Report, case: Case, rounds: int) -> None:
 
 def measure_experiment(report: Report, rounds: int) -> None:
     """An experiment at scale `smoke`, in a store whose rates are then used for the same cells anew."""
-    cells = [one.cell for one in catalogue.placed(EXPERIMENT, "smoke")]
-    found, foretold, taken = jobs(cells), [], []
+    found = jobs([one.cell for one in catalogue.placed(EXPERIMENT, "smoke")])
+    foretold, taken = [], []
     with tempfile.TemporaryDirectory() as folder:
         first = Store(Path(folder) / "first")
         _failed(run_jobs(found, first, Execution()))
         for number in range(rounds):
-            foretold.append(estimate.estimate(cells, first).seconds)
+            foretold.append(estimate.estimate(found, first).seconds)
             again, began = Store(Path(folder) / f"again{number}"), time.perf_counter()
             _failed(run_jobs(found, again, Execution()))
             taken.append(time.perf_counter() - began)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from gi_jax import cli
 from gi_jax.defenses import DEFENSES
+from gi_jax.experiments.session import Report
 from gi_jax.experiments.spec import AttackSpec
 
 
@@ -425,3 +426,10 @@ def test_version(capsys):
         cli.main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("gi-jax ")
+
+
+def test_a_note_of_a_report_is_printed_where_there_is_no_bar(capsys):
+    with cli.terminal.progress_bar() as on_report:
+        on_report(Report("going on", 0, 1, float("nan"), "a note"))
+        on_report(Report("going on", 1, 1, float("nan")))
+    assert capsys.readouterr().out == "a note\n"

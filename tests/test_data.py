@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 import shutil
 import socket
+import sys
 import tarfile
 
 import jax
@@ -196,6 +197,16 @@ def test_offline_machine_is_told_what_to_try(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with refused("cannot be reached", "--data-dir", "--data photos"):
         load("cifar10")
+
+
+def test_without_tensorflow_datasets_the_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "gi_jax.data.cifar10_tfds", raising=False)
+    monkeypatch.delattr("gi_jax.data.cifar10_tfds", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with refused("cifar10 without --data-dir", "pip install tensorflow-datasets", "cifar-10-batches-py"):
+        load("cifar10")
+    assert_original(load("cifar10", data_dir=write_python(tmp_path / "python")))
 
 
 def test_damaged_batches_are_refused(tmp_path):

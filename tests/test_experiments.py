@@ -73,7 +73,10 @@ def test_interrupted_run_keeps_what_it_has_and_resumes_to_the_same_bits(tmp_path
     assert not part.result["complete"]
     assert part.result["runs"][0]["summary"]["psnr"]["count"] == 3
     assert (tmp_path / checkpoint.NAME).exists()
-    resumed = run_attack(SMALL, tmp_path, Execution(chunk=5, lanes=1), resume=True)  # lanes: those it began with
+    notes, how = [], dict(resume=True, on_report=lambda report: notes.append(report.note))
+    resumed = run_attack(SMALL, tmp_path, Execution(chunk=5, lanes=1), **how)  # lanes: those it began with
+    said, *others = notes
+    assert f"{tmp_path} goes on with" in said and "--lanes 1 is left out" in said and not any(others)
     assert resumed.result["complete"]
     np.testing.assert_array_equal(np.stack(resumed.reconstructions), np.stack(whole.reconstructions))
     assert resumed.history == whole.history

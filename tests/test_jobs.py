@@ -17,7 +17,7 @@ from gi_jax.checks import InputError
 from gi_jax.experiments import catalogue, environment, estimate, perform, train_checkpoint, training
 from gi_jax.experiments.cells import Cell, DistributionSpec
 from gi_jax.experiments.decode import DecodeSpec
-from gi_jax.experiments.jobs import Event, jobs, parse_shard, run_jobs, selected
+from gi_jax.experiments.jobs import Event, jobs, parse_shard, run_jobs, selected, waiting_for_scores
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.training import TrainSpec
@@ -338,7 +338,7 @@ def test_every_experiment_has_cells_with_places_of_their_own(name, scale):
     assert len(set(places)) == len(places) > 0
     found = jobs([one.cell for one in placed])
     assert sum(len(job) for job in found) == len({one.cell for one in placed})
-    assert estimate.words([one.cell for one in placed], Store("nowhere"))
+    assert estimate.words(found, Store("nowhere"))
 
 
 def test_figure3_and_tradeoff_need_no_cells_but_those_of_table2():
@@ -346,6 +346,14 @@ def test_figure3_and_tradeoff_need_no_cells_but_those_of_table2():
         table = {one.cell for one in catalogue.placed("table2", scale)}
         for name in ("figure3", "tradeoff", "table3"):
             assert {one.cell for one in catalogue.placed(name, scale)} <= table
+
+
+def test_the_corrected_box_of_the_protocol_is_the_cell_of_table2_where_the_attack_is_the_same():
+    table, protocol = (catalogue.placed(name, "paper") for name in ("table2", "protocol"))
+    (box,) = [one.cell for one in protocol if one.where == {"switch": "box", "value": "corrected"}]
+    assert box.spec.rate == 0.1 and box in {one.cell for one in table}
+    rates = {one.cell.spec.rate for one in catalogue.placed("figure1", "small")}
+    assert rates == {0.1}  # not that of the easier attack
 
 
 def test_encoded_pictures_meet_networks_that_were_trained_on_such():
@@ -377,23 +385,52 @@ def test_a_row_that_is_there_keeps_its_pictures(tmp_path):
 def test_estimates_count_networks_that_are_still_to_be_trained(tmp_path, whole):
     store = Store(tmp_path)
     (tmp_path / "networks" / NETWORK.fingerprint).mkdir(parents=True)  # a training that was cut off
-    cost = estimate.estimate(CELLS[:1], store)
+    cost = estimate.estimate([CELLS[:1]], store)
     assert (cost.cells, cost.unknown, cost.unknown_networks) == (1, 1, 1) and cost.train_pictures > 0
-    assert any("1 networks" in line for line in estimate.words(CELLS[:1], store))
-    assert estimate.estimate(CELLS[:1], whole).unknown_networks == 0
+    assert any("1 networks" in line for line in estimate.words([CELLS[:1]], store))
+    assert estimate.estimate([CELLS[:1]], whole).unknown_networks == 0
     # The time of a network of the store is that of another seed.
     other = Cell(ATTACK, dataclasses.replace(NETWORK, seed=1))
-    known = estimate.estimate([other], whole)
-    assert known.unknown_networks == 0 and known.seconds > estimate.estimate(CELLS[:1], whole).seconds
+    known = estimate.estimate([(other,)], whole)
+    assert known.unknown_networks == 0 and known.seconds > estimate.estimate([CELLS[:1]], whole).seconds
 
 
 def test_estimates_use_the_rates_of_the_store(whole):
-    cost = estimate.estimate(CELLS[:1], whole)
+    cost = estimate.estimate([CELLS[:1]], whole)
     walls = [row["timing"]["wall_seconds"] for row in whole if row["kind"] == "attack"]  # all of one program
     assert cost.image_iterations == 2 * 3 and cost.unknown == 0
     assert 0.1 * min(walls) < cost.seconds < 2 * max(walls)
-    assert estimate.estimate([Cell(dataclasses.replace(ATTACK, batch_size=2))], whole).unknown == 1
+    assert estimate.estimate([(Cell(dataclasses.replace(ATTACK, batch_size=2)),)], whole).unknown == 1
     assert estimate.clock(61) == "61 s" and estimate.clock(4000) == "67 min" and estimate.clock(7300) == "2 h 02 min"
+
+
+def test_estimates_count_all_that_a_job_computes_again(whole):
+    swept = [dataclasses.replace(ATTACK, tv=tv) for tv in (0.01, 0.1, 0.2)]
+    (job,) = jobs([Cell(spec, NETWORK) for spec in swept])
+    cost = estimate.estimate([job, job[:1]], whole)  # the second has nothing left to do then
+    assert (cost.cells, cost.there, cost.image_iterations) == (3, 2, 3 * 2 * 3)
+    assert "2 cells that are there are among them" in " ".join(estimate.words([job], whole))
+
+
+def test_estimates_take_the_rate_of_the_launch_of_nearest_size(whole, tmp_path):
+    row = whole.get(CELLS[3].id)
+    assert row["timing"]["pictures_per_launch"] == 2
+    store, cell = Store(tmp_path), Cell(dataclasses.replace(ATTACK, num_batches=64, steps=1000))
+
+    def seconds(**options):
+        return estimate.estimate([(cell,)], store, **options).seconds
+
+    def add(number, rate, **size):
+        timing = dict(run_seconds=1, wall_seconds=1, image_iterations_per_second=rate, **size)
+        store.append(row | {"cell": f"{number:016x}", "timing": timing})
+        return 64 * 1000 / rate
+
+    unknown = add(0, 10)
+    assert seconds(lanes=64) == unknown  # of a row that does not say
+    small = add(1, 100, pictures_per_launch=2)
+    large = add(2, 1000, pictures_per_launch=40)
+    found = [seconds(lanes=lanes) for lanes in (64, 16, 4, 1)]
+    assert found == pytest.approx([large, large, small, small])
 
 
 def test_reports_gather_what_is_there(tmp_path):
@@ -411,13 +448,15 @@ def test_a_machine_without_lpips_attacks_and_one_with_it_scores(whole, tmp_path,
         for module in (perform.metrics, sys.modules["gi_jax.metrics.perceptual"]):
             patched.setattr(module, "has_lpips", lambda: False)
         patched.setattr("gi_jax.experiments.session.environment", lambda: elsewhere)
-        (event,) = run_jobs([job], store, Execution())
-        assert event.state == "failed" and "not scored" in event.reason and len(store) == 0
-        assert selected([job], store, None, (1, 1)) == []  # nothing is left to do here
-        decoding = Cell(DecodeSpec(defenses=("mixup:k=2",)))
-        (event,) = run_jobs([(decoding,)], store, Execution())
-        assert "not scored" in event.reason and len(store) == 0
-    assert selected([job], store, None, (1, 1)) == [job]
+        decoding = (Cell(DecodeSpec(defenses=("mixup:k=2",))),)
+        for one, said in ((job, "adds the scores where it is, to what was attacked"), (decoding, "decodes and scores")):
+            events = []
+            assert run_jobs([one], store, Execution(), on_event=events.append) == []  # none has failed
+            assert [event.state for event in events] == ["started", "unscored"] and said in events[-1].reason
+        assert selected([job, decoding], store, None, (1, 1)) == [] and len(store) == 0  # nothing is left to do here
+        assert waiting_for_scores([job, decoding], store, (1, 1)) == [*job, *decoding]
+    assert selected([job, decoding], store, None, (1, 1)) == [job, decoding]
+    assert run_jobs([decoding], store, Execution()) == [] and store.get(decoding[0].id)
     before = environment.environment()["time"]
     monkeypatch.setattr("gi_jax.attacks.advance", None)  # nothing is attacked again
     assert run_jobs([job], store, Execution()) == []
@@ -425,3 +464,4 @@ def test_a_machine_without_lpips_attacks_and_one_with_it_scores(whole, tmp_path,
         row = store.get(cell.id)
         assert row["environment"]["device"] == "elsewhere" and row["finished"] >= before
         assert row["result"] == whole.get(cell.id)["result"] and row["result"]["summary"]["lpips_vgg"]
+    assert not list((tmp_path / "unfinished").iterdir())

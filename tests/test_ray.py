@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from gi_jax.checks import InputError
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.jobs import jobs, run_jobs, run_jobs_on_ray
 from gi_jax.experiments.spec import AttackSpec, Execution
@@ -29,7 +30,7 @@ def cluster(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # whatever else fills this machine, only the test kills
     # A short path: the sockets in it have a longest name.
     options = dict(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    ray.init(num_cpus=2, object_store_memory=100 * 2**20, **options)
+    ray.init(num_cpus=2, num_gpus=0, object_store_memory=100 * 2**20, **options)
     yield
     ray.shutdown()
 
@@ -41,6 +42,12 @@ def workers():
 
 def timeless(row):
     return json.dumps({key: value for key, value in row.items() if key not in ("timing", "finished")})
+
+
+def test_what_no_node_has_is_refused_at_once(cluster, tmp_path):
+    for asked in (dict(cpus_per_job=3), dict(gpus_per_job=0.5)):
+        with pytest.raises(InputError, match="no node .* nodes have 2 CPUs and 0 GPUs: ask for no more"):
+            run_jobs_on_ray([(BAD,)], Store(tmp_path), Execution(), **asked)
 
 
 def test_a_killed_worker_loses_nothing(cluster, tmp_path):

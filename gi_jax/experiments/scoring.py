@@ -68,6 +68,7 @@ def score(
             "compile_seconds": found["compile_seconds"],
             "run_seconds": found["run_seconds"],
             "image_iterations_per_second": iterations / max(found["run_seconds"], 1e-9),
+            "pictures_per_launch": found["pictures_per_launch"],
         },
         "steps": found["steps"],
     }

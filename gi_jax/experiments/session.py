@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -24,9 +25,10 @@ from gi_jax.experiments.plan import (
     fewer,
     is_out_of_memory,
     lanes_per_launch,
-    launches,
+    launches_of,
     make_attack,
     on_all_devices,
+    pictures_of,
     sweep,
 )
 from gi_jax.experiments.scoring import plain, reference_summary, score
@@ -43,12 +45,14 @@ class Report(NamedTuple):
       title: the run: its defense, and its labels if there are several kinds.
       done, total: image-iterations of the whole specification.
       loss: mean best loss of the launch's lanes.
+      note: a line to keep, if there is something to say.
     """
 
     title: str
     done: int
     total: int
     loss: float
+    note: str = ""
 
 
 class RunOutcome(NamedTuple):
@@ -178,9 +182,8 @@ class Session:
     def launches(self, name) -> list[Launch]:
         """The launches of a group: a function of the group, limit and devices alone, whatever is finished."""
         specs = self.groups[name]
-        devices = 1 if specs[0].restarts % self.devices == 0 else self.devices
         updates = len(self.attacked[specs[0].defenses[0]][0]) // specs[0].batches_per_update
-        return launches(updates, len(specs), max(1, self.limits[name] // specs[0].restarts), devices)
+        return launches_of(specs[0], updates, len(specs), self.limits[name], self.devices)
 
     def restore(self):
         content = checkpoint.load(self.out, self.fingerprint)
@@ -192,6 +195,10 @@ class Session:
                 )
             limits = content.get("limits") or dict.fromkeys(self.groups, content["limit"])  # an older file has one
             self.limits = {group: int(limit) for group, limit in limits.items()}
+            lanes, began = self.execution.lanes, max(self.limits.values())
+            if lanes not in (None, began):
+                note = f"{self.out} goes on with {began} lanes, as it began or had to: --lanes {lanes} is left out"
+                self.on_report(Report("going on", 0, 1, float("nan"), note))
             self.devices = int(content.get("devices", 1))
             self.finished, self.history = content["finished"], json.loads(content["history"])
             self.restored = content.get("running")
@@ -246,13 +253,13 @@ class Session:
         specs = self.groups[group]
         spec, defense = specs[0], specs[0].defenses[0]
         assumed = None if spec.assume_steps is None else self.assumed(group)[0]
-        problems = make_problems(spec, self.attacked[defense][0], defense, launch.updates, assumed)
-        stacked = stack(problems)
+        attacked = self.attacked[defense][0]
+        # One after the other: a list of them would be as large as the stack.
+        problems = (make_problems(spec, attacked, defense, [update], assumed)[0] for update in launch.updates)
+        first = next(problems)
+        stacked = stack(itertools.chain([first], problems), len(launch.updates))
         attack = sweep(
-            [
-                attacks.tie_epochs(attacks.adapt(make_attack(one), problems[0]), stacked, one.epoch_prior)
-                for one in specs
-            ],
+            [attacks.tie_epochs(attacks.adapt(make_attack(one), first), stacked, one.epoch_prior) for one in specs],
             launch.points,
         )
         keys = attacks.lane_keys(key_of(spec.seed, Stream.START), launch.updates, spec.restarts)
@@ -316,8 +323,7 @@ class Session:
 
     def _work(self, group):
         # Image-iterations of a step of a launch.
-        spec, launch = self.groups[group][0], self.launches(group)[0]
-        return len(launch.updates) * len(launch.points) * spec.restarts * spec.pictures_per_update
+        return pictures_of(self.groups[group][0], self.launches(group)[0])
 
     def found(self, name, point):
         """Arrays of one run of a group, [updates, ...], as far as its launches got; None if nothing did."""
@@ -337,6 +343,7 @@ class Session:
             "compile_seconds": sum(float(part["compile_seconds"]) for part, _ in parts),
             "run_seconds": sum(float(part["run_seconds"]) / int(part["points"]) for part, _ in parts),
             "steps": min(int(part["steps"]) for part, _ in parts),
+            "pictures_per_launch": self._work(name),
         }
 
     def outcome(self, name, point) -> RunOutcome | None:

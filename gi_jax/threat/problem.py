@@ -1,6 +1,8 @@
 """What the adversary holds. `AttackProblem` has no field for the truth, so an attack cannot peek."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -194,34 +196,67 @@ def victim_axes(problem: AttackProblem) -> AttackProblem:
     return dataclasses.replace(problem, **shared, statistics=0, observed=0, labels=0, known=0, order=0)
 
 
-def stack(problems: list[AttackProblem]) -> AttackProblem:
+FEW = 8
+"""So many problems are stacked by one program, which with hundreds takes minutes to compile."""
+
+
+def stack(problems: Iterable[AttackProblem], count: int | None = None) -> AttackProblem:
     """Problems of several victims as one with a leading victim axis. Model and units are shared, not copied.
+
+    Args:
+      problems: of an iterator no more than `FEW` are held at once.
+      count: how many an iterator yields.
 
     Raises:
       InputError: if they differ in network, normalization or shape (different programs), or in weights or units.
     """
-    first = problems[0]
-    for other in problems[1:]:
-        static = ("network", "normalize", "image_shape", "clients")
-        same = all(getattr(other, name) == getattr(first, name) for name in static)
-        of_structure = ("known", "local", "order")
-        facts = all(
-            jax.tree.structure(getattr(other, x)) == jax.tree.structure(getattr(first, x)) for x in of_structure
-        )
-        if not same or not facts or (other.labels is None) != (first.labels is None):
-            raise checks.InputError(
-                "problems of one launch must share network, normalization, shape, label knowledge, local steps and "
-                "kind of defense"
-            )
-        for name in ("params", "space", "local"):
-            if not same_numbers(getattr(first, name), getattr(other, name)):
-                raise checks.InputError(
-                    f"problems of one launch must share {name}, and these differ in it; expected one model and one "
-                    "space for all; attack them one by one"
-                )
-    names = ("statistics", "observed", "labels", "known", "order")
-    joined = _stack([{name: getattr(problem, name) for name in names} for problem in problems])
+    count, problems = len(problems) if count is None else count, iter(problems)
+    first = next(problems)
+    varying = (_varying(_joins(first, problem)) for problem in itertools.chain([first], problems))
+    if count <= FEW:
+        return dataclasses.replace(first, **_stack(list(varying)))
+    joined = _repeat(next(varying), count)
+    for number, one in enumerate(varying, 1):
+        joined = _put(joined, one, number)
     return dataclasses.replace(first, **joined)
+
+
+def _varying(problem):
+    return {name: getattr(problem, name) for name in ("statistics", "observed", "labels", "known", "order")}
+
+
+def _joins(first, other):
+    """`other`, if it can be of one launch with `first`; raises if not."""
+    if other is first:
+        return other
+    static = ("network", "normalize", "image_shape", "clients")
+    same = all(getattr(other, name) == getattr(first, name) for name in static)
+    of_structure = ("known", "local", "order")
+    facts = all(jax.tree.structure(getattr(other, x)) == jax.tree.structure(getattr(first, x)) for x in of_structure)
+    if not same or not facts or (other.labels is None) != (first.labels is None):
+        raise checks.InputError(
+            "problems of one launch must share network, normalization, shape, label knowledge, local steps and "
+            "kind of defense"
+        )
+    for name in ("params", "space", "local"):
+        if not same_numbers(getattr(first, name), getattr(other, name)):
+            raise checks.InputError(
+                f"problems of one launch must share {name}, and these differ in it; expected one model and one "
+                "space for all; attack them one by one"
+            )
+    for name, value in _varying(first).items():
+        if (here := _forms(value)) != (there := _forms(getattr(other, name))):
+            pair = next((pair for pair in zip(here, there, strict=False) if pair[0] != pair[1]), ("none", "some"))
+            raise checks.InputError(
+                f"problems of one launch must have {name} of one form, and these have {pair[0]} and {pair[1]}; attack "
+                "them one by one"
+            )
+    return other
+
+
+def _forms(tree):
+    """Types and shapes of numbers, such as `float32[3, 10]`."""
+    return [f"{jnp.result_type(leaf)}{list(np.shape(leaf))}" for leaf in jax.tree.leaves(tree)]
 
 
 def same_numbers(tree, other) -> bool:
@@ -233,8 +268,22 @@ def same_numbers(tree, other) -> bool:
     return all(np.array_equal(*pair) for pair in unlike if not any(isinstance(x, jax.core.Tracer) for x in pair))
 
 
+def _strong(leaf):
+    return jnp.asarray(leaf, jnp.result_type(leaf))  # weak types are other programs
+
+
 @jax.jit
 def _stack(trees):
     """At once: tensor by tensor, each of another shape, takes longer to compile than to do."""
-    strong = lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf))  # noqa: E731  weak types are other programs
-    return jax.tree.map(lambda *leaves: jnp.stack([strong(leaf) for leaf in leaves]), *trees)
+    return jax.tree.map(lambda *leaves: jnp.stack([_strong(leaf) for leaf in leaves]), *trees)
+
+
+@partial(jax.jit, static_argnums=1)
+def _repeat(tree, count):
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(_strong(leaf), (count, *jnp.shape(leaf))), tree)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(joined, tree, number):
+    update = partial(jax.lax.dynamic_update_index_in_dim, index=number, axis=0)
+    return jax.tree.map(lambda leaf, one: update(leaf, _strong(one)), joined, tree)
