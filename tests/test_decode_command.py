@@ -12,6 +12,7 @@ from gi_jax.defenses.batch import encode
 from gi_jax.experiments.decode import DecodeSpec, decode, encode_pool, read_attack
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.victims import encode_victims, make_victims
+from gi_jax.threat import one_hot
 
 
 @pytest.fixture(autouse=True)
@@ -207,3 +208,36 @@ def test_a_damaged_folder_is_refused(tmp_path, attacked):
         (tmp_path / name).write_bytes((attacked / name).read_bytes()[:1000])
     with pytest.raises(InputError, match="damaged"):
         read_attack(tmp_path)
+
+
+def test_the_mapping_is_inferred_beside_the_granted_one(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["decode", "--first", "1", "--image-size", "16", "--encodings", "10", "--defense", "mixup:k=2"]
+    assert cli.main([*arguments, "--infer-mapping", "--out", str(out)]) == 0
+    assert "there is no oracle" in " ".join(capsys.readouterr().out.split())
+    blocks = json.loads((out / "result.json").read_text())["runs"]
+    assert [(block["mapping"], block["decoder"]) for block in blocks[::2]] == [
+        ("granted", "least squares"),
+        ("inferred", "least squares"),
+    ]
+    assert blocks[2]["mapping_right"] == 1.0 and blocks[2]["misfit"] < 1e-3
+    assert blocks[2]["summary"]["psnr"]["mean"] > 25 and "mapping_right" not in blocks[0]
+    assert cli.main([*arguments, "--out", str(out)]) == 2  # another question than with it
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_what_the_mapping_is_inferred_from_is_kept_with_an_attack(attacked):
+    pool, runs = read_attack(attacked)
+    size = len(pool.images)
+    for run in runs:
+        labels = np.asarray(run.mapping.mix(one_hot(range(size), size)))  # each photograph is of a class of its own
+        np.testing.assert_allclose(np.sort(labels, axis=1), np.sort(run.mixed_labels, axis=1)[:, -size:], atol=1e-6)
+    blocks = decode(pool, runs[1:], infer=True).result["runs"]
+    assert [(block["encodings"], block["mapping"]) for block in blocks[::2]] == [
+        ("recovered", "granted"),
+        ("recovered", "inferred"),
+        ("true", "granted"),
+        ("true", "inferred"),
+    ]
+    with pytest.raises(InputError, match="--labels known"):
+        decode(pool, [runs[1]._replace(mixed_labels=None)], infer=True)

@@ -28,8 +28,8 @@ RELAXATION = 0.75
 """Of the averaged reflections: 1 wanders forever, 0 stops at the next local minimum."""
 
 
-def _exact(function):
-    """With matmuls in float32 on every device; accelerators round their operands to three digits by default."""
+def exact(function):
+    """A decorator: matmuls in float32 on every device; accelerators round operands to three digits by default."""
 
     @wraps(function)
     def run(*args, **options):
@@ -39,7 +39,7 @@ def _exact(function):
     return run
 
 
-@_exact
+@exact
 @partial(jax.jit, static_argnames=("num_pictures", "flipped", "num_steps"))
 def decode_paper(
     encodings: Images, mapping: Mapping, num_pictures: int, *, flipped: bool, num_steps: int = 1000
@@ -87,7 +87,7 @@ def decode_paper(
     return values.reshape(num_pictures, *encodings.shape[1:])
 
 
-@_exact
+@exact
 @partial(jax.jit, static_argnames="num_pictures")
 def decode_mixup(
     encodings: Images,
@@ -113,11 +113,11 @@ def decode_mixup(
       [N, h, w, c] in the network's units.
     """
     weights, offset = _system(encodings, mapping, num_pictures, public)
-    values = _inverse(weights, ridge) @ (encodings.reshape(len(encodings), -1) - offset)
+    values = inverse(weights, ridge) @ (encodings.reshape(len(encodings), -1) - offset)
     return values.reshape(num_pictures, *encodings.shape[1:])
 
 
-@_exact
+@exact
 def decode_instahide(
     key: Key,
     encodings: Images,
@@ -174,7 +174,7 @@ def _outside(images, space):
     return float(jnp.sum(jnp.abs(images - space.clip(images))))
 
 
-def _inverse(weights, ridge=0.0):
+def inverse(weights: jax.Array, ridge: jax.Array | float = 0.0) -> jax.Array:
     """(W^T W + ridge)^-1 W^T [N, n], in the directions that W [n, N] has."""
     left, values, right = jnp.linalg.svd(weights, full_matrices=False)
     values = jnp.where(values > SMALLEST * values[0], values, jnp.inf)
@@ -189,28 +189,34 @@ def _system(encodings, mapping, num_pictures, public):
     return mapping.matrix(num_pictures), mapping.mix(pool).reshape(len(encodings), -1)
 
 
+def signed(z: jax.Array, magnitude: jax.Array) -> jax.Array:
+    """The magnitudes with the signs of z."""
+    return jnp.where(z < 0, -magnitude, magnitude)
+
+
+def reflections(
+    z: jax.Array, weights: jax.Array, offset: jax.Array | float, magnitude: jax.Array, num_steps: jax.Array | int
+) -> jax.Array:
+    """Relaxed averaged alternating reflections from z [n, values] between {W x + offset} and {z: |z| = magnitude}."""
+    basis, _ = jnp.linalg.qr(weights)
+
+    def reflect(_, z):
+        valid = signed(z, magnitude)
+        mixture = basis @ (basis.T @ (2 * valid - z - offset)) + offset
+        return RELAXATION * (z + mixture - valid) + (1 - RELAXATION) * valid
+
+    return jax.lax.fori_loop(0, num_steps, reflect, z)
+
+
 @jax.jit
 def _retrieve(key, weights, offset, magnitude, num_steps, num_restarts):
     """x [N, values] of smallest | |W x + offset| - magnitude | over all starts, value by value."""
-    basis, _ = jnp.linalg.qr(weights)
-    inverse = _inverse(weights)
-
-    def nearest_mixture(z):
-        return basis @ (basis.T @ (z - offset)) + offset
-
-    def nearest_magnitude(z):
-        return jnp.where(z < 0, -magnitude, magnitude)
-
-    def reflect(_, z):
-        valid = nearest_magnitude(z)
-        averaged = z + nearest_mixture(2 * valid - z) - valid
-        return RELAXATION * averaged + (1 - RELAXATION) * valid
+    solve = inverse(weights)
 
     def restart(number, best):
         values, misfit = best
         start = weights @ jax.random.normal(jax.random.fold_in(key, number), values.shape) + offset
-        z = jax.lax.fori_loop(0, num_steps, reflect, start)
-        found = inverse @ (nearest_magnitude(z) - offset)
+        found = solve @ (signed(reflections(start, weights, offset, magnitude, num_steps), magnitude) - offset)
         error = jnp.sum(jnp.square(jnp.abs(weights @ found + offset) - magnitude), axis=0)
         return jnp.where(error < misfit, found, values), jnp.minimum(error, misfit)
 

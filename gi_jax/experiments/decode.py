@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from gi_jax import checks, data, defenses, metrics
 from gi_jax.attacks.decode import decode_instahide, decode_mixup, decode_paper, sign_decided
+from gi_jax.attacks.mapping import infer_mapping
 from gi_jax.experiments.environment import environment
 from gi_jax.experiments.streams import REVISION, Stream, key_of
-from gi_jax.threat import ImageSpace, Mapping
-from gi_jax.types import Images
+from gi_jax.threat import ImageSpace, Mapping, one_hot
+from gi_jax.types import Images, Labels
 
 ENCODINGS = "encodings.npz"
 MAPPING = "mapping.npz"
@@ -27,6 +30,11 @@ RIDGE = 0.01
 many as pictures, with noise of 0.1, it lowers the error from 2 or more standard deviations of the pictures to 0.36."""
 
 ORACLE = "ORACLE: the mapping, which the client draws in secret: granted to decoders as an upper bound of what leaks."
+
+INFERRED = (
+    "Where the mapping is inferred there is no oracle: the decoder had encodings, their labels, and which are of one "
+    "epoch; only for scoring are pictures then put into the order of the originals."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +99,7 @@ class EncodedRun(NamedTuple):
       mapping: ORACLE, of all of them, without signs.
       public: public pictures [m, h, w, c] in the network's units, where some were mixed in.
       labels: what the attack had of the labels.
+      mixed_labels: of the encodings, [T N, classes], as the attack had them; None where it had them in another order.
     """
 
     defense: str
@@ -99,6 +108,7 @@ class EncodedRun(NamedTuple):
     mapping: Mapping
     public: Images | None = None
     labels: str = "known"
+    mixed_labels: Labels | None = None
 
 
 class Pool(NamedTuple):
@@ -144,7 +154,7 @@ def encode_pool(spec: DecodeSpec, data_dir: str | None = None) -> tuple[Pool, li
     space = ImageSpace(mean=jnp.float32(chosen.mean), std=jnp.float32(chosen.std))
     pool = Pool(chosen.as_float(), [chosen.class_names[label] for label in chosen.labels], space, chosen.note)
     images = space.normalize(jnp.asarray(pool.images))
-    labels = jnp.zeros((len(images), 0))  # no decoder reads them
+    labels = one_hot(chosen.labels, chosen.num_classes)
     key = key_of(spec.seed, Stream.ENCODING)
     runs = []
     for text in spec.defenses:
@@ -155,8 +165,9 @@ def encode_pool(spec: DecodeSpec, data_dir: str | None = None) -> tuple[Pool, li
         encoded = epochs(jax.random.split(key, spec.encodings), images, labels, public)
         if spec.mix_index == "reference":
             encoded = encoded._replace(images=_slipped(encoded.images, spec.batch_size))
-        true, mapping = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (encoded.images, encoded.mapping))
-        runs.append(EncodedRun(text, true, None, mapping.without_signs(), public))
+        encoded = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), encoded)
+        mapping = encoded.mapping.without_signs()
+        runs.append(EncodedRun(text, encoded.images, None, mapping, public, mixed_labels=encoded.labels))
     return pool, runs
 
 
@@ -186,6 +197,8 @@ def save_attack(folder: Path, pool: Pool, runs: list[EncodedRun]) -> None:
         arrays |= {f"true{number}": run.true, f"recovered{number}": run.recovered, f"labels{number}": run.labels}
         if run.public is not None:
             arrays[f"public{number}"] = run.public
+        if run.mixed_labels is not None:
+            arrays[f"mixed_labels{number}"] = run.mixed_labels
         secrets |= {f"indices{number}": run.mapping.indices, f"coefficients{number}": run.mapping.coefficients}
     np.savez_compressed(folder / ENCODINGS, **arrays)
     np.savez_compressed(folder / MAPPING, **secrets)
@@ -225,6 +238,7 @@ def read_attack(folder: Path) -> tuple[Pool, list[EncodedRun]]:
                     ),
                     public=jnp.asarray(arrays[f"public{number}"]) if f"public{number}" in arrays else None,
                     labels=str(arrays[f"labels{number}"]),
+                    mixed_labels=arrays.get(f"mixed_labels{number}"),
                 )
                 for number, defense in enumerate(arrays["defenses"].tolist())
             ]
@@ -239,7 +253,12 @@ def fingerprint_of_attack(folder: Path, seed: int) -> str:
 
 
 def decode(
-    pool: Pool, runs: list[EncodedRun], *, seed: int = 0, on_report: Callable[[str], None] = lambda text: None
+    pool: Pool,
+    runs: list[EncodedRun],
+    *,
+    seed: int = 0,
+    infer: bool = False,
+    on_report: Callable[[str], None] = lambda text: None,
 ) -> DecodeOutcome:
     """Decodes every run, by the paper's decoder and by a better one, from true encodings and from recovered ones.
 
@@ -247,9 +266,15 @@ def decode(
       pool: the truth; decoders get its units and its size.
       runs: what to decode.
       seed: of the sign-aware decoder's starts.
+      infer: decode by mappings that are inferred too, beside those that are granted.
       on_report: told what comes next.
+
+    Raises:
+      InputError: if a mapping cannot be inferred, as encodings or their labels are missing.
     """
     blocks, decoded, shown = [], [], {}
+    sources = len({run.defense for run in runs}) + sum(run.recovered is not None for run in runs)
+    total = sources * 2 * (1 + infer)
     for run in runs:
         mixing = defenses.parse(run.defense).mixing
         space = pool.space.signed() if mixing.flipped else pool.space
@@ -259,10 +284,19 @@ def decode(
         for source, encodings in (("recovered", run.recovered), ("true", true)):
             if encodings is None:
                 continue
-            for decoder in ("sign-aware" if mixing.flipped else "least squares", "paper"):
-                on_report(f"{run.defense}, {source} encodings, decoder {decoder}")
-                images = _decoded(decoder, source, run, pool, mixing.flipped, seed)
-                block = {"defense": run.defense, "decoder": decoder, "encodings": source}
+            mappings = [("granted", run.mapping, {})]
+            if infer:
+                mappings.append(("inferred", *_inferred(source, run, pool, mixing, seed, on_report)))
+            for (origin, mapping, facts), decoder in itertools.product(
+                mappings, ("sign-aware" if mixing.flipped else "least squares", "paper")
+            ):
+                on_report(
+                    f"{len(blocks) + 1}/{total}: {run.defense}, {source} encodings, mapping {origin}, decoder {decoder}"
+                )
+                images = _decoded(decoder, source, run._replace(mapping=mapping), pool, mixing.flipped, seed)
+                if origin == "inferred":
+                    images = images[alignment(run.mapping, mapping, len(images))]
+                block = {"defense": run.defense, "decoder": decoder, "encodings": source, "mapping": origin, **facts}
                 block |= {} if source == "true" else {"labels": {"from": run.labels}}
                 if decoder == "sign-aware":
                     block["sign_decided"] = run.public is not None or sign_decided(
@@ -278,8 +312,51 @@ def decode(
                     block["reference_summary"] = metrics.summarize(scores)
                 blocks.append(block)
                 decoded.append(images)
-    result = {"complete": True, "environment": environment(), "oracle": ORACLE, "note": pool.note, "runs": blocks}
+    oracle = f"{ORACLE} {INFERRED}" if infer else ORACLE
+    result = {"complete": True, "environment": environment(), "oracle": oracle, "note": pool.note, "runs": blocks}
     return DecodeOutcome(result, pool, shown, decoded)
+
+
+def _inferred(source, run, pool, mixing, seed, on_report):
+    """A mapping without an oracle, and how well it fits and is right."""
+    encodings = run.true if source == "true" else run.recovered
+    if run.mixed_labels is None:
+        raise checks.InputError(
+            f"{run.defense}: the labels of its encodings are not there in their order, without which no mapping is "
+            "inferred; attack again with --labels known or with --batch-size 1"
+        )
+    size = len(pool.images)
+
+    def by_epoch(leaf):
+        return leaf.reshape(-1, size, *leaf.shape[1:])
+
+    def told(done, total, misfit):
+        on_report(
+            f"{run.defense}, {source} encodings, inferring the mapping: round {done}/{total}, misfit {misfit:.4f}"
+        )
+
+    found = infer_mapping(
+        key_of(seed, Stream.DECODER),
+        by_epoch(encodings),
+        by_epoch(run.mixed_labels),
+        mixing.known(),
+        public=run.public,
+        on_round=told,
+    )
+    return found.mapping, {"misfit": found.loss, "mapping_right": mapping_overlap(run.mapping, found.mapping, size)}
+
+
+def alignment(true: Mapping, found: Mapping, num_pictures: int) -> np.ndarray:
+    """Which picture of a mapping is which of the true one, by their shares: `pictures[alignment]` are in true order."""
+    weights, guesses = (np.asarray(mapping.matrix(num_pictures)) for mapping in (true, found))
+    return linear_sum_assignment(-(weights.T @ guesses))[1]
+
+
+def mapping_overlap(true: Mapping, found: Mapping, num_pictures: int) -> float:
+    """The part of the private pictures in encodings that a mapping names rightly, in any order of pictures."""
+    weights, guesses = (np.asarray(mapping.matrix(num_pictures)) for mapping in (true, found))
+    guesses = guesses[:, alignment(true, found, num_pictures)]
+    return float(np.sum((guesses > 0) & (weights > 0)) / np.sum(weights > 0))
 
 
 def _decoded(decoder, source, run, pool, flipped, seed):

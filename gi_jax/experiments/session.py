@@ -370,6 +370,7 @@ class Session:
             return RunOutcome(images, spread, block, truth, None)
         # Known labels tell which recovered picture is which encoding; otherwise that is granted with the mapping.
         in_order = found["images"] if labels == "known" else images
+        ordered = labels == "known" or attacked[0].images.shape[0] == 1
         units = attacked[0].space.normalize
         public = public_of(defenses.parse(defense).mixing, victims)
         encoded = EncodedRun(
@@ -379,6 +380,7 @@ class Session:
             mapping=mapping,
             public=None if public is None else victims.batches[0].space.normalize(public),
             labels=labels,
+            mixed_labels=found["labels"].reshape(len(truth), -1) if ordered else None,
         )
         return RunOutcome(images, spread, block, truth, encoded)
 

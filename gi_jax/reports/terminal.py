@@ -91,10 +91,11 @@ def print_decoded(console: Console, runs: list[dict]) -> None:
 
 def source_of(run: dict) -> str:
     """Where the encodings of a block of decoding are from."""
+    inferred = f", mapping inferred ({run['mapping_right']:.0%} right)" if "mapping_right" in run else ""
     if run["encodings"] == "true":
-        return "true (floor)"
+        return f"true{inferred}" if inferred else "true (floor)"
     how = run["labels"]["from"]
-    return "recovered" if how == "known" else f"recovered, labels {how}"
+    return f"recovered{inferred}" if how == "known" else f"recovered, labels {how}{inferred}"
 
 
 def _cell(summary: dict, form: str) -> str:

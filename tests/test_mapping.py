@@ -1,0 +1,84 @@
+"""Mappings are inferred without an oracle."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gi_jax import data, defenses
+from gi_jax.attacks.mapping import infer_mapping
+from gi_jax.errors import InputError
+from gi_jax.experiments.decode import mapping_overlap
+from gi_jax.threat import ImageSpace, Mapping, one_hot
+
+EPOCHS = 20
+
+
+def encoded(defense, per_class=1, size=16):
+    """Encodings [T, N, ...] of photographs, with orders of their own in each epoch, and the secret."""
+    photos = data.first_per_class(data.load("photos", image_size=size, per_class=per_class), per_class)
+    space = ImageSpace(mean=jnp.float32(photos.mean), std=jnp.float32(photos.std))
+    images, labels = space.normalize(jnp.asarray(photos.as_float())), one_hot(photos.labels, photos.num_classes)
+    mixing = defenses.parse(defense).mixing
+    public = None
+    if mixing.num_public:
+        public = space.normalize(jnp.asarray(data.load("photos", image_size=size).as_float()[-12:]))
+    epochs = jax.vmap(lambda key: mixing(key, images, labels, public))(jax.random.split(jax.random.key(0), EPOCHS))
+    order = np.stack([np.random.default_rng(epoch).permutation(len(images)) for epoch in range(EPOCHS)])
+    epochs = jax.tree.map(lambda leaf: leaf[np.arange(EPOCHS)[:, None], order], epochs)
+    return epochs, mixing, public
+
+
+def overlap(epochs, found):
+    true = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), epochs.mapping.without_signs())
+    return mapping_overlap(true, found.mapping, epochs.images.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("defense", "right"), [("mixup:k=3", 0.97), ("intra_instahide:k=3", 0.9), ("inter_instahide:k=4", 0.93)]
+)
+def test_mappings_of_perfect_encodings_are_found(defense, right):
+    epochs, mixing, public = encoded(defense, per_class=2)
+    told = []
+    found = infer_mapping(
+        jax.random.key(1),
+        epochs.images,
+        epochs.labels,
+        mixing.known(),
+        public=public,
+        num_starts=2,
+        on_round=lambda *state: told.append(state),
+    )
+    assert overlap(epochs, found) > right
+    assert found.loss < 0.01 and found.loss == min(loss for _, _, loss in told[12:])
+    assert found.mapping.indices.shape == (400, mixing.k) and found.mapping.signs is None
+
+
+def test_pictures_that_no_class_tells_apart_are_found_by_what_they_look_like():
+    epochs, mixing, _ = encoded("mixup:k=2", per_class=2)
+    alike = jnp.ones_like(epochs.labels[..., :1])  # all of one class
+    found = infer_mapping(jax.random.key(1), epochs.images, alike, mixing.known(), num_starts=2)
+    assert overlap(epochs, found) > 0.9
+
+
+def test_what_no_mapping_is_inferred_from():
+    epochs, mixing, _ = encoded("mixup:k=3")
+    images, labels, key = epochs.images, epochs.labels, jax.random.key(0)
+    for broken, error in (
+        ((images[:1], labels[:1]), "epochs=1"),
+        ((images[:, :3], labels[:, :3]), "pictures=3"),
+        ((images.at[0, 1].set(jnp.nan), labels), "encodings"),
+        ((images, labels.at[0, 1].set(jnp.inf)), "labels"),
+    ):
+        with pytest.raises(InputError, match=error):
+            infer_mapping(key, *broken, mixing.known())
+
+
+def test_the_overlap_does_not_depend_on_the_order_of_pictures():
+    true = Mapping(indices=jnp.array([[0, 1], [2, 0], [1, 2]]), coefficients=jnp.array([[0.6, 0.4]] * 3))
+    renamed = dataclasses.replace(true, indices=jnp.array([2, 0, 1])[true.indices])
+    assert mapping_overlap(true, renamed, 3) == 1.0
+    wrong = dataclasses.replace(true, indices=true.indices.at[0, 1].set(2))
+    assert mapping_overlap(true, wrong, 3) == pytest.approx(5 / 6)
