@@ -69,7 +69,7 @@ def infer_mapping(
       mixed: what is known of the defense: k, and whether signs are random.
       public: the public pictures in the network's units, if any are mixed in (k - 2 an encoding).
       num_starts: epochs from which the others are matched; the best start goes on.
-      num_rounds: in all, of which each start takes six.
+      num_rounds: of one start at most, of which six come before shares are cut; every other start adds six.
       on_round: called with the rounds done, all rounds and the loss.
 
     Returns:
@@ -190,9 +190,8 @@ def _replace_lost(state, features):
     epochs, size, _ = features.shape
     weights, misfit = np.array(state.weights), 1 / np.asarray(state.trust)
     by_epoch = weights[:, :size].reshape(epochs, size, size)
-    matched = np.stack([found[linear_sum_assignment(-found)] for found in by_epoch])  # rows in order, not pictures
-    columns = np.stack([linear_sum_assignment(-found)[1] for found in by_epoch])
-    shares = np.take_along_axis(matched, np.argsort(columns, axis=1), axis=1)
+    owned = np.stack([linear_sum_assignment(-found.T)[1] for found in by_epoch])  # by each picture
+    shares = np.take_along_axis(by_epoch, owned[:, None], axis=1)[:, 0]
     lost = np.flatnonzero(np.median(shares, axis=0) < LOST)
     weights[:, lost] = 0
     flat = features.reshape(epochs * size, -1)

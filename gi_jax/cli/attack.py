@@ -219,7 +219,7 @@ def run(options) -> int:
     if outcome.result["complete"]:
         checkpoint.remove(options.out)
     status = _show(options.out, outcome.result)
-    if len(spec.runs) == 1 and not options.compare and not options.defense:
+    if outcome.result["complete"] and len(spec.runs) == 1 and not options.compare and not options.defense:
         again = " ".join(f"--compare {defense}" for defense in DEMONSTRATION)
         terminal.stdout().print(f"no defense was run beside it; the quickstart's: {again}", soft_wrap=True)
     if not outcome.result["complete"]:

@@ -128,6 +128,12 @@ class progress_bar:
         self.bar.stop()
 
 
+def _heeded() -> list[int]:
+    """Of the two signals that ask to stop those that are not ignored, and whose handlers Python can put back."""
+    left = (signal.SIG_IGN, None)
+    return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) not in left]
+
+
 class Stop:
     """Ctrl-C or a termination request as `KeyboardInterrupt`, which `check` raises again where it got lost.
 
@@ -136,8 +142,7 @@ class Stop:
 
     def __enter__(self):
         self.requested = False
-        numbers = (number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN)
-        self.before = {number: signal.signal(number, self._raise) for number in numbers}
+        self.before = {number: signal.signal(number, self._raise) for number in _heeded()}
         return self
 
     def _raise(self, number, frame):
@@ -162,7 +167,7 @@ class Interrupt:
 
     def __enter__(self):
         self.happened = False
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {number: signal.signal(number, self._note) for number in _heeded()}
         return self
 
     def _note(self, number, frame) -> None:

@@ -272,6 +272,8 @@ def decode(
     Raises:
       InputError: if a mapping cannot be inferred, as encodings or their labels are missing.
     """
+    for run in runs if infer else ():
+        _check_inferable(run)
     blocks, decoded, shown = [], [], {}
     sources = len({run.defense for run in runs}) + sum(run.recovered is not None for run in runs)
     total = sources * 2 * (1 + infer)
@@ -286,7 +288,10 @@ def decode(
                 continue
             mappings = [("granted", run.mapping, {})]
             if infer:
-                mappings.append(("inferred", *_inferred(source, run, pool, mixing, seed, on_report)))
+                # Of true encodings labels are known, if a run of that defense had them.
+                known = (one for one in runs if one.defense == run.defense and one.labels == "known")
+                labels = (next(known, run) if source == "true" else run).mixed_labels
+                mappings.append(("inferred", *_inferred(source, run, labels, pool, mixing, seed, on_report)))
             for (origin, mapping, facts), decoder in itertools.product(
                 mappings, ("sign-aware" if mixing.flipped else "least squares", "paper")
             ):
@@ -317,14 +322,22 @@ def decode(
     return DecodeOutcome(result, pool, shown, decoded)
 
 
-def _inferred(source, run, pool, mixing, seed, on_report):
-    """A mapping without an oracle, and how well it fits and is right."""
-    encodings = run.true if source == "true" else run.recovered
+def _check_inferable(run):
     if run.mixed_labels is None:
         raise checks.InputError(
             f"{run.defense}: the labels of its encodings are not there in their order, without which no mapping is "
             "inferred; attack again with --labels known or with --batch-size 1"
         )
+    if run.recovered is not None and not np.isfinite(run.recovered).all():
+        raise checks.InputError(
+            f"{run.defense}: encodings diverged, while a mapping is inferred from all those of an epoch; decode "
+            "without --infer-mapping, or attack again with a smaller learning rate"
+        )
+
+
+def _inferred(source, run, labels, pool, mixing, seed, on_report):
+    """A mapping without an oracle, and how well it fits and is right."""
+    encodings = run.true if source == "true" else run.recovered
     size = len(pool.images)
 
     def by_epoch(leaf):
@@ -338,7 +351,7 @@ def _inferred(source, run, pool, mixing, seed, on_report):
     found = infer_mapping(
         key_of(seed, Stream.DECODER),
         by_epoch(encodings),
-        by_epoch(run.mixed_labels),
+        by_epoch(labels),
         mixing.known(),
         public=run.public,
         on_round=told,

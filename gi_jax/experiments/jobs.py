@@ -282,4 +282,5 @@ def _in_worker(job, folder, execution):
     use_compilation_cache()
     ended = [Event(job, "done")]  # by another run
     run_jobs([job], Store(folder), execution, on_event=ended.append)
-    return ended[-1].state, ended[-1].reason
+    last = [event for event in ended if event.state != "waiting"][-1]
+    return last.state, last.reason

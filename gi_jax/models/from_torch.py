@@ -117,15 +117,16 @@ def _layers(tensors):
 
 
 def _as_float32(name, value):
-    value = np.asarray(value)
     if np.iscomplexobj(value):
         raise checks.InputError(f"tensor {name!r} is of type {value.dtype}: expected real numbers; name another file")
     try:
+        value = np.asarray(value)
         with np.errstate(over="ignore"):  # infinite, which is said where it matters
             return value.astype(np.float32)
     except (TypeError, ValueError) as error:
-        unnamed = value.dtype.kind == "V"  # what numpy.savez makes of bfloat16
-        advice = "of bfloat16 save tensor.float()" if unnamed else "leave it out"
+        kind = str(getattr(value, "dtype", ""))
+        narrow = "bfloat16" in kind or "|V" in kind  # the latter is what numpy.savez makes of bfloat16
+        advice = "of bfloat16 save tensor.float()" if narrow else "leave it out"
         raise checks.InputError(f"tensor {name!r} holds no numbers: expected weights; {advice}") from error
 
 

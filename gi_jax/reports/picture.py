@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gi_jax.reports.terminal import source_of
+from gi_jax.reports.terminal import mapping_of, source_of
 
 MOST = 16
 """Pictures that are shown."""
@@ -88,7 +88,8 @@ def draw_decoded(
             "diverged" if row["psnr"] is None else f"{row['correlation']:.2f} / {row['psnr']:.1f} dB"
             for row in run["images"]
         ]
-        rows.append(Row(f"from {source_of(run)}:\n{run['decoder']}".replace(", ", ",\n"), images, captions))
+        source = source_of(run) + (f", mapping {mapping_of(run)}" if "mapping_right" in run else "")
+        rows.append(Row(f"from {source}:\n{run['decoder']}".replace(", ", ",\n"), images, captions))
     _draw_rows(path, rows, "under each decoded picture: correlation with the original / PSNR")
 
 

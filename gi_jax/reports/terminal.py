@@ -77,7 +77,8 @@ def print_decoded(console: Console, runs: list[dict]) -> None:
     """A row a defense, source and decoder: mean over pictures. True encodings give the decoder's floor."""
     metrics = [column for column in DECODED if column[0] in runs[0]["summary"]]
     table = Table(title="decoded pictures: mean (most leaked picture)", title_justify="left")
-    for heading in ("defense", "encodings", "decoder"):
+    inferred = any("mapping_right" in run for run in runs)
+    for heading in ("defense", "encodings", *inferred * ["mapping"], "decoder"):
         table.add_column(heading, overflow="fold")
     for _, heading, _ in metrics:
         table.add_column(heading, justify="right")
@@ -85,17 +86,22 @@ def print_decoded(console: Console, runs: list[dict]) -> None:
     for run in runs:
         source = f"{run['count']} {source_of(run)}"
         cells = [_cell(run["summary"][name], form) for name, _, form in metrics]
-        table.add_row(run["defense"], source, run["decoder"], *cells, str(len(run["images"])))
+        names = (run["defense"], source, *inferred * [mapping_of(run)], run["decoder"])
+        table.add_row(*names, *cells, str(len(run["images"])))
     console.print(table)
 
 
 def source_of(run: dict) -> str:
     """Where the encodings of a block of decoding are from."""
-    inferred = f", mapping inferred ({run['mapping_right']:.0%} right)" if "mapping_right" in run else ""
     if run["encodings"] == "true":
-        return f"true{inferred}" if inferred else "true (floor)"
+        return "true" if "mapping_right" in run else "true (floor)"
     how = run["labels"]["from"]
-    return f"recovered{inferred}" if how == "known" else f"recovered, labels {how}{inferred}"
+    return "recovered" if how == "known" else f"recovered, labels {how}"
+
+
+def mapping_of(run: dict) -> str:
+    """Where the mapping of a block of decoding is from."""
+    return f"inferred, {run['mapping_right']:.0%} right" if "mapping_right" in run else "granted"
 
 
 def _cell(summary: dict, form: str) -> str:
