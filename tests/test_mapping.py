@@ -16,11 +16,11 @@ from gi_jax.threat import ImageSpace, Mapping, one_hot
 EPOCHS = 20
 
 
-def encoded(defense, per_class=1, size=16):
-    """Encodings [T, N, ...] of photographs, with orders of their own in each epoch, and the secret."""
-    photos = data.first_per_class(data.load("photos", image_size=size, per_class=per_class), per_class)
+def encoded(defense, size=16):
+    """Encodings [T, N, ...] of ten photographs, two a class, with orders of their own in each epoch, and the secret."""
+    photos = data.first_per_class(data.load("photos", image_size=size, per_class=1), 1)
     space = ImageSpace(mean=jnp.float32(photos.mean), std=jnp.float32(photos.std))
-    images, labels = space.normalize(jnp.asarray(photos.as_float())), one_hot(photos.labels, photos.num_classes)
+    images, labels = space.normalize(jnp.asarray(photos.as_float())), one_hot(photos.labels // 2, 5)
     mixing = defenses.parse(defense).mixing
     public = None
     if mixing.num_public:
@@ -36,11 +36,9 @@ def overlap(epochs, found):
     return mapping_overlap(true, found.mapping, epochs.images.shape[1])
 
 
-@pytest.mark.parametrize(
-    ("defense", "right"), [("mixup:k=3", 0.97), ("intra_instahide:k=3", 0.9), ("inter_instahide:k=4", 0.93)]
-)
-def test_mappings_of_perfect_encodings_are_found(defense, right):
-    epochs, mixing, public = encoded(defense, per_class=2)
+@pytest.mark.parametrize("defense", ["mixup:k=2", "intra_instahide:k=2", "inter_instahide:k=4"])
+def test_mappings_of_perfect_encodings_are_found(defense):
+    epochs, mixing, public = encoded(defense)
     told = []
     found = infer_mapping(
         jax.random.key(1),
@@ -48,18 +46,18 @@ def test_mappings_of_perfect_encodings_are_found(defense, right):
         epochs.labels,
         mixing.known(),
         public=public,
-        num_starts=2,
+        num_starts=1,
         on_round=lambda *state: told.append(state),
     )
-    assert overlap(epochs, found) > right
-    assert found.loss < 0.01 and found.loss == min(loss for _, _, loss in told[12:])
-    assert found.mapping.indices.shape == (400, mixing.k) and found.mapping.signs is None
+    assert overlap(epochs, found) == 1.0
+    assert found.loss < 0.01 and found.loss == min(loss for _, _, loss in told[6:])
+    assert found.mapping.indices.shape == (200, mixing.k) and found.mapping.signs is None
 
 
 def test_pictures_that_no_class_tells_apart_are_found_by_what_they_look_like():
-    epochs, mixing, _ = encoded("mixup:k=2", per_class=2)
+    epochs, mixing, _ = encoded("mixup:k=2")
     alike = jnp.ones_like(epochs.labels[..., :1])  # all of one class
-    found = infer_mapping(jax.random.key(1), epochs.images, alike, mixing.known(), num_starts=2)
+    found = infer_mapping(jax.random.key(1), epochs.images, alike, mixing.known(), num_starts=1)
     assert overlap(epochs, found) > 0.9
 
 

@@ -59,13 +59,13 @@ def test_the_cost_is_printed_and_nothing_run(ran, capsys):
 def test_rows_are_listed_and_filtered(ran, capsys):
     where = ["rows", "--store", str(ran / "store"), "--where"]
     assert cli.main([*where, "batch_size=1"]) == 0
-    assert capsys.readouterr().out.endswith("1 of 1 rows\n")
+    assert capsys.readouterr().out.endswith("1 of 1 row\n")
     assert cli.main([*where, "defenses=prune:p=0.9"]) == 0
-    assert capsys.readouterr().out == "0 of 1 rows\n"
+    assert capsys.readouterr().out == "0 of 1 row\n"
     assert cli.main([*where, "kind=attack", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "attack"
     assert cli.main([*where, "kind=attack", "--where", "batch_size=2"]) == 0
-    assert capsys.readouterr().out == "0 of 1 rows\n"
+    assert capsys.readouterr().out == "0 of 1 row\n"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ DENSE_ROUNDS = 6
 LOST = 0.2
 """Median share in the encodings that are matched to a picture, below which there is no such picture."""
 
-
 PATIENCE = 10
 """Rounds without a loss smaller by a twentieth, after which it ends."""
 
@@ -167,7 +166,8 @@ def _start(key, features, start, problem):
     classes = _one_hot_of_largest(owned.T @ problem.labels)
     of_class = problem.labels @ classes.T  # [n, N]
     spread = of_class / (classes @ jnp.sum(classes, axis=0))[None]
-    public = jnp.full((len(owned), len(problem.public)), 0.3 / max(1, len(problem.public)))
+    left = 1 - jnp.sum(problem.labels, axis=1, keepdims=True)  # public pictures have no label
+    public = jnp.tile(left / max(1, len(problem.public)), len(problem.public))
     rivals = owned @ classes @ classes.T  # pictures of the owner's class
     weights = jnp.concatenate([spread * (1 - 0.8 * rivals) + 0.8 * owned * of_class, public], axis=1)
     values = jax.random.normal(key, (size, problem.values.shape[1]))
@@ -232,7 +232,9 @@ def _pictures(key, state, problem, flipped, ridge):
     solve = inverse(weights, ridge)
     if not flipped:
         return solve @ (observed - offset)
-    refine = lambda _, values: solve @ (signed(weights @ values + offset, observed) - offset)  # noqa: E731
+
+    def refine(_, values):
+        return solve @ (signed(weights @ values + offset, observed) - offset)
 
     def fitted(start):
         z = reflections(weights @ start + offset, weights, offset, observed, 60)
