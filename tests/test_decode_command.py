@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -241,3 +242,12 @@ def test_what_the_mapping_is_inferred_from_is_kept_with_an_attack(attacked):
     ]
     with pytest.raises(InputError, match="--labels known"):
         decode(pool, [runs[1]._replace(mixed_labels=None)], infer=True)
+
+
+def test_inferred_pictures_are_scored_against_their_own_originals():
+    pool, (run,) = encode_pool(DecodeSpec(first=1, image_size=16, encodings=10, defenses=("mixup:k=2",)))
+    order = np.concatenate([epoch * 10 + np.random.default_rng(epoch).permutation(10) for epoch in range(10)])
+    mapping = jax.tree.map(lambda leaf: leaf[order], run.mapping)
+    shuffled = run._replace(true=run.true[order], mapping=mapping, mixed_labels=run.mixed_labels[order])
+    blocks = decode(pool, [shuffled], infer=True).result["runs"]
+    assert blocks[2]["mapping"] == "inferred" and blocks[2]["summary"]["psnr"]["mean"] > 25
