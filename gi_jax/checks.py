@@ -110,7 +110,7 @@ def same_structure(what: str, tree, like) -> None:
     """Raises unless `tree` has the structure and the shapes of `like`, naming the first difference."""
     named = dict(jax.tree_util.tree_leaves_with_path(tree))
     expected = dict(jax.tree_util.tree_leaves_with_path(like))
-    for path in expected.keys() | named.keys():
+    for path in expected | named:  # in the order of the network, what is missing first: a set has no order
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if path not in named:
             raise InputError(f"{what}: {name} is missing; expected shape {np.shape(expected[path])}")
