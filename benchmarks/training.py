@@ -28,7 +28,8 @@ from harness import Report, Sample
 from gi_jax import checks, data, defenses, models, training
 from gi_jax.experiments import recipes
 from gi_jax.experiments.study import on_device
-from gi_jax.experiments.training import TrainSpec, run_training
+from gi_jax.experiments.train_spec import TrainSpec
+from gi_jax.experiments.training import run_training
 from gi_jax.training.epoch import LONGEST_CHUNK
 
 ROWS = ("none", "prune:p=0.9", "gaussian:sigma=0.001", "clip:norm=1", "mixup:k=4", "intra_instahide:k=4")

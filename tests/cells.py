@@ -9,7 +9,7 @@ from gi_jax.experiments import published
 from gi_jax.experiments.catalogue import total_variation_of
 from gi_jax.experiments.labels import label_distribution
 from gi_jax.experiments.spec import AttackSpec
-from gi_jax.experiments.training import TrainSpec
+from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.reports.experiments.found import Found
 
 PICTURES = 6

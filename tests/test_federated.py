@@ -1,5 +1,6 @@
 """Federations: partitions, rounds against a plain loop of clients and a server, BatchNorm policies, and who watches."""
 
+import contextlib
 import json
 import math
 import re
@@ -16,8 +17,9 @@ from problems import COMPILED, QUICK, SPACE, TinyNet, moved, relative_error
 import gi_jax
 from gi_jax import attacks, cli, defenses, federated, memory, metrics, training
 from gi_jax.checks import InputError
-from gi_jax.experiments import study, weights
-from gi_jax.experiments.federation import FederationSpec, run_federation
+from gi_jax.experiments import federation, study, weights
+from gi_jax.experiments.federation import run_federation
+from gi_jax.experiments.federation_spec import FederationSpec
 from gi_jax.federated import Adversary, Federation, Policy, simulation
 from gi_jax.federated import adversary as watching
 from gi_jax.models import FlaxNetwork, Normalize
@@ -564,6 +566,62 @@ DIVERGING = [*QUICKLY, "--server-lr", "20", "--test-every", "9"]
 """The weights after five rounds are those that diverge: their loss is seen in the sixth."""
 
 
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [["--server", "fedadam"], ["--model", "convnet", "--batch-norm", "fedbn", "--local-steps", "1"]],
+    ids=["fedadam", "fedbn"],
+)
+def test_an_interrupted_simulation_goes_on_as_if_undisturbed(
+    settings, killed, tmp_path, monkeypatch, capsys, no_disk_cache
+):
+    command = [*QUICKLY, *settings, "--rounds", "6", "--test-every", "2", "--out"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert cli.main([*command, str(whole)]) == 0
+
+    def report(bar, report):
+        if report.title.startswith("round 5"):
+            if killed:
+                raise SystemExit(9)
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulation, "CHUNK_SECONDS", 0)  # no two rounds together
+        patch.setattr(federation, "SAVE_SECONDS", 0)
+        patch.setattr(cli.terminal.progress_bar, "report", report)
+        with pytest.raises(SystemExit) if killed else contextlib.nullcontext():
+            assert cli.main([*command, str(cut)]) == 130
+    assert cli.main([*command, str(cut)]) == 2
+    assert "add --resume to go on" in capsys.readouterr().err
+    assert cli.main([*command, str(cut), "--seed", "1", "--resume"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    begun = []
+    advance = federated.advance
+    monkeypatch.setattr(
+        federated, "advance", lambda *args, **kw: begun.append(int(args[1].round)) or advance(*args, **kw)
+    )
+    assert cli.main([*command, str(cut), "--resume"]) == 0
+    assert begun == [3 if killed else 4]  # of the rounds before the last report, those whose next loss is known
+    assert sorted(path.name for path in cut.iterdir()) == ["federation.json", "weights.msgpack"]
+    found, expected = (weights.load(folder) for folder in (cut, whole))
+    assert found.origin == expected.origin
+    jax.tree.map(np.testing.assert_array_equal, found[1:], expected[1:])
+    found, expected = (json.loads((folder / "federation.json").read_text()) for folder in (cut, whole))
+    for differs in ("timing", "environment"):
+        del found[differs], expected[differs]
+    assert found == expected
+
+
+def test_what_has_ended_is_read_again(tmp_path, capsys, no_disk_cache, monkeypatch):
+    assert cli.main([*DIVERGING, "--rounds", "9", "--out", str(tmp_path), "--resume"]) == 2
+    first = capsys.readouterr()
+    assert f"nothing to resume in {tmp_path}: starting anew" in first.out
+    monkeypatch.setattr(federated, "advance", None)
+    assert cli.main([*DIVERGING, "--rounds", "9", "--out", str(tmp_path), "--resume"]) == 2
+    again = capsys.readouterr()
+    assert again.err == first.err and again.out == first.out.split("anew\n")[1]
+
+
 @pytest.mark.parametrize("chunk_seconds, interrupted", [(0, False), (1e9, False), (0, True)])
 def test_the_last_round_before_a_loss_that_is_not_finite_is_kept_whatever_the_clock_says(
     chunk_seconds, interrupted, tmp_path, monkeypatch, capsys, no_disk_cache
@@ -673,10 +731,12 @@ def _needed(settings, folder, monkeypatch):
 def test_the_program_whose_memory_is_known_is_the_one_that_runs(model):
     federation = Federation(network=NETWORK, server_rate=RATE, batch_size=3)
     state = federated.start(federation, *model, NUM_CLIENTS)
+    began = len(COMPILED)
     assert federated.program_bytes(federation, state, POOL, CLIENTS, KEY) > POOL.images.nbytes
     before = len(COMPILED)
+    assert "jit(_unwatched)" in COMPILED[began:before]
     next(federated.advance(federation, state, POOL, CLIENTS, KEY, ends=[1]))
-    assert COMPILED[before:] == []
+    assert "jit(_unwatched)" not in COMPILED[before:]
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gi_jax import cli
+from gi_jax import cli, training
 from gi_jax.checks import InputError
-from gi_jax.experiments import catalogue, environment, estimate, perform, train_checkpoint, training
+from gi_jax.experiments import catalogue, environment, estimate, perform, train_checkpoint, train_run
 from gi_jax.experiments.cells import Cell, DistributionSpec
 from gi_jax.experiments.decode import DecodeSpec
 from gi_jax.experiments.jobs import Event, jobs, parse_shard, run_jobs, selected, waiting_for_scores
 from gi_jax.experiments.spec import AttackSpec, Execution
 from gi_jax.experiments.store import Store
-from gi_jax.experiments.training import TrainSpec
+from gi_jax.experiments.study import Study
+from gi_jax.experiments.train_seeds import run_seeds
+from gi_jax.experiments.train_spec import TrainSpec
+from gi_jax.experiments.training import run_training
 from gi_jax.reports.experiments.gather import gather
 
 ATTACK = AttackSpec(steps=3, num_batches=2, model="lenet", tv=0.01, labels="known")
@@ -110,7 +113,7 @@ def test_seeds_of_a_training_are_one_job_with_a_row_each(tmp_path, monkeypatch):
     cells = [Cell(dataclasses.replace(spec, seed=seed)) for seed in (0, 3)]
     other = Cell(dataclasses.replace(spec, defense="prune:p=0.5"))
     assert jobs([cells[0], other, cells[1]]) == [tuple(cells), (other,)]
-    together = partial(training.run_seeds, lanes=2)
+    together = partial(run_seeds, lanes=2)
     monkeypatch.setattr(perform, "run_seeds", together)
     store = Store(tmp_path / "together")
     stop = iter((False, True))
@@ -119,7 +122,7 @@ def test_seeds_of_a_training_are_one_job_with_a_row_each(tmp_path, monkeypatch):
     assert len(store) == 0
     assert run_jobs([tuple(cells)], store, Execution()) == []
     for cell in cells:
-        alone = training.run_training(cell.spec, timing=False)
+        alone = run_training(cell.spec, timing=False)
         row = store.get(cell.id)
         assert row["spec"]["seed"] == cell.spec.seed == row["result"]["network"]["seed"]
         assert row["result"]["epochs"][-1]["loss"] == pytest.approx(alone.result["epochs"][-1]["loss"], rel=1e-4)
@@ -129,7 +132,7 @@ def test_seeds_of_a_training_are_one_job_with_a_row_each(tmp_path, monkeypatch):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Weights of seed 1 that are not finite."""
-    start = training.Study.start
+    start = Study.start
 
     def spoiled(study, seeds):
         state, keys = start(study, seeds)
@@ -137,23 +140,23 @@ def poisoned(monkeypatch):
         spoil = lambda leaf: jnp.where(bad.reshape(-1, *[1] * (leaf.ndim - 1)), jnp.nan, leaf)  # noqa: E731
         return state._replace(params=jax.tree.map(spoil, state.params)), keys
 
-    monkeypatch.setattr(training.Study, "start", spoiled)
+    monkeypatch.setattr(Study, "start", spoiled)
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_a_seed_that_diverges_spoils_no_other(lanes, poisoned, tmp_path):
     spec = dataclasses.replace(NETWORK, model="mlp")
-    found = training.run_seeds(spec, (0, 1, 2), out=tmp_path, lanes=lanes, timing=False)
+    found = run_seeds(spec, (0, 1, 2), out=tmp_path, lanes=lanes, timing=False)
     assert found.result["complete"] and found.diverged == {1: 1} and found.result["diverged"] == {"1": 1}
     assert [one.weights.origin.seed for one in found.outcomes] == [0, 2]
-    alone = training.run_training(dataclasses.replace(spec, seed=2), timing=False)
+    alone = run_training(dataclasses.replace(spec, seed=2), timing=False)
     assert found.outcomes[1].result["epochs"][-1]["loss"] == pytest.approx(alone.result["epochs"][-1]["loss"], rel=1e-4)
     with pytest.raises(InputError, match="no loss is a finite number from step 1 on"):
-        training.run_seeds(spec, (1,), lanes=1, timing=False)
+        run_seeds(spec, (1,), lanes=1, timing=False)
 
 
 def test_seeds_that_all_diverge_one_after_the_other_are_refused(monkeypatch):
-    advance = training.training.advance
+    advance = training.advance
 
     def poisoned(*arguments, **options):
         for number, progress in enumerate(advance(*arguments, **options)):
@@ -161,10 +164,10 @@ def test_seeds_that_all_diverge_one_after_the_other_are_refused(monkeypatch):
             losses[min(number, 1)] = np.nan  # one lane after the other
             yield progress._replace(losses=losses)
 
-    monkeypatch.setattr(training.training, "advance", poisoned)
+    monkeypatch.setattr(training, "advance", poisoned)
     spec = dataclasses.replace(NETWORK, model="mlp", recipe="published", epochs=9.0)
     with pytest.raises(InputError, match="no loss is a finite number"):
-        training.run_seeds(spec, (0, 1), lanes=2)
+        run_seeds(spec, (0, 1), lanes=2)
 
 
 def test_a_seed_that_diverges_is_a_row(poisoned, tmp_path):
@@ -181,7 +184,7 @@ def test_a_seed_that_diverges_is_a_row(poisoned, tmp_path):
 
 
 def test_seeds_that_do_not_fit_side_by_side_are_trained_in_smaller_groups(monkeypatch):
-    train, groups = training._Run.train, []
+    train, groups = train_run.TrainingRun.train, []
 
     def small_memory(run, *arguments):
         groups.append(run.seeds)
@@ -189,14 +192,14 @@ def test_seeds_that_do_not_fit_side_by_side_are_trained_in_smaller_groups(monkey
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return train(run, *arguments)
 
-    monkeypatch.setattr(training._Run, "train", small_memory)
-    found = training.run_seeds(dataclasses.replace(NETWORK, model="mlp"), (0, 1, 2), lanes=3, timing=False)
+    monkeypatch.setattr(train_run.TrainingRun, "train", small_memory)
+    found = run_seeds(dataclasses.replace(NETWORK, model="mlp"), (0, 1, 2), lanes=3, timing=False)
     assert groups == [(0, 1, 2), (0,), (1,), (2,)] and found.result["complete"]
     assert found.result["timing"]["lanes"] == 1
 
 
 def test_seeds_in_smaller_groups_go_on_after_an_interruption(tmp_path, monkeypatch):
-    train = training._Run.train
+    train = train_run.TrainingRun.train
 
     def small_memory(run, resume, *arguments):
         if len(run.seeds) > 1:
@@ -205,13 +208,13 @@ def test_seeds_in_smaller_groups_go_on_after_an_interruption(tmp_path, monkeypat
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return train(run, resume, *arguments)
 
-    monkeypatch.setattr(training._Run, "train", small_memory)
+    monkeypatch.setattr(train_run.TrainingRun, "train", small_memory)
     spec = dataclasses.replace(NETWORK, model="mlp", epochs=3.0)
     how = dict(out=tmp_path, lanes=2, timing=False)
     asked = iter((False, True))
-    cut = training.run_seeds(spec, (0, 1), should_stop=lambda: next(asked, True), **how)
+    cut = run_seeds(spec, (0, 1), should_stop=lambda: next(asked, True), **how)
     assert not cut.result["complete"]
-    found = training.run_seeds(spec, (0, 1), resume=True, **how)
+    found = run_seeds(spec, (0, 1), resume=True, **how)
     assert found.result["complete"] and found.result["timing"]["lanes"] == 1
 
 
@@ -220,35 +223,35 @@ def stopped_after_two_chunks(tmp_path, lanes):
     spec = dataclasses.replace(NETWORK, model="mlp", epochs=3.0)
     how = dict(out=tmp_path, timing=False)
     asked = iter((False, True))
-    cut = training.run_seeds(spec, (0, 1), lanes=lanes, should_stop=lambda: next(asked, True), **how)
+    cut = run_seeds(spec, (0, 1), lanes=lanes, should_stop=lambda: next(asked, True), **how)
     assert not cut.result["complete"]
     return spec, how | dict(resume=True)
 
 
 def test_seeds_go_on_in_as_many_lanes_as_they_had_elsewhere(tmp_path):
     spec, how = stopped_after_two_chunks(tmp_path, lanes=2)
-    found = training.run_seeds(spec, (0, 1), lanes=1, **how)  # as on a machine without an accelerator
+    found = run_seeds(spec, (0, 1), lanes=1, **how)  # as on a machine without an accelerator
     assert found.result["complete"] and found.result["timing"]["lanes"] == 2
 
 
 def test_seeds_start_anew_in_smaller_groups_where_the_memory_is_smaller(tmp_path, monkeypatch):
     spec, how = stopped_after_two_chunks(tmp_path, lanes=2)
-    train = training._Run.train
+    train = train_run.TrainingRun.train
 
     def small_memory(run, *arguments):
         if len(run.seeds) > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return train(run, *arguments)
 
-    monkeypatch.setattr(training._Run, "train", small_memory)
-    found = training.run_seeds(spec, (0, 1), lanes=2, **how)
+    monkeypatch.setattr(train_run.TrainingRun, "train", small_memory)
+    found = run_seeds(spec, (0, 1), lanes=2, **how)
     assert found.result["complete"] and found.result["timing"]["lanes"] == 1
 
 
 def test_seeds_of_which_some_were_written_before_a_kill_go_on(tmp_path):
     spec, how = stopped_after_two_chunks(tmp_path / "out", lanes=2)
-    training.run_training(dataclasses.replace(spec, seed=0), out=tmp_path / "out" / "seed-0", timing=False)
-    found = training.run_seeds(spec, (0, 1), lanes=2, **how)
+    run_training(dataclasses.replace(spec, seed=0), out=tmp_path / "out" / "seed-0", timing=False)
+    found = run_seeds(spec, (0, 1), lanes=2, **how)
     assert found.result["complete"] and [one.weights.origin.seed for one in found.outcomes] == [0, 1]
 
 
@@ -256,11 +259,11 @@ def test_a_checkpoint_of_seeds_that_are_finished_is_in_nobodys_way(tmp_path):
     spec, how = stopped_after_two_chunks(tmp_path / "cut", lanes=1)
     left = tmp_path / "cut" / train_checkpoint.NAME
     whole = tmp_path / "whole"
-    training.run_seeds(spec, (0,), out=whole, timing=False)
+    run_seeds(spec, (0,), out=whole, timing=False)
     shutil.copytree(left, whole / train_checkpoint.NAME)
     record = whole / "seed-0" / "training.json"
     before = record.read_bytes()
-    found = training.run_seeds(spec, (0, 1), **how | dict(out=whole))
+    found = run_seeds(spec, (0, 1), **how | dict(out=whole))
     assert found.result["complete"] and not train_checkpoint.exists(whole)
     assert record.read_bytes() == before  # not trained again
 

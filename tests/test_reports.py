@@ -17,7 +17,7 @@ from gi_jax.checks import InputError
 from gi_jax.experiments import catalogue, published
 from gi_jax.experiments.catalogue import SCALES, placed
 from gi_jax.experiments.spec import AttackSpec
-from gi_jax.experiments.training import TrainSpec
+from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.reports import html, markdown, picture
 from gi_jax.reports.experiments import BUILDERS, deviations, report
 from gi_jax.reports.experiments.found import Found, first, select, values

@@ -16,10 +16,12 @@ from PIL import Image
 from gi_jax import cli, defenses, models, training
 from gi_jax.checks import InputError
 from gi_jax.defenses import privacy
-from gi_jax.experiments import train_checkpoint, train_folder, weights
-from gi_jax.experiments import training as experiment
+from gi_jax.experiments import train_checkpoint, train_folder, train_run, weights
 from gi_jax.experiments.spec import AttackSpec
-from gi_jax.experiments.training import TrainSpec, run_seeds, run_training
+from gi_jax.experiments.study import Study
+from gi_jax.experiments.train_seeds import run_seeds
+from gi_jax.experiments.train_spec import TrainSpec
+from gi_jax.experiments.training import run_training
 from gi_jax.experiments.victims import make_victims
 from gi_jax.models import Normalize
 from gi_jax.threat import Batch, ImageSpace
@@ -607,7 +609,7 @@ def test_a_lane_that_has_ended_keeps_no_weights(tmp_path, monkeypatch):
         return [training.Score(0.0, 0.5), training.Score(1.0, 0.5)]
 
     monkeypatch.setattr(training, "look", first_lane_ends)
-    monkeypatch.setattr(experiment.Study, "score", score)
+    monkeypatch.setattr(Study, "score", score)
     spec = TrainSpec(**SMALL | dict(recipe="published", epochs=2))
     found = run_seeds(spec, (0, 1), out=tmp_path, lanes=2, checkpoint_epochs=(1, 1.5), timing=False)
     assert [one.weights.origin.epochs for one in found.outcomes] == [1, 2]
@@ -634,8 +636,8 @@ def test_a_kill_after_an_early_end_was_saved_adds_no_step(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "SAVE_SECONDS", 0)
-        patch.setattr(experiment._Run, "_finish", killed)
+        patch.setattr(train_run, "SAVE_SECONDS", 0)
+        patch.setattr(train_run.TrainingRun, "_finish", killed)
         with pytest.raises(KeyboardInterrupt):
             run_training(spec, out=tmp_path, timing=False)
     again = run_training(spec, out=tmp_path, timing=False, resume=True)

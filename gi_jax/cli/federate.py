@@ -1,7 +1,6 @@
 """`gi-jax federate`: clients that train together, and the network that comes of it."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -22,8 +21,9 @@ examples:
       attacks the network that came of it instead of one at its initialization
 
 OUT gets weights.msgpack and federation.json (loss and accuracy by round, each client's classes, environment, settings).
-Both are written at every test too, so that a kill leaves them as they were at the last one; nothing resumes from there.
-Ctrl-C ends the simulation early and keeps the weights so far; a second one gives up.
+Both are written at every test too, so that a kill leaves them as they were at the last one. Ctrl-C ends the simulation
+early and keeps the weights so far; --resume goes on, to the weights of an undisturbed run, also after a kill. A second
+Ctrl-C gives up.
 """
 
 
@@ -105,6 +105,7 @@ def add_parser(commands) -> None:
     add("--test-every", type=int, default=1, metavar="R", help="rounds between two tests (default: 1)")
     add("--test-pictures", type=int, metavar="N", help="test on the first N pictures only (default: all)")
     add("--out", type=Path, default=Path("gi-jax-federate"), metavar="DIR", help="default: gi-jax-federate")
+    add("--resume", action="store_true", help="go on with an interrupted simulation in DIR")
     add("--overwrite", action="store_true", help="replace the weights in DIR")
     parser.set_defaults(command=run)
 
@@ -113,36 +114,35 @@ def run(options) -> int:
     import dataclasses
 
     from gi_jax.experiments import weights
-    from gi_jax.experiments.checkpoint import write_atomically
-    from gi_jax.experiments.federation import FederationSpec, run_federation
+    from gi_jax.experiments.federation import RECORD, run_federation
+    from gi_jax.experiments.federation_spec import FederationSpec
     from gi_jax.reports.terminal import print_table
 
     terminal.set_up_compilation()
     names = {field.name for field in dataclasses.fields(FederationSpec)} - {"defense"}
     settings = {name: getattr(options, name) for name in names}
     spec = FederationSpec(**settings, defense=" + ".join(options.defense) or "none")
-    file, record = options.out / weights.NAME, options.out / "federation.json"
-    terminal.check_absent(file, overwrite=options.overwrite)
+    files = [options.out / weights.NAME, options.out / RECORD]
+    terminal.check_trained(options.out, files, resume=options.resume, overwrite=options.overwrite)
     options.out.mkdir(parents=True, exist_ok=True)
-
-    def keep(outcome):
-        weights.save(file, outcome.weights)
-        write_atomically(record, json.dumps(outcome.result, indent=1, allow_nan=False) + "\n")
-
     with terminal.Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
         outcome = run_federation(
-            spec, options.data_dir, on_report=on_report, on_test=keep, should_stop=interrupt.requested
+            spec,
+            options.data_dir,
+            out=options.out,
+            resume=options.resume,
+            on_report=on_report,
+            should_stop=interrupt.requested,
         )
-    keep(outcome)
     console = terminal.stdout()
     print_table(console, "rounds", [_row(row) for row in outcome.result["rounds"]])
     console.print(outcome.weights.origin.words(), highlight=False)
-    console.print(f"weights: {file}   figures: {record}", highlight=False)
+    console.print(f"weights: {options.out / weights.NAME}   figures: {options.out / RECORD}", highlight=False)
     if outcome.result["reason"] is not None:
         print(f"gi-jax: error: {outcome.result['reason']}", file=sys.stderr)
         return 2
     if not outcome.result["complete"]:
-        print("gi-jax: interrupted; the weights so far are kept", file=sys.stderr)
+        print("gi-jax: interrupted; the weights so far are kept, and --resume goes on", file=sys.stderr)
         return 130
     return 0
 

@@ -64,6 +64,28 @@ def check_absent(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} is there already: choose another --out, or add --overwrite")
 
 
+def check_trained(out: Path, files: list[Path], *, resume: bool, overwrite: bool) -> None:
+    """Refuses to replace what a training left in `out` that nobody asked to replace.
+
+    Says so where there is nothing to resume.
+
+    Args:
+      out: its folder.
+      files: its results, there or not.
+    """
+    from gi_jax.experiments import train_checkpoint
+
+    unfinished = out / train_checkpoint.NAME
+    if resume and not unfinished.exists() and not any(file.exists() for file in files):
+        print(f"nothing to resume in {out}: starting anew")
+    if resume or overwrite:
+        return
+    if unfinished.exists():
+        raise InputError(f"{unfinished} is an unfinished training: add --resume to go on, or --overwrite to start anew")
+    for file in files:
+        check_absent(file, overwrite=False)
+
+
 def set_up_compilation() -> None:
     """Keeps compiled programs on disk, and makes them quickly; before all else that computes."""
     from gi_jax.experiments import environment

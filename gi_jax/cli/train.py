@@ -84,15 +84,20 @@ def add_parser(commands) -> None:
 
 
 def run(options) -> int:
-    from gi_jax.experiments import train_folder, training
+    from gi_jax.experiments import train_folder, weights
+    from gi_jax.experiments.train_seeds import run_seeds
+    from gi_jax.experiments.train_spec import TrainSpec
+    from gi_jax.experiments.training import run_training
 
     terminal.set_up_compilation()
     names = ("data", "image_size", "train_pictures", "model", "recipe", "epochs", "batch_size", "schedule", "augment")
     settings = {name: getattr(options, name) for name in (*names, "seed", "test_pictures")}
     defense = " + ".join(options.defense or ["none"])
-    spec = training.TrainSpec(**settings, learning_rate=options.lr, defense=defense)
+    spec = TrainSpec(**settings, learning_rate=options.lr, defense=defense)
     seeds = _seeds(options)
-    _check_folder(options)
+    files = [options.out / weights.NAME, options.out / train_folder.RECORD]
+    files += sorted(options.out.glob(f"seed-*/{weights.NAME}"))
+    terminal.check_trained(options.out, files, resume=options.resume, overwrite=options.overwrite)
     options.out.mkdir(parents=True, exist_ok=True)
     running = dict(
         out=options.out, resume=options.resume, checkpoint_epochs=options.checkpoint_epochs, timing=options.timing
@@ -100,10 +105,10 @@ def run(options) -> int:
     with terminal.Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
         running |= dict(on_report=on_report, should_stop=interrupt.requested)
         if seeds is None:
-            trained = training.run_training(spec, options.data_dir, **running)
+            trained = run_training(spec, options.data_dir, **running)
             outcomes = (trained,)
         else:
-            trained = training.run_seeds(spec, seeds, options.data_dir, lanes=options.lanes, **running)
+            trained = run_seeds(spec, seeds, options.data_dir, lanes=options.lanes, **running)
             outcomes = trained.outcomes
     say = _printer()
     for outcome in outcomes:
@@ -139,22 +144,6 @@ def _seeds(options) -> tuple[int, ...] | None:
     if options.num_seeds is not None and options.num_seeds < 1:
         raise InputError(f"num_seeds={options.num_seeds}: expected 1 or above")
     return options.seeds if options.num_seeds is None else tuple(range(options.num_seeds))
-
-
-def _check_folder(options) -> None:
-    from gi_jax.experiments import train_checkpoint, train_folder, weights
-
-    if options.resume or options.overwrite:
-        return
-    if train_checkpoint.exists(options.out):
-        unfinished = options.out / train_checkpoint.NAME
-        raise InputError(f"{unfinished} is an unfinished training: add --resume to go on, or --overwrite to start anew")
-    for file in (
-        options.out / weights.NAME,
-        options.out / train_folder.RECORD,
-        *sorted(options.out.glob(f"seed-*/{weights.NAME}")),
-    ):
-        terminal.check_absent(file, overwrite=False)
 
 
 def _printer():

@@ -11,7 +11,7 @@ from gi_jax.experiments import published
 from gi_jax.experiments.cells import Cell, DistributionSpec
 from gi_jax.experiments.decode import DecodeSpec
 from gi_jax.experiments.spec import AttackSpec
-from gi_jax.experiments.training import TrainSpec
+from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.models import Normalize
 from gi_jax.threat import Shared
 

@@ -10,7 +10,7 @@ from gi_jax import checks
 from gi_jax.experiments.decode import DecodeSpec
 from gi_jax.experiments.spec import AttackSpec, described
 from gi_jax.experiments.streams import REVISION
-from gi_jax.experiments.training import TrainSpec
+from gi_jax.experiments.train_spec import TrainSpec
 
 
 @dataclass(frozen=True, kw_only=True)

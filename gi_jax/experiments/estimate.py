@@ -19,7 +19,7 @@ from gi_jax.experiments.perform import NETWORKS
 from gi_jax.experiments.plan import lanes_per_launch, launches_of, make_attack, pictures_of
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.train_folder import RECORD
-from gi_jax.experiments.training import TrainSpec
+from gi_jax.experiments.train_spec import TrainSpec
 
 NUM_BATCHES = 6
 """Of an attack that does not say how many; at most, where there are fewer pictures."""

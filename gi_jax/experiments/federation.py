@@ -1,152 +1,36 @@
-"""Simulates a federation: what is simulated as a frozen value, and the run that makes weights and their record."""
+"""Simulates a federation: the run that makes weights and their record, and goes on after an interruption."""
 
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gi_jax import checks, data, defenses, federated, memory, models, training
-from gi_jax.defenses import Kind
+from gi_jax import checks
+from gi_jax.experiments import train_checkpoint, train_outcome, weights
 from gi_jax.experiments.environment import environment
-from gi_jax.experiments.plan import TooLarge, check_memory, side_by_side
-from gi_jax.experiments.study import on_device, test_split
-from gi_jax.experiments.training import Report, TrainingOutcome
-from gi_jax.experiments.weights import Origin, Weights
-from gi_jax.federated import SERVERS, Diverged, Federation, Policy, Progress
-from gi_jax.models import MODELS, Normalize
-from gi_jax.threat import LocalTraining
+from gi_jax.experiments.federation_spec import FederationSpec
+from gi_jax.experiments.federation_study import FederationStudy
+from gi_jax.experiments.train_outcome import TrainingOutcome
+from gi_jax.experiments.train_run import Report
+from gi_jax.experiments.weights import Weights
+from gi_jax.federated import Diverged, Progress
 
-PARTITIONS = ("iid", "dirichlet")
-CLIENT_BN = {"batch": Normalize.BATCH, "running": Normalize.GIVEN}
-SGD_RATE = 0.1
-"""Of the server, where its step is one along the mean gradient."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FederationSpec:
-    """Everything that decides the weights.
-
-    Attributes:
-      data: `photos`, `cifar10` or `folder:PATH`; its train split.
-      image_size: height and width the pictures are resized to; None keeps the data set's own.
-      model: a key of `MODELS`.
-      clients: how many.
-      partition: `iid` or `dirichlet`, see `gi_jax.federated`.
-      alpha: concentration of `dirichlet`.
-      rounds: how many.
-      clients_per_round, batch_size: see `gi_jax.federated.Federation`.
-      at_once: clients computed side by side; None takes as many as keep the device busy.
-      local_steps: of the client's SGD, in whole epochs of the pictures of a round (FedAvg); None sends one gradient
-        (FedSGD).
-      local_batch_size, local_rate: of these steps, see `LocalTraining`.
-      server: a key of `SERVERS`.
-      server_rate: None takes that of the table, or 0.1 for the step of FedSGD.
-      client_bn: `batch` or `running`, the statistics that the clients' BatchNorm uses.
-      batch_norm: `shared`, `silobn` or `fedbn`, see `gi_jax.federated.Policy`.
-      defense: of every client, as `gi_jax.defenses.parse` reads it.
-      test_every: rounds between two tests.
-      test_pictures: the accuracy is that on the first so many of the test split; None takes all.
-      seed: of weights, partition and all that is drawn.
-    """
-
-    data: str = "photos"
-    image_size: int | None = None
-    model: str = "convnet"
-    clients: int = 10
-    partition: str = "dirichlet"
-    alpha: float = 0.5
-    rounds: int = 20
-    clients_per_round: int | None = None
-    batch_size: int | None = None
-    at_once: int | None = None
-    local_steps: int | None = None
-    local_batch_size: int | None = None
-    local_rate: float = 0.01
-    server: str = "fedavg"
-    server_rate: float | None = None
-    client_bn: str = "batch"
-    batch_norm: str = "shared"
-    defense: str = "none"
-    test_every: int = 1
-    test_pictures: int | None = None
-    seed: int = 0
-
-    def __post_init__(self):
-        checks.one_of("model", self.model, MODELS)
-        checks.one_of("partition", self.partition, PARTITIONS)
-        checks.one_of("client_bn", self.client_bn, CLIENT_BN)
-        checks.one_of("server", self.server, SERVERS)
-        checks.one_of("batch_norm", self.batch_norm, [str(policy) for policy in Policy])
-        checks.positive(clients=self.clients, rounds=self.rounds, test_every=self.test_every)
-        checks.seed("seed", self.seed)
-        if self.local_batch_size is not None and self.local_steps is None:
-            raise checks.InputError(
-                f"local_batch_size={self.local_batch_size} without local steps: a client that sends a gradient takes "
-                "it on all pictures of the round; give local_steps, or batch_size for fewer pictures"
-            )
-        if self.local_steps is None and self.local_rate != FederationSpec.local_rate:
-            raise checks.InputError(
-                f"local_rate={self.local_rate:g} without local steps: a client that sends a gradient takes no step; "
-                "give local_steps, or server_rate for the server's"
-            )
-        if self.partition != "dirichlet" and self.alpha != FederationSpec.alpha:
-            raise checks.InputError(
-                f"alpha={self.alpha:g} with partition={self.partition!r}: expected partition dirichlet, or no alpha"
-            )
-        if self.test_pictures is not None:
-            checks.positive(test_pictures=self.test_pictures)
-        for name, values in defenses.parse(self.defense).stages:
-            claimed = [parameter for parameter, _ in values if parameter in ("q", "steps", "delta")]
-            if defenses.DEFENSES[name].kind == Kind.DP and claimed:
-                raise checks.InputError(
-                    f"defense {self.defense!r}: {', '.join(claimed)} are for the epsilon of Poisson sampling, which is "
-                    "not a federation's; leave them out"
-                )
-
-    @property
-    def local(self) -> LocalTraining | None:
-        """The client's steps."""
-        if self.local_steps is None:
-            return None
-        return LocalTraining(
-            num_steps=self.local_steps, batch_size=self.local_batch_size, learning_rate=self.local_rate
-        )
-
-    def federation(self, network: models.Network) -> Federation:
-        """The settings of the rounds."""
-        server = SERVERS[self.server]
-        plain = self.local is None and self.server in ("fedavg", "fedavgm")
-        rate = SGD_RATE if plain else server.rate
-        return Federation(
-            network=network,
-            normalize=CLIENT_BN[self.client_bn],
-            batch_norm=Policy(self.batch_norm),
-            local=self.local,
-            batch_size=self.batch_size,
-            clients_per_round=self.clients_per_round,
-            defense=defenses.parse(self.defense),
-            server=server.optimizer,
-            server_rate=rate if self.server_rate is None else self.server_rate,
-            at_once=self.at_once,
-        )
-
-    def divide(self, labels: np.ndarray) -> np.ndarray:
-        """Which pictures each client holds, int32 [clients, m]."""
-        if self.partition == "iid":
-            return federated.iid(labels, self.clients, self.seed)
-        return federated.dirichlet(labels, self.clients, self.alpha, self.seed)
+RECORD = "federation.json"
+SAVE_SECONDS = 60
+"""A simulation that is killed has lost no more than about this."""
 
 
 def run_federation(
     spec: FederationSpec,
     data_dir: str | None = None,
     *,
+    out: Path | None = None,
+    resume: bool = False,
     on_report: Callable[[Report], None] | None = None,
-    on_test: Callable[[TrainingOutcome], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingOutcome:
     """Simulates from initialization.
@@ -154,8 +38,12 @@ def run_federation(
     Args:
       spec: what is simulated.
       data_dir: where a copy of the data set lies.
+      out: folder that gets `weights.msgpack` and `federation.json` in place of what is there, also after a test, once
+        the next round showed that its loss is finite, and while the simulation lasts, what it is resumed from; None
+        writes nothing.
+      resume: go on with what lies in `out`; weights are those of an undisturbed run, bit for bit. What has ended is
+        read.
       on_report: called after every chunk of rounds.
-      on_test: called with what there is after a test, once the next round showed that its loss is finite.
       should_stop: asked after every chunk; a simulation that is told to stop yields the weights so far, and `complete`
         is False in its result.
 
@@ -166,144 +54,150 @@ def run_federation(
 
     Raises:
       InputError: for data that is missing, for settings that do not fit it, for rounds that the memory does not hold,
-        and for a first round that diverges; after a later one the result is that of the last round of which weights and
-        loss are finite, and `reason` in it says why.
+        for another simulation's files in `out`, and for a first round that diverges; after a later one the result is
+        that of the last round of which weights and loss are finite, and `reason` in it says why.
     """
-    dataset = data.load(spec.data, "train", data_dir, image_size=spec.image_size)
-    tested = test_split(spec, data_dir)
-    network = models.create(spec.model, dataset.num_classes)
-    image_shape = dataset.images.shape[1:]
-    federation = spec.federation(network)
-    clients = spec.divide(dataset.labels)
-    key_weights, key_rounds = jax.random.split(jax.random.key(spec.seed))
-    params, batch_stats = network.init(key_weights, image_shape)
-    federation.check(clients, batch_stats)
-    if spec.at_once is None:
-        federation = dataclasses.replace(federation, at_once=_at_once(federation, clients, image_shape))
-    state = federated.start(federation, params, batch_stats, spec.clients)
-    pool, held_out = on_device(dataset, dataset), None if tested is None else on_device(tested, dataset)
-    ends = sorted({*range(spec.test_every, spec.rounds, spec.test_every), spec.rounds})
-    n = federation.pictures(clients.shape[1])
-    per_client = n if spec.local is None else spec.local_steps * spec.local.per_step(n)
-    per_round = federation.sampled(spec.clients) * per_client  # pictures gone through
-    rows, losses, stopped, diverged = [], [], False, None
-    seconds = {"first": 0.0, "rounds": 0.0, "test": 0.0}
+    found = train_outcome.read(out, spec.fingerprint, RECORD) if resume else None
+    if found is not None:
+        train_checkpoint.remove(out)
+        return found
+    return _Simulation(FederationStudy(spec, data_dir), out).run(resume, on_report, should_stop)
 
-    def play(state, ends):
-        return federated.advance(federation, state, pool, clients, key_rounds, ends=ends)
 
-    def close(number, state):
-        began = time.monotonic()
-        found = [] if held_out is None else federated.scores(federation, state, held_out)
-        scores = [score.accuracy for score in found]
-        since = rows[-1]["round"] if rows else 0
-        mean = float(np.mean(scores)) if scores else None
-        rows.append({"round": number, "loss": float(np.mean(losses[since:])), "test_accuracy": mean})
-        if len(scores) > 1:
-            of_mean = training.evaluate(network, *state.mean(), held_out)
-            rows[-1] |= {"test_accuracy_of_clients": scores, "test_accuracy_of_mean": of_mean.accuracy}
-        seconds["test"] += time.monotonic() - began
-        return all(np.isfinite(score.loss) for score in found)
+class _Simulation:
+    """A simulation with its record."""
 
-    def outcome(kept, timed, *, complete, diverged=None):
-        origin = Origin(
-            model=spec.model,
-            num_classes=dataset.num_classes,
-            image_shape=tuple(image_shape),
-            mean=tuple(dataset.mean),
-            std=tuple(dataset.std),
-            data=spec.data,
-            epochs=round(kept.round * per_round / clients.size, 4),
-            steps=kept.round,
-            seed=spec.seed,
-            test_accuracy=rows[-1].get("test_accuracy_of_mean", rows[-1]["test_accuracy"]),
-            test_pictures=0 if tested is None else len(tested),
-            defense=spec.defense,
-            train_pictures=clients.size,
-            clients=spec.clients,
-        )
+    def __init__(self, study, out):
+        self.study, self.out, self.fingerprint = study, out, study.spec.fingerprint
+        spec = study.spec
+        self.ends = sorted({*range(spec.test_every, spec.rounds, spec.test_every), spec.rounds})
+        self.rows, self.losses, self.timed = [], [], 0
+        self.seconds = {"first": 0.0, "rounds": 0.0, "test": 0.0}
+        self.saved = time.monotonic()
+
+    def run(self, resume, on_report, should_stop) -> TrainingOutcome:
+        study, rounds = self.study, self.study.spec.rounds
+        latest = self._resumed() if resume and self.out is not None else None
+        if latest is None:
+            self._clear()
+            latest = _copied(Progress(0, study.start(), np.zeros(0), [], [], 0.0))
+        before, stopped, diverged = latest, False, None
+        self.seconds["first"] += study.compile(latest.state)
+        try:
+            for progress in study.play(_copied(latest).state, self.ends):
+                before, latest = latest, _copied(progress)  # whose loss is finite, and whose is not known yet
+                if self.rows and self.rows[-1]["round"] == before.round:
+                    self._write(self._outcome(before))
+                self.seconds["rounds" if self.losses else "first"] += progress.seconds
+                self.timed += len(progress.losses) if self.losses else 0
+                self.losses += progress.losses.tolist()
+                if on_report is not None:
+                    done, total = (number * study.per_round for number in (progress.round, rounds))
+                    on_report(Report(f"round {progress.round} of {rounds}", done, total, self.losses[-1]))
+                last = progress.round == rounds
+                stopped = not last and should_stop()
+                if stopped or time.monotonic() - self.saved > SAVE_SECONDS:
+                    self._save(before)
+                tested = stopped or progress.round in self.ends
+                finite = self._close(latest) if tested else True
+                if not finite and (stopped or last):  # no round comes that would tell
+                    raise Diverged(f"the loss is not finite after round {progress.round} of {rounds}", progress.round)
+                if stopped:
+                    break
+        except Diverged as error:
+            # A loss is that of the weights before its round, so the latest ones may be those that diverged.
+            base = latest if latest.round < error.round else before
+            latest, since, diverged = _last_finite(study, base, error)
+            if not latest.round:
+                self._forget()
+                raise checks.InputError(f"{diverged}; nothing is kept") from error
+            self.losses[base.round :] = since
+            self.rows = [row for row in self.rows if row["round"] <= latest.round]
+            if not self.rows or self.rows[-1]["round"] < latest.round:
+                self._close(latest)
+        found = self._outcome(latest, complete=not (stopped or diverged), diverged=diverged)
+        self._write(found)
+        if not stopped or diverged:
+            self._forget()
+        return found
+
+    def _close(self, progress) -> bool:
+        """Tests; whether the loss is finite."""
+        began, since = time.monotonic(), self.rows[-1]["round"] if self.rows else 0
+        scores = self.study.scores(progress.state)
+        each = [score.accuracy for score in scores]
+        row = {"round": progress.round, "loss": float(np.mean(self.losses[since:]))}
+        row["test_accuracy"] = float(np.mean(each)) if each else None
+        if len(each) > 1:
+            of_mean = self.study.score_of_mean(progress.state).accuracy
+            row |= {"test_accuracy_of_clients": each, "test_accuracy_of_mean": of_mean}
+        self.rows.append(row)
+        self.seconds["test"] += time.monotonic() - began
+        return all(np.isfinite(score.loss) for score in scores)
+
+    def _outcome(self, progress, complete=False, diverged=None) -> TrainingOutcome:
+        study, last = self.study, self.rows[-1]
+        origin = study.origin(progress.round, last.get("test_accuracy_of_mean", last["test_accuracy"]))
         result = {
             "complete": complete,
-            "reason": diverged and f"{diverged}; the weights after round {kept.round} are kept",
+            "reason": diverged and f"{diverged}; the weights after round {progress.round} are kept",
+            "fingerprint": self.fingerprint,
             "environment": environment(),
-            "spec": dataclasses.asdict(spec) | {"at_once": federation.at_once},
+            "spec": dataclasses.asdict(study.spec) | {"at_once": study.federation.at_once},
             "network": dataclasses.asdict(origin),
-            "note": dataset.note,
-            "classes_of_clients": [
-                np.bincount(dataset.labels[own], minlength=dataset.num_classes).tolist() for own in clients
-            ],
-            "losses": list(losses),
-            "rounds": list(rows),
+            "note": study.dataset.note,
+            "classes_of_clients": study.classes_of_clients(),
+            "losses": list(self.losses),
+            "rounds": list(self.rows),
             "timing": {
-                "first_round_seconds": seconds["first"],
-                "seconds_per_round": seconds["rounds"] / max(1, timed - 1),
-                "test_seconds": seconds["test"],
+                "first_round_seconds": self.seconds["first"],
+                "seconds_per_round": self.seconds["rounds"] / max(1, self.timed),
+                "test_seconds": self.seconds["test"],
             },
         }
-        return TrainingOutcome(Weights(origin, *kept.state.mean()), result)
+        return TrainingOutcome(Weights(origin, *progress.state.mean()), result)
 
-    before = latest = _copied(Progress(0, state, np.zeros(0), [], [], 0.0))
-    began = time.monotonic()
-    _check_memory(federation, state, pool, clients, key_rounds)
-    seconds["first"] += time.monotonic() - began
-    try:
-        for progress in play(state, ends):
-            before, latest = latest, _copied(progress)
-            if on_test is not None and rows and rows[-1]["round"] == before.round:  # and its loss is finite
-                on_test(outcome(before, before.round, complete=False))
-            seconds["rounds" if losses else "first"] += progress.seconds
-            losses += progress.losses.tolist()
-            if on_report is not None:
-                done, total = progress.round * per_round, spec.rounds * per_round
-                on_report(Report(f"round {progress.round} of {spec.rounds}", done, total, losses[-1]))
-            last = progress.round == spec.rounds
-            stopped = not last and should_stop()
-            finite = close(progress.round, progress.state) if stopped or progress.round in ends else True
-            if not finite and (stopped or last):  # no round comes that would tell
-                raise Diverged(f"the loss is not finite after round {progress.round} of {spec.rounds}", progress.round)
-            if stopped:
-                break
-        kept = latest
-    except Diverged as error:
-        # A loss is that of the weights before its round, so the latest ones may be those that diverged.
-        base = latest if latest.round < error.round else before
-        kept, since, diverged = _last_finite(play, base, error, spec.rounds)
-        if not kept.round:
-            raise checks.InputError(f"{diverged}; nothing is kept") from error
-        losses[base.round :] = since
-        rows[:] = [row for row in rows if row["round"] <= kept.round]
-        if not rows or rows[-1]["round"] < kept.round:
-            close(kept.round, kept.state)
-    return outcome(kept, latest.round, complete=not (stopped or diverged), diverged=diverged)
+    # In the folder.
 
+    def _write(self, found):
+        train_outcome.write(self.out, found, RECORD)
 
-def _in_flight(federation, held):
-    """Pictures that a client, which holds so many, works on at a time."""
-    pictures = federation.pictures(held)
-    return pictures if federation.local is None else federation.local.per_step(pictures)
+    def _save(self, progress):
+        """Saves what is resumed from: what is known after a round whose loss is known to be finite."""
+        if self.out is None or not progress.round:
+            return
+        records = {
+            "fingerprint": self.fingerprint,
+            "at_once": self.study.federation.at_once,
+            "rows": [row for row in self.rows if row["round"] <= progress.round],
+            "losses": self.losses[: progress.round],
+            "seconds": self.seconds,
+            "timed": self.timed,
+        }
+        train_checkpoint.save(self.out, progress.round, progress.state, records)
+        self.saved = time.monotonic()
 
+    def _resumed(self):
+        """What was saved; None if nothing was."""
+        found = train_checkpoint.load(self.out, self.fingerprint, self.study.start())
+        if found is None:
+            return None
+        state, records = found
+        for name in ("rows", "losses", "seconds", "timed"):
+            setattr(self, name, records[name])
+        self.study.compute_at_once(records["at_once"])  # as many as there, whatever this machine would take
+        return Progress(int(state.round), state, np.zeros(0), [], [], 0.0)
 
-def _at_once(federation, clients, image_shape):
-    """How many clients to compute side by side."""
-    count, held = clients.shape
-    return min(federation.sampled(count), side_by_side(_in_flight(federation, held), image_shape))
+    def _clear(self):
+        """Removes what an earlier simulation left."""
+        if self.out is not None:
+            self._forget()
+            for name in (weights.NAME, RECORD):
+                (self.out / name).unlink(missing_ok=True)
 
-
-def _check_memory(federation, state, pool, clients, key):
-    """Refuses rounds that the memory does not hold, before the first one."""
-    try:
-        check_memory(lambda: federated.program_bytes(federation, state, pool, clients, key), memory.available())
-    except TooLarge as error:
-        pictures = _in_flight(federation, clients.shape[1])
-        fewer = f"--batch-size {max(1, int(error.share * pictures))}"
-        if federation.local is not None:  # of which a round has a whole number
-            fewer = "a smaller --local-batch-size"
-        if federation.at_once > 1:
-            fewer = f"--at-once {max(1, int(error.share * federation.at_once))}, or {fewer}"
-        raise checks.InputError(
-            f"at_once={federation.at_once} clients with {pictures:,} pictures each: a round needs "
-            f"{error.needed / 1e9:.1f} GB, there are {error.available / 1e9:.1f} GB; try {fewer}"
-        ) from error
+    def _forget(self):
+        if self.out is not None:
+            train_checkpoint.remove(self.out)
 
 
 def _copied(progress):
@@ -311,7 +205,7 @@ def _copied(progress):
     return progress._replace(state=jax.tree.map(jnp.copy, progress.state))
 
 
-def _last_finite(play, base, error, rounds):
+def _last_finite(study, base, error):
     """Plays the rounds from `base` to the one that diverged once more, one by one, whatever the chunks were.
 
     Returns:
@@ -319,7 +213,7 @@ def _last_finite(play, base, error, rounds):
     """
     kept, losses = base, []
     try:
-        for progress in play(_copied(base).state, list(range(base.round + 1, rounds + 1))):
+        for progress in study.play(_copied(base).state, list(range(base.round + 1, study.spec.rounds + 1))):
             if progress.round >= error.round:
                 break
             kept = _copied(progress)

@@ -16,7 +16,9 @@ from gi_jax.experiments.environment import environment
 from gi_jax.experiments.session import Report
 from gi_jax.experiments.spec import Execution
 from gi_jax.experiments.store import Store
-from gi_jax.experiments.training import TrainSpec, run_seeds, run_training
+from gi_jax.experiments.train_seeds import run_seeds
+from gi_jax.experiments.train_spec import TrainSpec
+from gi_jax.experiments.training import run_training
 
 NETWORKS = "networks"
 UNFINISHED = "unfinished"

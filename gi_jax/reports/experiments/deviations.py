@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gi_jax import defenses
 from gi_jax.experiments import published
 from gi_jax.experiments.catalogue import total_variation_of
-from gi_jax.experiments.training import TrainSpec
+from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.reports.experiments.found import Found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gi_jax.attacks import ATTACKS
 from gi_jax.experiments.catalogue import in_words
 from gi_jax.experiments.spec import AttackSpec
-from gi_jax.experiments.training import TrainSpec
+from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.reports.experiments.found import Found
 from gi_jax.reports.page import Code, Column, Details, Notes, Section, Table, Text
 
