@@ -390,7 +390,7 @@ def test_estimates_count_networks_that_are_still_to_be_trained(tmp_path, whole):
     (tmp_path / "networks" / NETWORK.fingerprint).mkdir(parents=True)  # a training that was cut off
     cost = estimate.estimate([CELLS[:1]], store)
     assert (cost.cells, cost.unknown, cost.unknown_networks) == (1, 1, 1) and cost.train_pictures > 0
-    assert any("1 networks" in line for line in estimate.words([CELLS[:1]], store))
+    assert any("1 network" in line for line in estimate.words([CELLS[:1]], store))
     assert estimate.estimate([CELLS[:1]], whole).unknown_networks == 0
     # The time of a network of the store is that of another seed.
     other = Cell(ATTACK, dataclasses.replace(NETWORK, seed=1))
@@ -412,7 +412,7 @@ def test_estimates_count_all_that_a_job_computes_again(whole):
     (job,) = jobs([Cell(spec, NETWORK) for spec in swept])
     cost = estimate.estimate([job, job[:1]], whole)  # the second has nothing left to do then
     assert (cost.cells, cost.there, cost.image_iterations) == (3, 2, 3 * 2 * 3)
-    assert "2 cells that are there are among them" in " ".join(estimate.words([job], whole))
+    assert "among them 2 cells there already" in " ".join(estimate.words([job], whole))
 
 
 def test_estimates_take_the_rate_of_the_launch_of_nearest_size(whole, tmp_path):

@@ -42,6 +42,7 @@ from gi_jax.reports.page import (
     written,
 )
 from gi_jax.reports.raster import png_of
+from gi_jax.words import counted
 
 EMPTY_ELEMENTS = {"meta", "img", "br"}
 AWKWARD = 'a <b> & "c" | d_e *f*'
@@ -180,7 +181,7 @@ def test_every_experiment_at_every_state(name, state):
     assert "What came out" in words or name == "table3"
     assert "nan" not in words and "None" not in words
     ran = sum(one.row is not None for one in found)
-    assert f"{ran} of {len(found)} cells were run" in page.lead[1]
+    assert f"{ran} of {counted(len(found), 'cell')} run" in page.lead[1]
 
 
 @pytest.mark.parametrize("name", BUILDERS)

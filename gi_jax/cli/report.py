@@ -6,6 +6,7 @@ from pathlib import Path
 from gi_jax.cli import terminal
 from gi_jax.cli.run import expand
 from gi_jax.errors import InputError
+from gi_jax.words import counted
 
 EXAMPLES = """\
 examples:
@@ -68,11 +69,11 @@ def run(options) -> int:
         page = report(name, experiment.title, experiment.about, found, scale)
         write_atomically(options.out / f"{name}.html", html.render(page))
         markdown.write(page, options.out / f"{name}.md")
-        words = f"{name}: {one.ran} of {one.total} cells at scale {scale}: {options.out / name}.html"
+        words = f"{name}: {one.ran} of {counted(one.total, 'cell')} at scale {scale}: {options.out / name}.html"
         console.print(words, highlight=False)
         older = of_older_revisions((one.cell for one in placed(name, scale)), store)
         if older:
-            words = f"{older} rows are of an older revision of gi_jax; gi-jax run {name} computes them anew"
+            words = f"{counted(older, 'row')} of an older revision of gi_jax; gi-jax run {name} computes anew"
             console.print(words, highlight=False)
     return 0
 
@@ -89,7 +90,7 @@ def _nothing(names, scale, store) -> InputError:
     name, what = (names[0], names[0]) if len(names) == 1 else ("NAME", "any experiment")
     at, option = (f" at scale {scale}", f" --scale {scale}") if scale else ("", "")
     only = f", only at {' and '.join(there)}" if there else ""
-    stale = f"; {older} rows are of an older revision of gi_jax" if older else ""
+    stale = f"; {counted(older, 'row')} of an older revision of gi_jax" if older else ""
     instead = f", or --scale {there[-1]}" if there else ""
     return InputError(
         f"{store.path} holds nothing of {what}{at}{only}{stale}: expected gi-jax run {name}{option} --out "

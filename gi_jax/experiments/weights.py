@@ -13,6 +13,7 @@ from gi_jax import checks, models
 from gi_jax.experiments.checkpoint import write_atomically
 from gi_jax.models import FlaxNetwork
 from gi_jax.types import BatchStats, Params
+from gi_jax.words import counted
 
 NAME = "weights.msgpack"
 _FORMAT = "gi_jax weights 1"
@@ -76,8 +77,7 @@ class Origin:
         under = "" if self.defense == "none" else f" under {self.defense}"
         pictures = "" if self.train_pictures is None else f"{self.train_pictures:,} pictures of "
         what = f"{epochs} {unit}{under} on {pictures}the train split of {self.data}{tested}"
-        members = "1 client" if self.clients == 1 else f"{self.clients} clients"
-        by = "" if self.clients is None else f" by a federation of {members}"
+        by = "" if self.clients is None else f" by a federation of {counted(self.clients, 'client')}"
         return f"The network ({self.model}) was trained{by} for {what}."
 
     def check_fits(self, num_classes: int, image_shape: tuple[int, ...], name: str) -> None:

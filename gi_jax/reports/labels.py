@@ -5,6 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from gi_jax.words import counted
+
 SMALLEST_WRITTEN = 5
 """Per cent of a bar: a smaller part has no room for its number."""
 
@@ -13,7 +15,7 @@ def print_methods(console: Console, result: dict) -> None:
     """A row a method of `gi_jax.experiments.labels.run_labels`, means over the batches."""
     console.print(f"- {result['network']}", highlight=False)
     batches = len(result["true_counts"])
-    table = Table(title=f"{batches} batches of {result['batch_size']}, mean overlap with the truth")
+    table = Table(title=f"{counted(batches, 'batch')} of {result['batch_size']}, mean overlap with the truth")
     table.title_justify = "left"
     for heading in ("method", "classes", "counts", "all right"):
         table.add_column(heading, justify="left" if heading == "method" else "right")

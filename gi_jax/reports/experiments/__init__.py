@@ -19,6 +19,7 @@ from gi_jax.reports.experiments import (
 )
 from gi_jax.reports.experiments.found import Found
 from gi_jax.reports.page import Notes, Page, Section
+from gi_jax.words import counted
 
 BUILDERS: dict[str, Callable[[Sequence[Found], str], tuple[Section, ...]]] = {
     "table1": table1.build,
@@ -51,7 +52,7 @@ def report(name: str, title: str, about: str, found: Sequence[Found], scale: str
     """
     build = BUILDERS[checks.one_of("experiment", name, BUILDERS)]
     ran = sum(one.row is not None for one in found)
-    state = f"Scale {scale}: {ran} of {len(found)} cells were run."
+    state = f"Scale {scale}: {ran} of {counted(len(found), 'cell')} run."
     differs = deviations.sentences(name, found) if name in WITH_PUBLISHED_ATTACKS else []
     first = (Section("Not as in the paper", (Notes(tuple(differs)),)),) if differs else ()
     notes = [note for table in (published.table2(), published.table3()) for note in (table.source, *table.notes)]

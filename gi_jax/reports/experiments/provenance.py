@@ -11,6 +11,7 @@ from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.reports.experiments.found import Found
 from gi_jax.reports.page import Code, Column, Details, Notes, Section, Table, Text
+from gi_jax.words import counted
 
 _FLAGS = {"learning_rate": "lr", "local_rate": "local-lr", "defenses": "compare"}
 """Field of `AttackSpec` to its option, where they differ."""
@@ -116,7 +117,8 @@ def _hardware(ran):
     for one in ran:
         environment = {name: value for name, value in one.row["environment"].items() if name != "time"}
         machines.setdefault(", ".join(f"{name} {value}" for name, value in environment.items()), []).append(one)
-    return (Notes(tuple(f"{_cells(len(cells))}: {text}" for text, cells in machines.items())),) if machines else ()
+    lines = tuple(f"{counted(len(cells), 'cell')}: {text}" for text, cells in machines.items())
+    return (Notes(lines),) if machines else ()
 
 
 def _commands(ran):
@@ -140,10 +142,6 @@ def _weights(network):
 def _missing(found):
     missing = tuple(in_words(one.where) or str(one.where.get("what")) for one in found if one.row is None)
     return (Notes(missing),) if missing else ()
-
-
-def _cells(count):
-    return "1 cell" if count == 1 else f"{count} cells"
 
 
 def _plain(value) -> str:
