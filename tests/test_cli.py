@@ -15,6 +15,7 @@ from PIL import Image
 
 from gi_jax import cli
 from gi_jax.defenses import DEFENSES
+from gi_jax.experiments import checkpoint
 from gi_jax.experiments.session import Report
 from gi_jax.experiments.spec import AttackSpec
 
@@ -98,6 +99,50 @@ def test_an_estimate_prints_the_cost_and_writes_nothing(tmp_path, capsys):
 def test_results_of_other_settings_are_not_overwritten(attacked, capsys):
     assert cli.main(["attack", "--steps", "7", "--out", str(attacked[0][0])]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_command_comes_before_the_folder(attacked, tmp_path, capsys):
+    out, _, _ = attacked[0]
+    for command in ("attack", "train", "federate"):
+        if command != "attack":
+            out = tmp_path
+            (out / "weights.msgpack").touch()
+        assert cli.main([command, "--data", "folder:nowhere", "--out", str(out)]) == 2
+        assert "nowhere: no such file" in capsys.readouterr().err
+
+
+def test_settings_that_differ_are_named(attacked, capsys):
+    out, _, _ = attacked[0]
+    defenses = ["--compare", "gaussian:sigma=0.03", "--compare", "none"]
+    assert cli.main(["attack", "--num-batches", "2", "--steps", "251", *defenses, "--out", str(out)]) == 2
+    assert "holds results of other settings (steps 250, not 251): choose" in capsys.readouterr().err
+
+
+QUICK = ["attack", "--model", "mlp", "--image-size", "8", "--num-batches", "1", "--steps", "3", "--compare", "none"]
+
+
+@pytest.mark.parametrize("command", [QUICK, ["train", "--epochs", "0.1"], ["federate", "--rounds", "1"], ["decode"]])
+def test_two_runs_do_not_share_a_folder(command, tmp_path, capsys):
+    with cli.terminal.held(tmp_path):
+        assert cli.main([*command, "--out", str(tmp_path)]) == 2
+        assert f"{tmp_path}: another gi-jax works there; wait for it" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+    with cli.terminal.held(tmp_path):  # let go of
+        pass
+
+
+def test_a_command_that_is_refused_leaves_no_folder(tmp_path):
+    out, mine = tmp_path / "a" / "new", tmp_path / "mine"
+    mine.mkdir()
+    for folder in (out, mine):
+        assert cli.main([*QUICK, "--data", "folder:nowhere", "--out", str(folder)]) == 2
+    assert not out.exists() and mine.exists()
+
+
+def test_an_unfinished_attack_of_other_settings_is_not_to_be_resumed(tmp_path, capsys):
+    checkpoint.save(tmp_path, "another", {})
+    assert cli.main([*QUICK, "--out", str(tmp_path)]) == 2
+    assert "belongs to an attack with other settings" in capsys.readouterr().err
 
 
 def test_a_resume_of_nothing_says_that_it_starts_anew(tmp_path, capsys):

@@ -322,10 +322,26 @@ def test_missing_and_empty_places_are_refused(tmp_path):
         with refused("is empty"):
             load(name, data_dir=data_dir)
     write_picture(tmp_path / "loose.png")
-    with refused("holds no class folders", "<class>"):
+    with refused("holds no class folders with pictures, nor two pictures", "<class>"):
         load(f"folder:{tmp_path}")
     with refused("holds no train pictures of CIFAR-10", "data_batch_1", "airplane"):
         load("cifar10", data_dir=tmp_path)
+
+
+def test_pictures_without_class_folders_are_a_class_each(tmp_path):
+    colors = {"b.png": 200, "a.jpg": 50, "a.png": 120}
+    for name, level in colors.items():
+        Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(tmp_path / name, quality=100)
+    (tmp_path / "notes.txt").write_text("no picture")
+    found = load(f"folder:{tmp_path}", image_size=4, per_class=1)
+    assert found.class_names == ("a.jpg", "a.png", "b.png") and found.labels.tolist() == [0, 1, 2]
+    assert np.abs(found.images.astype(int)[:, 0, 0, 0] - [50, 120, 200]).max() <= 1
+    assert "3 pictures" in found.note and "each a class of its own" in found.note
+    with refused("split 'test' is missing", "choose split 'train'"):
+        load(f"folder:{tmp_path}", "test")
+    # Beside class folders they are left out, as other files are.
+    write_picture(tmp_path / "cats" / "1.png")
+    assert load(f"folder:{tmp_path}").class_names == ("cats",)
 
 
 def test_missing_splits_are_refused(tmp_path, prepared):

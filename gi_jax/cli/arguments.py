@@ -16,7 +16,12 @@ def numbers(kind):
 def data_arguments(add, default: str | None = "photos") -> None:
     """Where pictures come from; `add` is `add_argument` of a parser or of a group in it."""
     said = f"default: {default or 'none'}"
-    add("--data", default=default, metavar="D", help=f"photos (embedded), cifar10 or folder:PATH ({said})")
+    add(
+        "--data",
+        default=default,
+        metavar="D",
+        help=f"photos (embedded), cifar10, or folder:PATH with a folder a class, or with pictures only ({said})",
+    )
     add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
     add("--image-size", type=int, metavar="S", help="resize to S x S (default: the data set's own; folders 32)")
 

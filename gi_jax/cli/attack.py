@@ -172,7 +172,6 @@ def _defense_help() -> str:
 
 
 def run(options) -> int:
-    from gi_jax.experiments import checkpoint
     from gi_jax.experiments.spec import DEMONSTRATION, AttackSpec, Execution
 
     terminal.set_up_compilation()
@@ -195,7 +194,24 @@ def run(options) -> int:
 
     if options.estimate:
         return _estimate(spec, execution)
-    done = terminal.finished(options.out, spec.fingerprint, resume=options.resume, overwrite=options.overwrite)
+    with terminal.held(options.out):
+        return _run(options, spec, execution)
+
+
+def _run(options, spec, execution) -> int:
+    from gi_jax.experiments import checkpoint
+    from gi_jax.experiments.attack import run_attack
+    from gi_jax.experiments.spec import DEMONSTRATION
+    from gi_jax.experiments.victims import make_victims
+
+    with terminal.refusing_after(lambda: make_victims(spec, options.data_dir)):
+        done = terminal.finished(
+            options.out,
+            spec.fingerprint,
+            dataclasses.asdict(spec),
+            resume=options.resume,
+            overwrite=options.overwrite,
+        )
     if done is not None:
         checkpoint.remove(options.out)
         if options.reference_scoring and any(_lacks_published_scoring(run) for run in done["runs"]):
@@ -205,9 +221,6 @@ def run(options) -> int:
         print(f"{options.out} holds this attack already, complete: it is shown, and --overwrite runs it again")
         return _show(options.out, done)
 
-    from gi_jax.experiments.attack import run_attack
-
-    options.out.mkdir(parents=True, exist_ok=True)
     with terminal.Stop() as stop:
         with terminal.progress_bar() as show:
 
@@ -258,7 +271,7 @@ def _write(out: Path, spec, outcome) -> None:
     from gi_jax.experiments.decode import remove_attack, save_attack
     from gi_jax.reports import picture
 
-    result = {"fingerprint": spec.fingerprint, **outcome.result}
+    result = {"fingerprint": spec.fingerprint, "settings": dataclasses.asdict(spec), **outcome.result}
     rows = "".join(json.dumps(row) + "\n" for row in outcome.history)
     write_atomically(out / "history.jsonl", rows)
     first = outcome.reconstructions[0]

@@ -88,9 +88,15 @@ def run(options) -> int:
         pool, runs = decode.encode_pool(spec, options.data_dir)
         fingerprint = spec.fingerprint
     fingerprint += "-inferred" * options.infer_mapping
-    terminal.finished(options.out, fingerprint, resume=False, overwrite=options.overwrite)
-    options.out.mkdir(parents=True, exist_ok=True)
+    with terminal.held(options.out):
+        terminal.finished(options.out, fingerprint, resume=False, overwrite=options.overwrite)
+        return _decode(options, fingerprint, pool, runs)
+
+
+def _decode(options, fingerprint, pool, runs) -> int:
     from rich.console import Console
+
+    from gi_jax.experiments import decode
 
     console = terminal.stdout()
     with Console(stderr=True).status("decoding") as status:

@@ -114,17 +114,26 @@ def run(options) -> int:
     import dataclasses
 
     from gi_jax.experiments import weights
-    from gi_jax.experiments.federation import RECORD, run_federation
+    from gi_jax.experiments.federation import RECORD
     from gi_jax.experiments.federation_spec import FederationSpec
-    from gi_jax.reports.terminal import print_table
+    from gi_jax.experiments.federation_study import FederationStudy
 
     terminal.set_up_compilation()
     names = {field.name for field in dataclasses.fields(FederationSpec)} - {"defense"}
     settings = {name: getattr(options, name) for name in names}
     spec = FederationSpec(**settings, defense=" + ".join(options.defense) or "none")
     files = [options.out / weights.NAME, options.out / RECORD]
-    terminal.check_trained(options.out, files, resume=options.resume, overwrite=options.overwrite)
-    options.out.mkdir(parents=True, exist_ok=True)
+    with terminal.held(options.out):
+        with terminal.refusing_after(lambda: FederationStudy(spec, options.data_dir)):
+            terminal.check_trained(options.out, files, resume=options.resume, overwrite=options.overwrite)
+        return _run(options, spec)
+
+
+def _run(options, spec) -> int:
+    from gi_jax.experiments import weights
+    from gi_jax.experiments.federation import RECORD, run_federation
+    from gi_jax.reports.terminal import print_table
+
     with terminal.Interrupt() as interrupt, terminal.progress_bar("pictures/s") as on_report:
         outcome = run_federation(
             spec,

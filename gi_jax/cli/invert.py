@@ -73,8 +73,7 @@ def add_parser(commands) -> None:
 
 def run(options) -> int:
     from gi_jax.attacks import ATTACKS
-    from gi_jax.experiments import checkpoint
-    from gi_jax.experiments.invert import fingerprint, invert
+    from gi_jax.experiments.invert import fingerprint
     from gi_jax.experiments.spec import AttackSpec
     from gi_jax.experiments.weights import settings_of
 
@@ -95,13 +94,20 @@ def run(options) -> int:
     spec = AttackSpec(**settings, **settings_of(options.weights), defenses=(" + ".join(options.defense or ["none"]),))
     meant = dict(after=rate if options.after else None, labels=labels)
     wanted = fingerprint(options.file, spec, **meant)
+    with terminal.held(options.out):
+        return _run(options, spec, wanted, meant)
+
+
+def _run(options, spec, wanted, meant) -> int:
+    from gi_jax.experiments import checkpoint
+    from gi_jax.experiments.invert import invert
+
     done = terminal.finished(options.out, wanted, resume=options.resume, overwrite=options.overwrite)
     if done is not None:
         checkpoint.remove(options.out)
         print(f"{options.out} holds this already, complete: it is shown, and --overwrite runs it again")
         _show(options.out, done)
         return 0
-    options.out.mkdir(parents=True, exist_ok=True)
     with terminal.Interrupt() as interrupt, terminal.progress_bar() as on_report:
         running = dict(resume=options.resume, on_report=on_report, should_stop=interrupt.requested)
         found = invert(options.file, spec, options.out, **meant, **running)

@@ -1,10 +1,14 @@
 """What the commands share: the parser's errors, the progress bar, and results that are there already."""
 
 import argparse
+import fcntl
 import json
+import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gi_jax.errors import InputError
@@ -30,32 +34,91 @@ def stdout():
     return Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
 
 
-def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict | None:
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """The folder `out`, made and held against other runs; without it if nothing was written.
+
+    Raises:
+      InputError: if another run works there.
+    """
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{out}: another gi-jax works there; wait for it, or choose another --out") from error
+        except OSError:  # a file system that locks no folders
+            pass
+        yield
+    finally:
+        os.close(folder)
+        if made and not any(out.iterdir()):
+            out.rmdir()
+
+
+@contextmanager
+def refusing_after(check: Callable[[], object]) -> Iterator[None]:
+    """What is refused because of an earlier run is refused for a fault of its own first, if `check` finds one."""
+    try:
+        yield
+    except InputError:
+        check()
+        raise
+
+
+def finished(out: Path, wanted: str, settings: dict | None = None, *, resume: bool, overwrite: bool) -> dict | None:
     """The result that lies in `out`, if it is complete and has this fingerprint, unless it is to be made anew.
 
     Says so where there is nothing to resume.
+
+    Args:
+      out: a folder.
+      wanted: the fingerprint.
+      settings: what it is of, by name; those that differ are named where the result holds its own.
     """
     from gi_jax.experiments import checkpoint
 
-    unfinished = out / checkpoint.NAME
-    if unfinished.exists() and not (resume or overwrite):
-        raise InputError(f"{unfinished} is an unfinished attack: add --resume to go on, or --overwrite to start anew")
-    path = out / "result.json"
-    found = _complete(path, wanted, overwrite) if path.exists() else None
-    if resume and found is None and not unfinished.exists():
+    path, unfinished = out / "result.json", out / checkpoint.NAME
+    found = json_of(path)
+    if not overwrite:
+        if found is not None and found["fingerprint"] != wanted:
+            differing = _differing(found.get("settings"), settings)
+            raise InputError(
+                f"{path} holds results of other settings{differing}: choose another --out, or add --overwrite"
+            )
+        if unfinished.exists():
+            checkpoint.load(out, wanted)
+            if not resume:
+                raise InputError(
+                    f"{unfinished} is an unfinished attack: add --resume to go on, or --overwrite to start anew"
+                )
+    complete = found is not None and found["complete"] and not overwrite
+    if resume and not complete and not unfinished.exists():
         print(f"nothing to resume in {out}: starting anew")
-    return found
+    return found if complete else None
 
 
-def _complete(path: Path, wanted: str, overwrite: bool) -> dict | None:
+def json_of(path: Path) -> dict | None:
+    """A result of gi-jax; None if there is none."""
+    if not path.exists():
+        return None
     try:
-        result = json.loads(path.read_text())
-        fingerprint, complete = result["fingerprint"], result["complete"]
+        result = json.loads(path.read_text(encoding="utf-8"))
+        _ = result["fingerprint"], result["complete"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a result of gi-jax ({error}): choose another --out") from error
-    if fingerprint != wanted and not overwrite:
-        raise InputError(f"{path} holds results of other settings: choose another --out, or add --overwrite")
-    return result if fingerprint == wanted and complete and not overwrite else None
+    return result
+
+
+def _differing(there: dict | None, wanted: dict | None) -> str:
+    """` (steps 3000, not 200)`: what differs, the first three."""
+    if not there or not wanted:
+        return ""
+    plain = json.loads(json.dumps(wanted))
+    differing = [f"{name} {there.get(name)}, not {value}" for name, value in plain.items() if there.get(name) != value]
+    return f" ({'; '.join(differing[:3])}{'; ...' * (len(differing) > 3)})" if differing else ""
 
 
 def check_absent(path: Path, *, overwrite: bool) -> None:

@@ -85,9 +85,8 @@ def add_parser(commands) -> None:
 
 def run(options) -> int:
     from gi_jax.experiments import train_folder, weights
-    from gi_jax.experiments.train_seeds import run_seeds
+    from gi_jax.experiments.study import Study
     from gi_jax.experiments.train_spec import TrainSpec
-    from gi_jax.experiments.training import run_training
 
     terminal.set_up_compilation()
     names = ("data", "image_size", "train_pictures", "model", "recipe", "epochs", "batch_size", "schedule", "augment")
@@ -97,8 +96,17 @@ def run(options) -> int:
     seeds = _seeds(options)
     files = [options.out / weights.NAME, options.out / train_folder.RECORD]
     files += sorted(options.out.glob(f"seed-*/{weights.NAME}"))
-    terminal.check_trained(options.out, files, resume=options.resume, overwrite=options.overwrite)
-    options.out.mkdir(parents=True, exist_ok=True)
+    with terminal.held(options.out):
+        with terminal.refusing_after(lambda: Study(spec, options.data_dir)):
+            terminal.check_trained(options.out, files, resume=options.resume, overwrite=options.overwrite)
+        return _run(options, spec, seeds)
+
+
+def _run(options, spec, seeds) -> int:
+    from gi_jax.experiments import train_folder
+    from gi_jax.experiments.train_seeds import run_seeds
+    from gi_jax.experiments.training import run_training
+
     running = dict(
         out=options.out, resume=options.resume, checkpoint_epochs=options.checkpoint_epochs, timing=options.timing
     )

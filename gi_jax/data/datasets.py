@@ -28,7 +28,8 @@ DATASETS: dict[str, tuple[str, str]] = {
         "Krizhevsky 2009, Learning multiple layers of features from tiny images",
     ),
     "folder:PATH": (
-        "your own pictures, in PATH/<class>/ or PATH/<split>/<class>/, or a tar archive of such folders",
+        "your own pictures, in PATH/<class>/ or PATH/<split>/<class>/, or in PATH, each a class of its own; or a tar "
+        "archive of these",
         "any format that Pillow reads",
     ),
 }

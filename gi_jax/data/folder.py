@@ -1,4 +1,4 @@
-"""Class folders of picture files, in a directory or a tar archive: one folder per class.
+"""Class folders of picture files, in a directory or a tar archive: one folder per class, or pictures without folders.
 
 Scan order: round robin over the classes. Files of a class are sorted by name; the order of the whole is
 (rank of the file within its class, class). So any prefix holds the classes in equal shares.
@@ -23,9 +23,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load_folder(path: str | Path, split: str, image_size: int | None, per_class: int | None) -> Dataset:
-    """Reads `path/<split>/<class>/*` or `path/<class>/*`, possibly below one more folder.
+    """Reads `path/<split>/<class>/*` or `path/<class>/*`, possibly below one more folder, or `path/*`.
 
-    Class folders without a split folder above them are the train split. Files whose suffix is none of a
+    Class folders without a split folder above them are the train split, and so are pictures without class folders,
+    each of which is a class of its own: two at least, as one class has no gradient. Files whose suffix is none of a
     picture format are skipped. Class names are those of all splits, so that labels agree between splits.
 
     Args:
@@ -43,25 +44,33 @@ def load_folder(path: str | Path, split: str, image_size: int | None, per_class:
     path = Path(path).expanduser()
     names, files = read_files(path, folder_of_picture(split), per_class)
     folders = {_parents(name) for name in names if is_picture(name)}
-    classes = _classes(folders, split, path)
-    class_names = tuple(sorted({name for _, name in classes.values()}))
-    by_class = {name: [] for name in class_names}
+    if folders == {()} and sum(map(is_picture, names)) > 1:
+        _check_split(split, {"train"}, path)
+        by_class, of_its_own = {name: [name] for name in sorted(files)}, ", each a class of its own"
+    else:
+        by_class, of_its_own = _by_class(files, _classes(folders, split, path), split), ""
+    images, labels = decode_round_robin(by_class, files, path, image_size or 32)
+    note = f"{len(images)} pictures of {path}{of_its_own}, center square; normalized by the ImageNet constants"
+    return Dataset(f"folder:{path}", images, labels, tuple(by_class), IMAGENET_MEAN, IMAGENET_STD, note)
+
+
+def _by_class(files, classes, split) -> dict[str, list[str]]:
+    """Class name to the files of a split, for the classes of all splits."""
+    by_class = {name: [] for name in sorted({name for _, name in classes.values()})}
     for name in files:
         folder_split, class_name = classes.get(_parents(name), (None, None))
         if folder_split == split:
             by_class[class_name].append(name)
-    images, labels = decode_round_robin(by_class, files, path, image_size or 32)
-    note = f"{len(images)} pictures of {path}, center square; normalized by the ImageNet constants"
-    return Dataset(f"folder:{path}", images, labels, class_names, IMAGENET_MEAN, IMAGENET_STD, note)
+    return by_class
 
 
 def folder_of_picture(split: str) -> Callable[[str], Hashable | None]:
-    """The grouping for `read_files`: the folder a picture lies in; None below the folder of another split."""
+    """The grouping for `read_files`: the folder a picture lies in, or itself; None below another split's folder."""
 
     def group(name: str) -> Hashable | None:
         parents = _parents(name)
         other_split = len(parents) > 1 and parents[-2] in SPLITS and parents[-2] != split
-        return None if other_split or not parents or not is_picture(name) else parents
+        return None if other_split or not is_picture(name) else parents or name
 
     return group
 
@@ -108,12 +117,16 @@ def _classes(folders, split, path) -> dict[tuple[str, ...], tuple[str, str]]:
     found = {folder_split for folder_split, _ in split_folders.values()}
     if not found:
         raise InputError(
-            f"{path} holds no class folders with pictures; "
-            f"expected {path}/<class>/*.png or {path}/{split}/<class>/*.png (any format Pillow reads)"
+            f"{path} holds no class folders with pictures, nor two pictures; "
+            f"expected {path}/<class>/*.png, {path}/{split}/<class>/*.png or {path}/*.png (any format Pillow reads)"
         )
+    _check_split(split, found, path)
+    return split_folders
+
+
+def _check_split(split, found, path):
     if split not in found:
         raise InputError(
             f"split {split!r} is missing in {path}: expected pictures in {path}/{split}/<class>/; "
-            f"choose split {found.pop()!r} or add that folder"
+            f"choose split {min(found)!r} or add that folder"
         )
-    return split_folders

@@ -41,7 +41,8 @@ def load(folder: Path, fingerprint: str) -> dict | None:
         raise checks.InputError(f"{path} is damaged ({type(error).__name__}): delete it to start anew") from error
     if spec != fingerprint:
         raise checks.InputError(
-            f"{path} belongs to an attack with other settings: repeat those, or choose another folder with --out"
+            f"{path} belongs to an attack with other settings: repeat those, choose another folder with --out, or add "
+            "--overwrite to start anew"
         )
     return content
 

@@ -155,14 +155,14 @@ def encode_pool(spec: DecodeSpec, data_dir: str | None = None) -> tuple[Pool, li
     pool = Pool(chosen.as_float(), [chosen.class_names[label] for label in chosen.labels], space, chosen.note)
     images = space.normalize(jnp.asarray(pool.images))
     labels = one_hot(chosen.labels, chosen.num_classes)
-    key = key_of(spec.seed, Stream.ENCODING)
     runs = []
     for text in spec.defenses:
         mixing = defenses.parse(text).mixing
         public = public_pictures(spec.data, spec.split, data_dir, spec.image_size) if mixing.num_public else None
         public = None if public is None else space.normalize(public)
         epochs = jax.jit(jax.vmap(mixing, (0, None, None, None)))
-        encoded = epochs(jax.random.split(key, spec.encodings), images, labels, public)
+        keys = jax.random.split(key_of(spec.seed, Stream.ENCODING), spec.encodings)  # the same for all defenses
+        encoded = epochs(keys, images, labels, public)
         if spec.mix_index == "reference":
             encoded = encoded._replace(images=_slipped(encoded.images, spec.batch_size))
         encoded = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), encoded)

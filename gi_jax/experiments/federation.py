@@ -78,11 +78,13 @@ class _Simulation:
     def run(self, resume, on_report, should_stop) -> TrainingOutcome:
         study, rounds = self.study, self.study.spec.rounds
         latest = self._resumed() if resume and self.out is not None else None
-        if latest is None:
-            self._clear()
+        begins = latest is None
+        if begins:
             latest = _copied(Progress(0, study.start(), np.zeros(0), [], [], 0.0))
         before, stopped, diverged = latest, False, None
         self.seconds["first"] += study.compile(latest.state)
+        if begins:
+            self._clear()  # what is refused before loses nothing
         try:
             for progress in study.play(_copied(latest).state, self.ends):
                 before, latest = latest, _copied(progress)  # whose loss is finite, and whose is not known yet
