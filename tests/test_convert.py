@@ -183,7 +183,8 @@ def test_files_keep_the_order_or_sort_numbers_as_numbers(tmp_path):
         (".", None, "is a folder: name a file in it; expected what torch.save"),
         ("a.npz", b"PK\x03\x04 and no more", "a.npz is damaged or no file of weights"),
         ("a.safetensors", b"\x10\x00\x00", "a.safetensors is damaged or no file of weights"),
-        ("a.pth", b"x", "a.pth is read by PyTorch, which is not installed: pip install torch"),
+        ("a.pth", b"PK", "a.pth is read by PyTorch, which is not installed: pip install torch"),
+        ("a.txt", b"notes", "a.txt is no file of torch.save; expected what torch.save"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, monkeypatch, name, content, message):

@@ -27,11 +27,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def stdout():
-    """A console on standard output, of fixed width where that is no terminal."""
+    """A console on standard output; where that is no terminal, 120 characters wide, or as COLUMNS says."""
     from rich.console import Console
 
-    # Paths and names are no markup.
-    return Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else 120, markup=False, highlight=False)  # paths and names are no markup
 
 
 @contextmanager

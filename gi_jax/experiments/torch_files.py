@@ -71,6 +71,9 @@ def _read_safetensors(file):
 
 
 def _read_torch(file):
+    with file.open("rb") as stream:
+        if not stream.read(2).startswith((b"PK", b"\x80")):  # a zip archive; a pickle, in old files
+            raise InputError(f"{file} is no file of torch.save; {_ADVICE}")
     try:
         import torch
     except ImportError as error:
