@@ -1,5 +1,7 @@
 """Strict JAX for every test: silent broadcasting and reused keys are errors."""
 
+import signal
+
 import jax
 import pytest
 
@@ -9,6 +11,12 @@ environment.compile_quickly()  # as the command line does
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if jax.__version_info__ >= (0, 10):  # that of 0.7 takes a key folded in twice, with two numbers, for reused
     jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hear_ctrl_c():
+    """A shell's background jobs ignore SIGINT, and so would the commands that tests interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="module")

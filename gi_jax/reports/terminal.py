@@ -76,17 +76,20 @@ DECODED = (
 def print_decoded(console: Console, runs: list[dict]) -> None:
     """A row a defense, source and decoder: mean over pictures. True encodings give the decoder's floor."""
     metrics = [column for column in DECODED if column[0] in runs[0]["summary"]]
-    table = Table(title="decoded pictures: mean (most leaked picture)", title_justify="left")
+    same = len({run["defense"] for run in runs}) == 1
+    under = f" under {runs[0]['defense']}" if same else ""
+    title = f"decoded pictures{under}: mean (most leaked picture)"
     inferred = any("mapping_right" in run for run in runs)
-    for heading in ("defense", "encodings", *inferred * ["mapping"], "decoder"):
+    table = Table(title=title, title_justify="left")
+    for heading in (*["defense"] * (not same), "encodings", *["mapping"] * inferred, "decoder"):
         table.add_column(heading, overflow="fold")
     for _, heading, _ in metrics:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", min_width=len(heading))
     table.add_column("pictures", justify="right")
     for run in runs:
         source = f"{run['count']} {source_of(run)}"
         cells = [_cell(run["summary"][name], form) for name, _, form in metrics]
-        names = (run["defense"], source, *inferred * [mapping_of(run)], run["decoder"])
+        names = (*[run["defense"]] * (not same), source, *[mapping_of(run)] * inferred, run["decoder"])
         table.add_row(*names, *cells, str(len(run["images"])))
     console.print(table)
 
