@@ -548,6 +548,34 @@ def test_accuracies_of_another_training_are_not_held_against_the_published_ones(
     assert "convnet, not resnet18" in said and "10,000 pictures" in said and "2 epochs" in said
 
 
+COPY = "class folders of JPEG pictures: a lossy copy of CIFAR-10"
+
+
+@pytest.mark.parametrize("what, name", [("attack", "threat_model"), ("training", "note")])
+def test_a_lossy_copy_of_the_data_is_said_and_nothing_on_it_is_compared(what, name):
+    found = [cells.attack(0, {"what": "attack", "column": "none", "batch_size": 1})]
+    found.append(cells.training(1, {"what": "training", "column": "none", "seed": 0}, 0.9))
+    assert deviations.comparable(found) and deviations.accuracies_comparable(found)
+    (one,) = select(found, what=what)
+    one.row["result"][name] = COPY if name == "note" else [*one.row["result"][name], COPY]
+    (said,) = (line for line in deviations.sentences("table2", found) if "lossy" in line)
+    assert said == f"the pictures are not the published ones: {COPY}"
+    assert deviations.comparable(found) == (what != "attack")
+    assert deviations.accuracies_comparable(found) == (what != "training")
+
+
+def test_on_how_many_pictures_accuracies_are_is_said():
+    one = cells.training(1, {"what": "training", "column": "none", "seed": 0}, 0.9)
+    pages = [report(name, "", "", [one], "small") for name in ("table2", "tradeoff")]
+    assert not any("held-out" in html.render(page) for page in pages)  # older rows do not say it
+    one.row["spec"]["test_pictures"], one.row["result"]["pictures"] = 1000, {"train": 49_000, "test": 1000}
+    assert not deviations.accuracies_comparable([one])
+    for name in ("table2", "tradeoff"):
+        page = report(name, "", "", [one], "small")
+        assert "accuracies are those on 1,000 pictures of the test split only" in differing(page)
+        assert "Our accuracies are those on 1,000 held-out pictures." in html.render(page)
+
+
 def test_copies_of_the_data_that_differ_are_said():
     attacks = [one for one in cells.full("table2") if one.where["what"] == "attack" and one.where["batch_size"] == 16]
     said = []

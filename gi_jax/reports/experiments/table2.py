@@ -53,6 +53,14 @@ def trainings(found: Sequence[Found], column: str) -> Trainings:
     return Trainings(reached, [1.0] if rows and column == "none" else ratios, len(rows) - len(reached))
 
 
+def tested_words(found: Sequence[Found]) -> str:
+    """On how many pictures our accuracies are, in a sentence; empty where no row says it, as older ones do not."""
+    rows = [one.row for one in select(found, what="training")]
+    counts = sorted({row["result"]["pictures"]["test"] for row in rows if "pictures" in row["result"]})
+    words = " or ".join(f"{count:,}" for count in counts)
+    return f"Our accuracies are those on {words} held-out pictures." if counts else ""
+
+
 def _introduction(found):
     ran = len(select(found, what="attack"))
     return Section(
@@ -108,8 +116,8 @@ def _utility(found):
     caption = (
         "Ours: mean over seeds, with the standard deviation over seeds under it (divided by n - 1); the time is "
         "measured once for seeds that were trained together. "
-        f"Published: means of {published.settings()['training_runs']} runs."
-    )
+        f"Published: means of {published.settings()['training_runs']} runs. {tested_words(found)}"
+    ).strip()
     words = _utility_words(found, columns) + leakage.outside_words(outside)
     return Section("Utility: accuracy and time", (Text(words), compact(heads, rows, caption)))
 
@@ -130,7 +138,10 @@ def _utility_words(found, columns):
         f"{defense_name(most)} costs most, {losses[most]:.2f} points of accuracy{published_words}."
     )
     if not comparable:
-        words += " These are not the published trainings; short ones say little of what a defense costs in the end."
+        words += (
+            " These are not the published trainings; short ones, and few test pictures, say little of what a defense "
+            "costs in the end."
+        )
     return words
 
 

@@ -6,7 +6,7 @@ from gi_jax.experiments import published
 from gi_jax.reports.experiments import leakage
 from gi_jax.reports.experiments.found import Found, first, values
 from gi_jax.reports.experiments.names import defense_name, family, parameters
-from gi_jax.reports.experiments.table2 import trainings
+from gi_jax.reports.experiments.table2 import tested_words, trainings
 from gi_jax.reports.figures import Point, scatter
 from gi_jax.reports.page import NONE, Column, Plot, Section, Text, compact
 
@@ -85,7 +85,7 @@ def _section(found, batch_size):
         ),
     )
     words = _words(columns, accuracy, summaries, batch_size) + leakage.outside_words(outside)
-    return Section(f"Batch size {batch_size}", (Text(words), *plots, compact(heads, rows)))
+    return Section(f"Batch size {batch_size}", (Text(words), *plots, compact(heads, rows, tested_words(found))))
 
 
 def _words(columns, accuracy, summaries, batch_size):
