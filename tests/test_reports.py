@@ -2,8 +2,11 @@
 
 import dataclasses
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import cells
@@ -146,8 +149,36 @@ def test_markdown_holds_every_block_and_escapes(tmp_path):
     check_markdown(text, files)
     assert "<b>" not in text.replace("\\<b\\>", "").replace(f"```\n{AWKWARD}\n```", "")
     markdown.write(page, tmp_path / "page.md")
-    assert (tmp_path / "page.md").read_text() == text
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(files)
+
+
+def test_pages_are_utf8_in_every_locale(tmp_path):
+    script = """if True:
+        import pathlib
+        from gi_jax.reports import markdown, page
+        markdown.write(page.Page("\\xb1", (), ()), pathlib.Path("page.md"))
+    """
+    plain = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=plain, check=True)
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == "# \xb1\n"
+
+
+def test_pictures_that_no_page_shows_any_more_are_removed(tmp_path):
+    def shows(*shades):
+        tiles = tuple(Tile(np.full((4, 4, 3), shade, np.uint8)) for shade in shades)
+        return Page("p", (), (Section("s", (PictureGrid(("a",), ("1",) * len(tiles), (tiles,)),)),))
+
+    def there():
+        return {path.name for path in (tmp_path / "pictures").iterdir()}
+
+    markdown.write(shows(1, 2, 3), tmp_path / "page.md")
+    markdown.write(shows(2), tmp_path / "other.md")
+    (tmp_path / "pictures" / "mine.png").write_bytes(b"")
+    markdown.write(shows(3), tmp_path / "page.md")
+    assert there() == {"mine.png", *markdown.render(shows(2, 3))[1]}
+    markdown.write(Page("p", (), ()), tmp_path / "page.md")
+    assert there() == {"mine.png", *markdown.render(shows(2))[1]}
 
 
 def test_pictures_keep_their_pixels():

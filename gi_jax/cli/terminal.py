@@ -49,7 +49,7 @@ def finished(out: Path, wanted: str, *, resume: bool, overwrite: bool) -> dict |
 
 def _complete(path: Path, wanted: str, overwrite: bool) -> dict | None:
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         fingerprint, complete = result["fingerprint"], result["complete"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a result of gi-jax ({error}): choose another --out") from error

@@ -223,7 +223,7 @@ def _trained(store):
     for path in sorted((store.folder / NETWORKS).glob(f"*/{RECORD}")):
         damaged = partial(_damaged, path)
         try:
-            result = json.loads(path.read_text())
+            result = json.loads(path.read_text(encoding="utf-8"))
             row = {name: result[name] for name in ("spec", "environment", "timing")}
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(error) from error
