@@ -382,6 +382,20 @@ def test_seeds_that_were_timed_once_have_no_spread_and_those_that_diverged_no_ac
     assert row[-1].value == 2 and row[-1].note == "1 diverged"
 
 
+@pytest.mark.parametrize("others", [[], [cells.training(3, {"what": "training", "column": "none", "seed": 0}, 0.9)]])
+def test_trainings_that_all_diverged_are_not_called_missing(others):
+    one = cells.training(0, {"what": "training", "column": "prune:p=0.9", "seed": 0}, None)
+    one.row["result"], one.row["timing"] = {"test_accuracy": None, "diverged": 7}, {}
+    attacked = cells.attack(0, {"what": "attack", "column": "prune:p=0.9", "batch_size": 1})
+    found = [attacked, one, *others]
+    page = report("table2", "", "", found, "small")
+    row = row_of(tables(page, "Utility: accuracy and time")[0], "pruning p = 0.9")
+    assert row["test accuracy, %: ours"] == "diverged" == row[f"{UTILITY[1]}: ours"]
+    assert "no accuracy of a defense" in page.sections[2].blocks[0].text
+    row = row_of(tables(report("tradeoff", "", "", found, "small"), "Batch size 1")[0], "pruning p = 0.9")
+    assert row["accuracy, %: ours"] == "diverged"
+
+
 def test_what_was_not_run_is_never_a_number():
     for table in tables(report("table2", "", "", [], "small"), "Leakage at batch size 1"):
         ours = [

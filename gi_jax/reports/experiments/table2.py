@@ -13,6 +13,7 @@ from gi_jax.reports.experiments.found import Found, first, select, values
 from gi_jax.reports.experiments.names import defense_name
 from gi_jax.reports.figures import Strip, strips
 from gi_jax.reports.page import NONE, Cell, Column, Plot, Section, Table, Text, compact
+from gi_jax.words import counted
 
 FIELDS = (("mean", "average LPIPS"), ("best", "best LPIPS"), ("std", "std of LPIPS"))
 LPIPS_FORM, DIFFERENCE = "{:.2f}", "{:+.2f}"
@@ -39,8 +40,12 @@ class Trainings(NamedTuple):
 
     @property
     def accuracy(self) -> float | None:
-        """Mean over seeds, per cent; None if nothing was trained."""
+        """Mean over seeds, per cent; None if no seed reached one."""
         return float(np.mean(self.accuracies)) if self.accuracies else None
+
+    def shown(self, number: float | None) -> float | str | None:
+        """A number of theirs for a table, where trainings that all diverged are no missing ones."""
+        return "diverged" if number is None and self.diverged and not self.accuracies else number
 
 
 def trainings(found: Sequence[Found], column: str) -> Trainings:
@@ -95,10 +100,10 @@ def _utility(found):
             (
                 defense_name(column),
                 _known(known),
-                Cell(trained.accuracy, _spread(trained.accuracies, "{:.2f}")),
+                Cell(trained.shown(trained.accuracy), _spread(trained.accuracies, "{:.2f}")),
                 _known(leakage.difference(trained.accuracy, known) if comparable else None),
                 _known(time),
-                Cell(ratio, _spread(trained.ratios, "{:.2f}")),
+                Cell(trained.shown(ratio), _spread(trained.ratios, "{:.2f}")),
                 _known(leakage.difference(ratio, time) if comparable else None),
                 Cell(float(len(trained.accuracies)), f"{trained.diverged} diverged" if trained.diverged else ""),
             )
@@ -128,13 +133,14 @@ def _utility_words(found, columns):
     losses = {column: trainings(found, column).accuracy for column in columns if column != "none"}
     losses = {column: base - value for column, value in losses.items() if value is not None} if base is not None else {}
     if not losses:
-        return "What came out: no defense was trained beside the undefended network yet."
+        return "What came out: no accuracy of a defense beside that of the undefended network yet."
     most = max(losses, key=losses.get)
     known = {column: paper.test_accuracy["none"] - value for column, value in paper.test_accuracy.items()}
     comparable = deviations.accuracies_comparable(found)
     published_words = f" (published: {known[most]:.2f})" if comparable and most in known else ""
     words = (
-        f"What came out: the undefended network reaches {base:.2f} %. Of {len(losses)} defenses that were trained, "
+        f"What came out: the undefended network reaches {base:.2f} %. Of {counted(len(losses), 'defense')} that "
+        "reached an accuracy, "
         f"{defense_name(most)} costs most, {losses[most]:.2f} points of accuracy{published_words}."
     )
     if not comparable:
