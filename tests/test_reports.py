@@ -20,10 +20,12 @@ from gi_jax.checks import InputError
 from gi_jax.experiments import catalogue, published
 from gi_jax.experiments.catalogue import SCALES, placed
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.store import Store
 from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.reports import html, markdown, picture
 from gi_jax.reports.experiments import BUILDERS, deviations, report
 from gi_jax.reports.experiments.found import Found, first, select, values
+from gi_jax.reports.experiments.gather import _found
 from gi_jax.reports.experiments.names import defense_name, family, parameters
 from gi_jax.reports.experiments.provenance import attack_command
 from gi_jax.reports.experiments.table1 import granted
@@ -490,6 +492,16 @@ def test_grids_show_decoded_pictures_where_there_are_any():
     page = report("figure3", "", "", [one, Found(one.where | {"column": "none"}, None)], "small")
     (grid,) = (block for section in page.sections for block in section.blocks if isinstance(block, PictureGrid))
     assert "without pictures: no defense." in grid.caption
+
+
+def test_a_cell_whose_decoded_pictures_are_lost_shows_no_encodings_in_their_place(tmp_path):
+    store, names = Store(tmp_path), ("originals", "reconstructions", "decoded", "decoded_originals")
+    kept = {name: store.save_pictures(name, np.zeros((2, 4, 4, 3))) for name in names}
+    one = cells.attack(0, {"what": "attack", "column": "mixup:k=4", "batch_size": 1}, "mixup:k=4")
+    row = one.row | {"pictures": kept | {"count": 2, "decoded_count": 2}}
+    assert len(_found(one.where, row, store, True).pictures) == 2
+    (tmp_path / kept["decoded"]).unlink()
+    assert _found(one.where, row, store, True) == Found(one.where, row)
 
 
 def test_missing_cells_are_named():

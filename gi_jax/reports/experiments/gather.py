@@ -50,6 +50,8 @@ def _found(where, row, store, pictures):
         return Found(where, row)
     kept = row["pictures"]
     decoded = store.pictures(kept.get("decoded"), kept.get("decoded_count", 1))
+    if decoded is None and "decoded" in kept:  # its file is missing; encodings are not what its captions speak of
+        return Found(where, row)
     originals = "originals" if decoded is None else "decoded_originals"
     count = kept["count"] if decoded is None else kept["decoded_count"]
     return Found(
