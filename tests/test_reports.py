@@ -418,6 +418,16 @@ def test_a_switch_compares_with_the_base():
         assert row[f"{scoring}: difference"] == pytest.approx(change)
 
 
+def test_where_another_switch_is_corrected_too_is_said():
+    specs = {tuple(one.where.values()): one.cell.spec for one in catalogue.placed("protocol", "paper")}
+    others = {name: spec for name, spec in specs.items() if name[0] not in ("all", "decode")}
+    mixed = {name for name, spec in specs.items() if getattr(spec, "mix_index", "reference") == "correct"}
+    boxed = {name for name, spec in others.items() if getattr(spec, "box", "reference") != "reference"}
+    assert mixed == {("mix_index", "corrected"), ("decode", "both")} and boxed == {("box", "corrected")}
+    said = report("protocol", "", "", [], "paper").sections[0].blocks[0].text
+    assert "but in the rows all and decode; in the latter mix_index is corrected" in said
+
+
 def test_all_at_once_mends_the_scoring_too():
     found = cells.full("protocol")
     corrected = next(one for one in found if one.where == {"switch": "all", "value": "corrected"})
