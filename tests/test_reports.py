@@ -329,6 +329,12 @@ LEAST = "least leaks under pruning p = 0.99 (0.66)"
             f"{LEAST}; not told apart from it: pruning p = 0.999 (0.65).",
         ),
         ([NONE, PRUNED, MORE, scored("prune:p=0.999", 0.64)], ["prune:p=0.99"], f"{LEAST}."),
+        (
+            # 0.036 lies between twice the standard errors from n - 1 and from n of three pictures, 0.040 and 0.033.
+            [NONE, PRUNED, scored("prune:p=0.99", 0.66, count=3), scored("prune:p=0.999", 0.624, count=3)],
+            ["prune:p=0.99", "prune:p=0.999"],
+            f"{LEAST}; not told apart from it: pruning p = 0.999 (0.62).",
+        ),
         ([MORE, PRUNED, scored("prune:p=0.999", 0.1, count=1)], ["prune:p=0.99", "prune:p=0.999"], LEAST),
         ([NONE, PRUNED], [], "1 defense was scored: too few"),
         ([NONE, PRUNED, MORE], ["prune:p=0.99"], LEAST),  # all of the scale
