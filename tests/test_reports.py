@@ -18,7 +18,7 @@ from PIL import Image
 from gi_jax import cli
 from gi_jax.checks import InputError
 from gi_jax.experiments import catalogue, published
-from gi_jax.experiments.catalogue import SCALES, placed
+from gi_jax.experiments.catalogue import SCALES, in_words, placed
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.train_spec import TrainSpec
@@ -527,6 +527,15 @@ def test_missing_cells_are_named():
     (details,) = (block for block in page.sections[-1].blocks if block.title == "What was not run")
     missing = ("all", "box", "mask_pruned")
     assert details.blocks == (Notes(tuple(f"switch {name}, value corrected" for name in missing)),)
+
+
+def test_a_cell_without_coordinates_is_called_what_it_is():
+    page = report("table3", "", "", cells.full("table3"), "small")
+    folded = {details.title: details.blocks for details in page.sections[-1].blocks}
+    assert folded["Commands"][-1].text.startswith("# attack\ngi-jax attack")
+    (row,) = folded["Protocol: settings of every cell"][-1].rows
+    assert row[1].value == "attack"
+    assert in_words({"what": "attack", "column": "none"}) == "column none"
 
 
 def test_diverged_is_not_the_same_as_not_run():

@@ -25,7 +25,7 @@ class Store:
 
     A row is one line, written under a lock in a single write, so that a kill at any moment leaves whole lines and at
     most one torn one at the end, which readers skip and the next writer removes. Where two runs computed the same cell,
-    the first row stays. Pictures lie beside the rows, under names that their content gives.
+    the first row stays. Pictures lie beside the rows, under names that begin with their cell.
 
     The lines are indexed by cell without being parsed: opening 100,000 rows takes a fraction of a second, and only
     those that are asked for are read.
