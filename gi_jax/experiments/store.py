@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from gi_jax import checks
+from gi_jax.words import counted
 
 NAME = "rows.jsonl"
 WAIT_SECONDS = 0.2
@@ -149,6 +150,11 @@ class Store:
         except OSError as error:  # PIL names no file
             raise checks.InputError(f"{self.folder / path} is damaged ({error}): remove it to do without") from error
         strip = strip[..., None] if strip.ndim == 2 else strip
+        if strip.shape[1] % count:
+            raise checks.InputError(
+                f"{self.folder / path} is damaged ({strip.shape[1]} pixels wide for {counted(count, 'picture')}): "
+                "remove it to do without"
+            )
         return np.stack(np.split(strip, count, axis=1))
 
     @contextmanager
