@@ -227,7 +227,7 @@ def test_only_the_command_of_the_process_ends_it_when_interrupted(monkeypatch, c
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_attack_takes_a_folder_of_pictures(tmp_path, capsys):
+def test_attack_takes_a_folder_of_pictures_and_says_that_it_has_changed(tmp_path, capsys):
     for name in ("ants", "bees"):
         (tmp_path / "in" / name).mkdir(parents=True)
         smooth = np.add.outer(np.arange(40), np.arange(48)).astype(np.uint8) * 2
@@ -245,6 +245,15 @@ def test_attack_takes_a_folder_of_pictures(tmp_path, capsys):
     ]
     assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert "no BatchNorm" in capsys.readouterr().out
+    bee, said = tmp_path / "in" / "bees" / "0.png", []
+    for change in (lambda: None, lambda: Image.new("RGB", (40, 40)).save(bee), bee.unlink):
+        change()
+        assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+        said.append(capsys.readouterr().out.splitlines()[0])
+    beginning = f"{tmp_path / 'out'} holds this attack already, complete"
+    assert said[0].startswith(f"{beginning}: it is shown")
+    assert said[1].startswith(f"{beginning}, but folder:{tmp_path / 'in'} has changed: it was of other pictures: it is")
+    assert said[2].startswith(f"{beginning}, but its pictures cannot be looked at again (")
 
 
 def _truncated_picture(tmp_path):

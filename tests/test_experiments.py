@@ -17,12 +17,14 @@ from gi_jax.experiments import checkpoint, session
 from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.confidence import predictive_power
 from gi_jax.experiments.decode import decode
+from gi_jax.experiments.federation_spec import FederationSpec
 from gi_jax.experiments.plan import lanes_per_launch, make_attack
 from gi_jax.experiments.scoring import threat_words, words_of_statistics
 from gi_jax.experiments.session import Session
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec, Execution, described
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.streams import Stream, key_of
+from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.experiments.victims import encode_victims, make_problems, make_victims, observe_all, reference_box
 from gi_jax.objectives import Candidate, GradientMatching, Objective, SquaredNorm, TotalVariation
 from gi_jax.reports.picture import draw
@@ -557,6 +559,34 @@ def test_the_published_box_cuts_dark_and_light_values_off():
     np.testing.assert_allclose(kept[0, 0, 0], space.low, atol=1e-6)
     np.testing.assert_allclose(kept[5, 0, 0], 0.5, atol=1e-6)
     np.testing.assert_allclose(kept[-1, 0, 0], space.high, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind, one, other",
+    [
+        (AttackSpec, dict(tv=0), dict(tv=0.0)),
+        (AttackSpec, dict(bn_prior=0, client_bn="batch"), dict(bn_prior=-0.0, client_bn="batch")),
+        (AttackSpec, dict(learning_rate=1, steps=20), dict(learning_rate=np.float64(1), steps=20.0)),
+        (AttackSpec, dict(victim_seed=1), dict(victim_seed=np.int64(1))),
+        (AttackSpec, dict(local_steps=2, local_rate=1), dict(local_steps=2.0, local_rate=1.0)),
+        (TrainSpec, dict(epochs=2), dict(epochs=2.0)),
+        (TrainSpec, dict(learning_rate=1, train_pictures=100), dict(learning_rate=1.0, train_pictures=1e2)),
+        (FederationSpec, dict(alpha=1, rounds=2), dict(alpha=1.0, rounds=2.0)),
+        (FederationSpec, dict(server_rate=1, clients=np.int32(8)), dict(server_rate=1.0, clients=8)),
+    ],
+)
+def test_a_number_has_one_fingerprint_however_it_is_written(kind, one, other):
+    assert kind(**one).fingerprint == kind(**other).fingerprint != kind().fingerprint
+
+
+def test_weights_of_zero_are_written_as_the_published_lists_have_them():
+    assert [repr(described(AttackSpec(tv=tv))["tv"]) for tv in (0, 0.0, 1, 0.5)] == ["0", "0", "1.0", "0.5"]
+
+
+@pytest.mark.parametrize("kind, wrong", [(AttackSpec, "steps"), (TrainSpec, "batch_size"), (FederationSpec, "rounds")])
+def test_fractions_of_what_is_whole_are_refused(kind, wrong):
+    with pytest.raises(InputError, match=f"{wrong}=2.5: expected a whole number"):
+        kind(**{wrong: 2.5})
 
 
 def test_fingerprints_hold_and_precisions_are_told_apart():

@@ -398,6 +398,30 @@ def test_estimates_count_networks_that_are_still_to_be_trained(tmp_path, whole):
     assert known.unknown_networks == 0 and known.seconds > estimate.estimate([CELLS[:1]], whole).seconds
 
 
+def test_estimates_of_trainings_that_may_end_early_are_of_what_such_took(tmp_path, whole):
+    stops, seen = TrainSpec(model="mlp", recipe="published"), estimate.TRAIN_PICTURES["photos"]
+    row = next(row for row, _ in estimate._trained(whole))
+
+    def words(spec, number, epochs):
+        store, result = Store(tmp_path / str(number)), row["result"] | {"network": {"epochs": epochs, "steps": 100}}
+        for seed in range(number):
+            named = Cell(dataclasses.replace(spec, seed=seed))
+            store.append({"cell": named.id, **row, **named.description, "result": result})
+        return " ".join(estimate.words([(Cell(dataclasses.replace(spec, seed=9)),)], store))
+
+    assert f"trainings: at most {200 * seen:,} pictures" in words(stops, 0, None)
+    said = words(stops, 2, 15.5)
+    assert f"trainings: {15.5 * seen:,.0f} pictures" in said and "at most" not in said and "at the rates" in said
+    assert f"trainings: {3 * seen:,} pictures" in words(dataclasses.replace(stops, epochs=3.0), 1, 15.5)
+    assert f"trainings: {10 * seen:,} pictures" in words(TrainSpec(model="mlp"), 1, 2.0)  # which goes on to its end
+    diverged = dataclasses.replace(stops, defense="prune:p=0.9")
+    result = {"test_accuracy": None, "diverged": 3}
+    store = Store(tmp_path / "diverged")
+    row |= {"result": result, "timing": {}} | Cell(diverged).description
+    store.append({"cell": Cell(diverged).id} | row)
+    assert "at most" in " ".join(estimate.words([(Cell(dataclasses.replace(diverged, seed=9)),)], store))
+
+
 def test_estimates_use_the_rates_of_the_store(whole):
     cost = estimate.estimate([CELLS[:1]], whole)
     walls = [row["timing"]["wall_seconds"] for row in whole if row["kind"] == "attack"]  # all of one program

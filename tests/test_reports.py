@@ -2,8 +2,11 @@
 
 import dataclasses
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import cells
@@ -15,12 +18,14 @@ from PIL import Image
 from gi_jax import cli
 from gi_jax.checks import InputError
 from gi_jax.experiments import catalogue, published
-from gi_jax.experiments.catalogue import SCALES, placed
+from gi_jax.experiments.catalogue import SCALES, in_words, placed
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.store import Store
 from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.reports import html, markdown, picture
 from gi_jax.reports.experiments import BUILDERS, deviations, report
 from gi_jax.reports.experiments.found import Found, first, select, values
+from gi_jax.reports.experiments.gather import _found
 from gi_jax.reports.experiments.names import defense_name, family, parameters
 from gi_jax.reports.experiments.provenance import attack_command
 from gi_jax.reports.experiments.table1 import granted
@@ -134,7 +139,9 @@ def papers_block(result):
 
 
 def test_html_holds_every_block_and_escapes():
-    read = check_html(html.render(page_of_everything()))
+    rendered = html.render(page_of_everything())
+    read = check_html(rendered)
+    assert '<div class="scroll"><img class="plot"' in rendered  # wide plots scroll on narrow screens, as tables do
     text = "".join(read.words)
     assert text.count(AWKWARD) >= 15 and "deep" in text and NOT_RUN in text
     assert len(read.sources) == 3
@@ -146,8 +153,36 @@ def test_markdown_holds_every_block_and_escapes(tmp_path):
     check_markdown(text, files)
     assert "<b>" not in text.replace("\\<b\\>", "").replace(f"```\n{AWKWARD}\n```", "")
     markdown.write(page, tmp_path / "page.md")
-    assert (tmp_path / "page.md").read_text() == text
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(files)
+
+
+def test_pages_are_utf8_in_every_locale(tmp_path):
+    script = """if True:
+        import pathlib
+        from gi_jax.reports import markdown, page
+        markdown.write(page.Page("\\xb1", (), ()), pathlib.Path("page.md"))
+    """
+    plain = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=plain, check=True)
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == "# \xb1\n"
+
+
+def test_pictures_that_no_page_shows_any_more_are_removed(tmp_path):
+    def shows(*shades):
+        tiles = tuple(Tile(np.full((4, 4, 3), shade, np.uint8)) for shade in shades)
+        return Page("p", (), (Section("s", (PictureGrid(("a",), ("1",) * len(tiles), (tiles,)),)),))
+
+    def there():
+        return {path.name for path in (tmp_path / "pictures").iterdir()}
+
+    markdown.write(shows(1, 2, 3), tmp_path / "page.md")
+    markdown.write(shows(2), tmp_path / "other.md")
+    (tmp_path / "pictures" / "mine.png").write_bytes(b"")
+    markdown.write(shows(3), tmp_path / "page.md")
+    assert there() == {"mine.png", *markdown.render(shows(2, 3))[1]}
+    markdown.write(Page("p", (), ()), tmp_path / "page.md")
+    assert there() == {"mine.png", *markdown.render(shows(2))[1]}
 
 
 def test_pictures_keep_their_pixels():
@@ -294,6 +329,12 @@ LEAST = "least leaks under pruning p = 0.99 (0.66)"
             f"{LEAST}; not told apart from it: pruning p = 0.999 (0.65).",
         ),
         ([NONE, PRUNED, MORE, scored("prune:p=0.999", 0.64)], ["prune:p=0.99"], f"{LEAST}."),
+        (
+            # 0.036 lies between twice the standard errors from n - 1 and from n of three pictures, 0.040 and 0.033.
+            [NONE, PRUNED, scored("prune:p=0.99", 0.66, count=3), scored("prune:p=0.999", 0.624, count=3)],
+            ["prune:p=0.99", "prune:p=0.999"],
+            f"{LEAST}; not told apart from it: pruning p = 0.999 (0.62).",
+        ),
         ([MORE, PRUNED, scored("prune:p=0.999", 0.1, count=1)], ["prune:p=0.99", "prune:p=0.999"], LEAST),
         ([NONE, PRUNED], [], "1 defense was scored: too few"),
         ([NONE, PRUNED, MORE], ["prune:p=0.99"], LEAST),  # all of the scale
@@ -351,6 +392,20 @@ def test_seeds_that_were_timed_once_have_no_spread_and_those_that_diverged_no_ac
     assert row[-1].value == 2 and row[-1].note == "1 diverged"
 
 
+@pytest.mark.parametrize("others", [[], [cells.training(3, {"what": "training", "column": "none", "seed": 0}, 0.9)]])
+def test_trainings_that_all_diverged_are_not_called_missing(others):
+    one = cells.training(0, {"what": "training", "column": "prune:p=0.9", "seed": 0}, None)
+    one.row["result"], one.row["timing"] = {"test_accuracy": None, "diverged": 7}, {}
+    attacked = cells.attack(0, {"what": "attack", "column": "prune:p=0.9", "batch_size": 1})
+    found = [attacked, one, *others]
+    page = report("table2", "", "", found, "small")
+    row = row_of(tables(page, "Utility: accuracy and time")[0], "pruning p = 0.9")
+    assert row["test accuracy, %: ours"] == "diverged" == row[f"{UTILITY[1]}: ours"]
+    assert "no accuracy of a defense" in page.sections[2].blocks[0].text
+    row = row_of(tables(report("tradeoff", "", "", found, "small"), "Batch size 1")[0], "pruning p = 0.9")
+    assert row["accuracy, %: ours"] == "diverged"
+
+
 def test_what_was_not_run_is_never_a_number():
     for table in tables(report("table2", "", "", [], "small"), "Leakage at batch size 1"):
         ours = [
@@ -369,6 +424,16 @@ def test_a_switch_compares_with_the_base():
         assert row[f"{scoring}: reference"] == base[f"{scoring}: reference"]
         change = row[f"{scoring}: corrected"] - row[f"{scoring}: reference"]
         assert row[f"{scoring}: difference"] == pytest.approx(change)
+
+
+def test_where_another_switch_is_corrected_too_is_said():
+    specs = {tuple(one.where.values()): one.cell.spec for one in catalogue.placed("protocol", "paper")}
+    others = {name: spec for name, spec in specs.items() if name[0] not in ("all", "decode")}
+    mixed = {name for name, spec in specs.items() if getattr(spec, "mix_index", "reference") == "correct"}
+    boxed = {name for name, spec in others.items() if getattr(spec, "box", "reference") != "reference"}
+    assert mixed == {("mix_index", "corrected"), ("decode", "both")} and boxed == {("box", "corrected")}
+    said = report("protocol", "", "", [], "paper").sections[0].blocks[0].text
+    assert "but in the rows all and decode; in the latter mix_index is corrected" in said
 
 
 def test_all_at_once_mends_the_scoring_too():
@@ -447,11 +512,30 @@ def test_grids_show_decoded_pictures_where_there_are_any():
     assert "without pictures: no defense." in grid.caption
 
 
+def test_a_cell_whose_decoded_pictures_are_lost_shows_no_encodings_in_their_place(tmp_path):
+    store, names = Store(tmp_path), ("originals", "reconstructions", "decoded", "decoded_originals")
+    kept = {name: store.save_pictures(name, np.zeros((2, 4, 4, 3))) for name in names}
+    one = cells.attack(0, {"what": "attack", "column": "mixup:k=4", "batch_size": 1}, "mixup:k=4")
+    row = one.row | {"pictures": kept | {"count": 2, "decoded_count": 2}}
+    assert len(_found(one.where, row, store, True).pictures) == 2
+    (tmp_path / kept["decoded"]).unlink()
+    assert _found(one.where, row, store, True) == Found(one.where, row)
+
+
 def test_missing_cells_are_named():
     page = report("protocol", "", "", cells.partial("protocol"), "small")
     (details,) = (block for block in page.sections[-1].blocks if block.title == "What was not run")
     missing = ("all", "box", "mask_pruned")
     assert details.blocks == (Notes(tuple(f"switch {name}, value corrected" for name in missing)),)
+
+
+def test_a_cell_without_coordinates_is_called_what_it_is():
+    page = report("table3", "", "", cells.full("table3"), "small")
+    folded = {details.title: details.blocks for details in page.sections[-1].blocks}
+    assert folded["Commands"][-1].text.startswith("# attack\ngi-jax attack")
+    (row,) = folded["Protocol: settings of every cell"][-1].rows
+    assert row[1].value == "attack"
+    assert in_words({"what": "attack", "column": "none"}) == "column none"
 
 
 def test_diverged_is_not_the_same_as_not_run():
@@ -546,6 +630,34 @@ def test_accuracies_of_another_training_are_not_held_against_the_published_ones(
     assert deviations.accuracies_comparable([published_one]) and not deviations.accuracies_comparable([own])
     said = " ".join(deviations.sentences("table2", [own]))
     assert "convnet, not resnet18" in said and "10,000 pictures" in said and "2 epochs" in said
+
+
+COPY = "class folders of JPEG pictures: a lossy copy of CIFAR-10"
+
+
+@pytest.mark.parametrize("what, name", [("attack", "threat_model"), ("training", "note")])
+def test_a_lossy_copy_of_the_data_is_said_and_nothing_on_it_is_compared(what, name):
+    found = [cells.attack(0, {"what": "attack", "column": "none", "batch_size": 1})]
+    found.append(cells.training(1, {"what": "training", "column": "none", "seed": 0}, 0.9))
+    assert deviations.comparable(found) and deviations.accuracies_comparable(found)
+    (one,) = select(found, what=what)
+    one.row["result"][name] = COPY if name == "note" else [*one.row["result"][name], COPY]
+    (said,) = (line for line in deviations.sentences("table2", found) if "lossy" in line)
+    assert said == f"the pictures are not the published ones: {COPY}"
+    assert deviations.comparable(found) == (what != "attack")
+    assert deviations.accuracies_comparable(found) == (what != "training")
+
+
+def test_on_how_many_pictures_accuracies_are_is_said():
+    one = cells.training(1, {"what": "training", "column": "none", "seed": 0}, 0.9)
+    pages = [report(name, "", "", [one], "small") for name in ("table2", "tradeoff")]
+    assert not any("held-out" in html.render(page) for page in pages)  # older rows do not say it
+    one.row["spec"]["test_pictures"], one.row["result"]["pictures"] = 1000, {"train": 49_000, "test": 1000}
+    assert not deviations.accuracies_comparable([one])
+    for name in ("table2", "tradeoff"):
+        page = report(name, "", "", [one], "small")
+        assert "accuracies are those on 1,000 pictures of the test split only" in differing(page)
+        assert "Our accuracies are those on 1,000 held-out pictures." in html.render(page)
 
 
 def test_copies_of_the_data_that_differ_are_said():

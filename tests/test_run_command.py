@@ -1,5 +1,6 @@
 """`gi-jax run`, `report` and `rows` as a user meets them."""
 
+import functools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
 from gi_jax import cli
 from gi_jax.cli.run import _words
@@ -119,9 +121,22 @@ def test_a_row_without_its_scores_is_named(ran, tmp_path, capsys, command, monke
     assert row["cell"] in error and "summary" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("lost", ["kind", "environment", "pictures"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("kind",),
+        ("environment",),
+        ("pictures",),
+        ("pictures", "count"),
+        ("result", "attack"),
+        ("result", "summary", "lpips_vgg", "mean"),
+        ("result", "reference_summary", "lpips_vgg", "std"),
+        ("result", "mended_summaries", "match", "psnr", "count"),
+    ],
+)
 def test_a_report_names_a_row_that_lacks_a_field(ran, tmp_path, capsys, lost):
-    store = changed(ran, tmp_path / "store", lambda row: row.pop(lost))
+    *parts, lost = lost
+    store = changed(ran, tmp_path / "store", lambda row: functools.reduce(dict.__getitem__, parts, row).pop(lost))
     assert cli.main(["report", "table2", *store, "--out", str(tmp_path / "report")]) == 2
     error = capsys.readouterr().err
     (row,) = Store(tmp_path / "store")
@@ -163,14 +178,21 @@ def test_rows_say_whose_scores_they_are(ran, tmp_path, capsys):
         assert said in capsys.readouterr().out
 
 
-def test_a_damaged_picture_is_named(ran, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:50]), "damaged"),
+        (lambda path: Image.new("RGB", (33, 32)).save(path), "33 pixels wide for 4 pictures"),
+    ],
+)
+def test_a_damaged_picture_is_named(ran, tmp_path, capsys, monkeypatch, spoil, said):
     monkeypatch.chdir(tmp_path)
     store = changed(ran, tmp_path / "store", lambda row: None)
     for path in (tmp_path / "store" / "pictures").iterdir():
-        path.write_bytes(path.read_bytes()[:50])
+        spoil(path)
     assert cli.main(["report", "table2", *store]) == 2
     error = capsys.readouterr().err
-    assert ".png" in error and error.count("\n") == 1
+    assert ".png" in error and said in error and error.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_made_is_named(ran, tmp_path, capsys):

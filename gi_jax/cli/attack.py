@@ -218,7 +218,8 @@ def _run(options, spec, execution) -> int:
             raise InputError(
                 f"--reference-scoring with {options.out}, which is complete without: add --overwrite to run it again"
             )
-        print(f"{options.out} holds this attack already, complete: it is shown, and --overwrite runs it again")
+        how = f"complete{_pictures_now(spec, done)}"
+        print(f"{options.out} holds this attack already, {how}: it is shown, and --overwrite runs it again")
         return _show(options.out, done)
 
     with terminal.Stop() as stop:
@@ -240,6 +241,20 @@ def _run(options, spec, execution) -> int:
         print("gi-jax: interrupted; go on with the same command and --resume", file=sys.stderr)
         return 130
     return status
+
+
+def _pictures_now(spec, done) -> str:
+    """What is to be said of a folder that does not hold the pictures any more that were attacked; empty if nothing."""
+    from gi_jax.experiments.victims import digest_of, make_victims
+
+    if not spec.data.startswith("folder:"):
+        return ""
+    try:
+        now = digest_of(make_victims(spec))
+    except InputError as error:
+        return f", but its pictures cannot be looked at again ({error})"
+    changed = any(run.get("victims", now) != now for run in done["runs"])  # older results do not say
+    return f", but {spec.data} has changed: it was of other pictures" if changed else ""
 
 
 def _lacks_published_scoring(run) -> bool:

@@ -134,8 +134,9 @@ SCALES = {
 
 
 def in_words(where: Mapping[str, str | int | float]) -> str:
-    """Coordinates in an experiment in words: `batch size 16, column none`."""
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in where.items() if name != "what")
+    """Coordinates in an experiment in words: `batch size 16, column none`; what it is where there are no others."""
+    others = (f"{name.replace('_', ' ')} {value}" for name, value in where.items() if name != "what")
+    return ", ".join(others) or str(where.get("what"))
 
 
 class Placed(NamedTuple):

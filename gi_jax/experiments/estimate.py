@@ -33,7 +33,8 @@ class Cost(NamedTuple):
     Attributes:
       cells: how many, and how many of these have a row already: a job is computed whole.
       image_iterations: of the attacks: an iteration on one picture, restarts and encodings counted.
-      train_pictures: pictures seen by the trainings; at most, where a training may end early.
+      train_pictures: pictures seen by the trainings; of one that may end early as many as such took in the store.
+      at_most: whether a training may end early of which the store has no such, so that it is counted in full.
       seconds: of the cells whose rate on this hardware is known from rows of the store, compilation included.
       unknown: cells whose rate is not.
       unknown_networks: networks that these cells attack, that are not there, and whose rate is not known either.
@@ -43,6 +44,7 @@ class Cost(NamedTuple):
     there: int
     image_iterations: int
     train_pictures: float
+    at_most: bool
     seconds: float
     unknown: int
     unknown_networks: int
@@ -58,8 +60,9 @@ def estimate(chosen: Iterable[Job], store: Store, lanes: int | None = None) -> C
     """
     sizes = _computed(chosen, lanes)
     cells = [cell for cell, _ in sizes]
-    rates = _rates(store) if cells else {}
+    rates, taken = _measurements(store) if cells else ({}, {})
     iterations = pictures = seconds = 0
+    at_most = False
     unknown = {"cells": 0, "networks": 0}
     compiled = set()
     networks = dict.fromkeys(Cell(cell.network) for cell in cells if cell.network is not None)
@@ -68,6 +71,9 @@ def estimate(chosen: Iterable[Job], store: Store, lanes: int | None = None) -> C
     for what, cell, size in [*(("cells", *pair) for pair in sizes), *(("networks", cell, None) for cell in missing)]:
         program = _program(cell.description)
         work, rate = work_of(cell), _nearest(rates.get(program), size)
+        if _may_end_early(cell):
+            at_most |= program not in taken
+            work *= min(1, taken.get(program, math.inf) / cell.spec.settings.epochs)
         program += (size,)
         iterations += work if cell.kind == "attack" else 0
         pictures += work if cell.kind == "training" else 0
@@ -77,7 +83,8 @@ def estimate(chosen: Iterable[Job], store: Store, lanes: int | None = None) -> C
             seconds += work / rate.per_second + (rate.overhead if program in compiled else rate.first_overhead)
             compiled.add(program)
     there = sum(cell.id in store for cell in cells)
-    return Cost(len(cells), there, round(iterations), pictures, seconds, unknown["cells"], unknown["networks"])
+    work = (round(iterations), pictures, at_most, seconds)
+    return Cost(len(cells), there, *work, unknown["cells"], unknown["networks"])
 
 
 def _computed(chosen, lanes):
@@ -124,7 +131,9 @@ def words(chosen: Iterable[Job], store: Store, lanes: int | None = None) -> list
     cost = estimate(chosen, store, lanes)
     if not cost.cells:
         return []
-    lines = [f"attacks: {cost.image_iterations:,} image-iterations; trainings: {cost.train_pictures:,.0f} pictures"]
+    most = "at most " if cost.at_most else ""  # trainings may end early
+    pictures = f"{most}{cost.train_pictures:,.0f} pictures"
+    lines = [f"attacks: {cost.image_iterations:,} image-iterations; trainings: {pictures}"]
     if cost.there:
         lines.append(
             f"among them {counted(cost.there, 'cell')} there already, computed again with those of their launch"
@@ -147,7 +156,7 @@ def clock(seconds: float) -> str:
 
 
 def work_of(cell: Cell) -> float:
-    """Image-iterations of an attack, pictures seen by a training, 0 for what takes no time to speak of."""
+    """Image-iterations of an attack, pictures seen by a training in all its epochs, 0 for what takes no time."""
     spec = cell.spec
     if cell.kind == "attack":
         updates = spec.num_batches or NUM_BATCHES
@@ -155,6 +164,10 @@ def work_of(cell: Cell) -> float:
     if cell.kind == "training":
         return spec.settings.epochs * (spec.train_pictures or TRAIN_PICTURES.get(spec.data, 0))
     return 0
+
+
+def _may_end_early(cell):
+    return cell.kind == "training" and cell.spec.settings.patience is not None
 
 
 def _program(row):
@@ -177,8 +190,9 @@ class Rate(NamedTuple):
     first_overhead: float
 
 
-def _rates(store):
-    here, found = environment(), {}
+def _measurements(store):
+    """Rates by program and size of launch, on hardware like this one; and the epochs of trainings by program."""
+    here, found, taken = environment(), {}, {}
     rows = ((row, partial(store.damaged, row["cell"])) for row in store)
     for row, damaged in itertools.chain(rows, _trained(store)):
         try:
@@ -186,9 +200,12 @@ def _rates(store):
             if measured is not None:
                 size = _power(row["timing"].get("pictures_per_launch"))  # older rows do not say
                 found.setdefault(_program(row), {}).setdefault(size, []).append(measured)
+            if row["kind"] == "training" and "network" in row["result"]:  # it did not diverge
+                taken.setdefault(_program(row), []).append(float(row["result"]["network"]["epochs"]))
         except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise damaged(error) from error
-    return {program: {size: _rate(pairs) for size, pairs in sizes.items()} for program, sizes in found.items()}
+    rates = {program: {size: _rate(pairs) for size, pairs in sizes.items()} for program, sizes in found.items()}
+    return rates, {program: median(epochs) for program, epochs in taken.items()}
 
 
 def _rate(pairs):
@@ -223,7 +240,7 @@ def _trained(store):
     for path in sorted((store.folder / NETWORKS).glob(f"*/{RECORD}")):
         damaged = partial(_damaged, path)
         try:
-            result = json.loads(path.read_text())
+            result = json.loads(path.read_text(encoding="utf-8"))
             row = {name: result[name] for name in ("spec", "environment", "timing")}
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(error) from error

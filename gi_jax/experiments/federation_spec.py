@@ -9,6 +9,7 @@ import numpy as np
 
 from gi_jax import checks, defenses, federated, models
 from gi_jax.defenses import Kind
+from gi_jax.experiments import canonical
 from gi_jax.federated import SERVERS, Federation, Policy
 from gi_jax.models import MODELS, Normalize
 from gi_jax.threat import LocalTraining
@@ -69,6 +70,7 @@ class FederationSpec:
     seed: int = 0
 
     def __post_init__(self):
+        canonical.numbers(self)
         checks.one_of("model", self.model, MODELS)
         checks.one_of("partition", self.partition, PARTITIONS)
         checks.one_of("client_bn", self.client_bn, CLIENT_BN)

@@ -1,7 +1,6 @@
 """The launches of an attack run: what is finished, what is under way, and the file that holds both."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import time
@@ -34,7 +33,7 @@ from gi_jax.experiments.plan import (
 from gi_jax.experiments.scoring import plain, reference_summary, score
 from gi_jax.experiments.spec import Run
 from gi_jax.experiments.streams import Stream, key_of
-from gi_jax.experiments.victims import encode_victims, make_problems, pictures, public_of
+from gi_jax.experiments.victims import digest_of, encode_victims, make_problems, pictures, public_of
 from gi_jax.threat import stack
 
 
@@ -131,10 +130,8 @@ class Session:
 
     @cached_property
     def digest(self):
-        """Of the private pictures and their labels: two copies of a data set may have them in another order."""
-        batches = jax.device_get([(batch.images, batch.labels) for batch in self.victims.batches])
-        content = b"".join(np.ascontiguousarray(array).tobytes() for pair in batches for array in pair)
-        return hashlib.sha256(content).hexdigest()[:16]
+        """Of the private pictures."""
+        return digest_of(self.victims)
 
     def run_all(self, resume):
         """Runs every group; False if interrupted after there was something to show."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from gi_jax import checks, defenses, models
 from gi_jax.attacks import ATTACKS
 from gi_jax.attacks.labels import METHODS
+from gi_jax.experiments import canonical
 from gi_jax.experiments.streams import REVISION
 from gi_jax.models import MODELS, Normalize
 from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat, LocalTraining, Shared
@@ -137,6 +138,7 @@ class AttackSpec:
     seed: int = 0
 
     def __post_init__(self):
+        canonical.numbers(self)
         checks.one_of("model", self.model, MODELS)
         if (self.weights is None) != (self.weights_hash is None):
             raise checks.InputError(
@@ -410,9 +412,11 @@ class AttackSpec:
 def described(spec) -> dict:
     """A specification as plain values, by which it is known.
 
-    The precision is left out where it is float32, as it was before there was a choice.
+    The precision is left out where it is float32, as it was before there was a choice; and weights that are zero are a
+    whole 0, as the published lists have it.
     """
     settings = dataclasses.asdict(spec)
+    settings |= {name: 0 for name in ("tv", "bn_prior") if settings.get(name) == 0}
     if settings.get("precision") == AttackSpec.precision:
         del settings["precision"]
     return settings

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from gi_jax import checks
+from gi_jax.words import counted
 
 NAME = "rows.jsonl"
 WAIT_SECONDS = 0.2
@@ -25,7 +26,7 @@ class Store:
 
     A row is one line, written under a lock in a single write, so that a kill at any moment leaves whole lines and at
     most one torn one at the end, which readers skip and the next writer removes. Where two runs computed the same cell,
-    the first row stays. Pictures lie beside the rows, under names that their content gives.
+    the first row stays. Pictures lie beside the rows, under names that begin with their cell.
 
     The lines are indexed by cell without being parsed: opening 100,000 rows takes a fraction of a second, and only
     those that are asked for are read.
@@ -149,6 +150,11 @@ class Store:
         except OSError as error:  # PIL names no file
             raise checks.InputError(f"{self.folder / path} is damaged ({error}): remove it to do without") from error
         strip = strip[..., None] if strip.ndim == 2 else strip
+        if strip.shape[1] % count:
+            raise checks.InputError(
+                f"{self.folder / path} is damaged ({strip.shape[1]} pixels wide for {counted(count, 'picture')}): "
+                "remove it to do without"
+            )
         return np.stack(np.split(strip, count, axis=1))
 
     @contextmanager

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from gi_jax import checks, defenses, training
-from gi_jax.experiments import recipes
+from gi_jax.experiments import canonical, recipes
 from gi_jax.models import MODELS
 
 
@@ -42,6 +42,7 @@ class TrainSpec:
     seed: int = 0
 
     def __post_init__(self):
+        canonical.numbers(self)
         checks.one_of("model", self.model, MODELS)
         checks.seed("seed", self.seed)
         counts = {name: getattr(self, name) for name in ("train_pictures", "test_pictures")}

@@ -47,13 +47,14 @@ table.pictures tbody th { text-align: right; padding-right: .8rem; min-width: 8r
 table.pictures tbody tr:hover { background: none; }
 table.pictures img { width: 84px; image-rendering: pixelated; border-radius: 3px; display: block; margin: 0 auto; }
 table.pictures td.missing { min-width: 84px; }
-img.plot { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 8px; background: #fff; }
+img.plot { max-width: max(100%, 44rem); height: auto; border: 1px solid var(--line); border-radius: 8px;
+  background: #fff; }
 pre { overflow-x: auto; padding: .7rem .9rem; background: var(--band); border-radius: 8px; font-size: .84rem;
   line-height: 1.45; }
 details { margin: 1rem 0; padding: .1rem 1rem; border: 1px solid var(--line); border-radius: 8px; }
 details[open] { padding-bottom: .6rem; }
 summary { padding: .5rem 0; cursor: pointer; font-weight: 600; }
-@media print { main { max-width: none; } nav { display: none; } }
+@media print { main { max-width: none; } nav { display: none; } img.plot { max-width: 100%; } }
 """
 
 
@@ -98,7 +99,8 @@ def _block(block) -> str:
             return _figure(f'<div class="scroll">{_pictures(block)}</div>', block.caption)
         case Plot(figure, about, caption):
             png = _embedded(png_of_figure(figure))
-            return _figure(f'<img class="plot" width="{width_of(figure)}" src="{png}" alt="{escape(about)}">', caption)
+            plot = f'<img class="plot" width="{width_of(figure)}" src="{png}" alt="{escape(about)}">'
+            return _figure(f'<div class="scroll">{plot}</div>', caption)
         case Details(title, inner):
             return f"<details><summary>{escape(title)}</summary>\n{_blocks(inner)}\n</details>"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gi_jax.experiments.checkpoint import write_atomically
 from gi_jax.reports.page import Code, Details, Notes, Page, PictureGrid, Plot, Table, Text, written
 from gi_jax.reports.raster import png_of, png_of_figure
 
@@ -18,13 +19,26 @@ Files = dict[str, bytes]
 
 
 def write(page: Page, path: Path) -> None:
-    """Writes a page to `path`, in an existing folder, and its pictures to `pictures/*.png` beside it."""
+    """Writes a page to `path`, in an existing folder, and its pictures to `pictures/*.png` beside it.
+
+    Pictures that only an earlier page at `path` showed are removed: they may be private.
+    """
     text, files = render(page)
-    path.write_text(text)
+    folder = path.parent / PICTURES
     if files:
-        (path.parent / PICTURES).mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
     for name, png in files.items():
-        (path.parent / PICTURES / name).write_bytes(png)
+        write_atomically(folder / name, png)
+    others = map(_shown, (other for other in path.parent.glob("*.md") if other != path))
+    for name in _shown(path).difference(files, *others):
+        (folder / name).unlink(missing_ok=True)
+    write_atomically(path, text)
+
+
+def _shown(path: Path) -> set[str]:
+    """The names of the pictures that a page, if there is one, refers to."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return set(re.findall(rf"\]\({PICTURES}/([0-9a-f]{{16}}\.png)\)", text))
 
 
 def render(page: Page) -> tuple[str, Files]:

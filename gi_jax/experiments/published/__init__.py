@@ -135,7 +135,7 @@ def settings() -> dict:
 
 
 def _read(name: str) -> dict:
-    return json.loads(resources.files(__name__).joinpath(f"{name}.json").read_text())
+    return json.loads(resources.files(__name__).joinpath(f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _source(content: dict) -> str:

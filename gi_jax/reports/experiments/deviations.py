@@ -8,21 +8,32 @@ from gi_jax.experiments.catalogue import total_variation_of
 from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.reports.experiments.found import Found
 
+LOSSY = "a lossy copy of"
+"""In the note of a data set whose pixels are not the published ones."""
+
 
 def comparable(found: Sequence[Found]) -> bool:
     """Whether the attacks that ran have the paper's threat model and data: a client with batch statistics, CIFAR-10."""
-    specs = [row["spec"] for row in _rows(found, "attack")]
-    return bool(specs) and all(spec["client_bn"] == "batch" and spec["data"] == "cifar10" for spec in specs)
+    rows = _rows(found, "attack")
+    as_published = all(row["spec"]["client_bn"] == "batch" and row["spec"]["data"] == "cifar10" for row in rows)
+    return bool(rows) and as_published and not _of_copies(rows)
 
 
 def sentences(name: str, found: Sequence[Found]) -> list[str]:
     """What is not as in the experiment of this name in the paper, most important first; empty if nothing ran."""
-    return _of_attacks(name, found) + _of_trainings(found)
+    copies = _of_copies([one.row for one in found if one.row is not None])
+    return copies + _of_attacks(name, found) + _of_trainings(found)
 
 
 def accuracies_comparable(found: Sequence[Found]) -> bool:
     """Whether the trainings that accuracies are measured by are the published ones, in whatever number."""
-    return not _of_recipes(_trainings(found))
+    return not _of_copies(_rows(found, "training")) and not _of_recipes(_trainings(found))
+
+
+def _of_copies(rows):
+    """On pictures that rows say are a lossy copy of their data set."""
+    said = {note for row in rows for note in (row["result"].get("note"), *row["result"].get("threat_model", ()))}
+    return [f"the pictures are not the published ones: {note}" for note in sorted(said - {None}) if LOSSY in note]
 
 
 def _of_trainings(found):
@@ -39,6 +50,9 @@ def _of_recipes(specs):
     pictures = sorted({spec.train_pictures for spec in specs} - {None})
     if pictures:
         lines.append(f"trainings see {_either(f'{count:,}' for count in pictures)} pictures of the train split only")
+    tested = sorted({spec.test_pictures for spec in specs} - {None})
+    if tested:
+        lines.append(f"accuracies are those on {_either(f'{n:,}' for n in tested)} pictures of the test split only")
     if not all(spec.recipe == "published" and spec.augment and _untouched(spec) for spec in specs):
         lengths = _either(sorted({_epochs(spec.settings.epochs) for spec in specs}))
         lines.append(f"trainings have a recipe of their own, of {lengths}")

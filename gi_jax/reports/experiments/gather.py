@@ -1,5 +1,6 @@
 """The cells of an experiment with what a store has of each."""
 
+from itertools import product
 from typing import NamedTuple
 
 from gi_jax.experiments.catalogue import placed
@@ -38,24 +39,41 @@ NEEDED = {"attack": ("attack", "defense", "summary"), "training": ("test_accurac
 """What reports read of the result of a row of a kind, whatever else they find there."""
 
 
+SUMMARY = ("mean", "best", "std", "count")
+"""What reports read of the summary of a metric."""
+
+
 def _found(where, row, store, pictures):
-    if row is not None:
-        missing = next((name for name in FIELDS if name not in row), None)
-        if missing is not None:
-            raise store.damaged(row["cell"], f"no {missing!r}")
-        missing = next((name for name in NEEDED.get(row["kind"], ()) if name not in row["result"]), None)
-        if missing is not None:
-            raise store.damaged(row["cell"], f"no {missing!r} in its result")
-    if row is None or not pictures or not row["pictures"]:
-        return Found(where, row)
-    kept = row["pictures"]
-    decoded = store.pictures(kept.get("decoded"), kept.get("decoded_count", 1))
-    originals = "originals" if decoded is None else "decoded_originals"
-    count = kept["count"] if decoded is None else kept["decoded_count"]
-    return Found(
-        where=where,
-        row=row,
-        originals=store.pictures(kept[originals], count),
-        reconstructions=store.pictures(kept["reconstructions"], kept["count"]),
-        decoded=decoded,
-    )
+    if row is None:
+        return Found(where, None)
+    try:
+        _check(row)
+        return Found(where, row, *(_pictures(row["pictures"], store) if pictures and row["pictures"] else ()))
+    except KeyError as error:
+        raise store.damaged(row["cell"], f"no {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise store.damaged(row["cell"], error) from error
+
+
+def _check(row):
+    """KeyError for what reports read and a row lacks."""
+    for name in FIELDS:
+        row[name]
+    for name in NEEDED.get(row["kind"], ()):
+        row["result"][name]
+    for block in (row["result"], *row["result"].get("decoded", ()), *row["result"].get("runs", ())):
+        summaries = (block.get("summary", {}), block.get("reference_summary", {}))
+        for summary in (*summaries, *block.get("mended_summaries", {}).values()):
+            for metric, field in product(summary.values(), SUMMARY):
+                metric[field]
+
+
+def _pictures(kept, store):
+    """Originals, reconstructions and what was decoded, as `Found` holds them; none where decoded ones are missing."""
+    if "decoded" not in kept:
+        return tuple(store.pictures(kept[name], kept["count"]) for name in ("originals", "reconstructions"))
+    decoded = store.pictures(kept["decoded"], kept["decoded_count"])
+    if decoded is None:  # encodings are not what its captions speak of
+        return ()
+    originals = store.pictures(kept["decoded_originals"], kept["decoded_count"])
+    return originals, store.pictures(kept["reconstructions"], kept["count"]), decoded

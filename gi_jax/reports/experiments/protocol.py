@@ -74,7 +74,8 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
             Text(
                 "The published code differs from what the paper says, and has flaws, in a handful of places. Each is a "
                 "switch here with two positions, reference (as published) and corrected. How much does each one move "
-                "the result? All other switches stay at reference, but in the row all."
+                "the result? All other switches stay at reference, but in the rows all and decode; in the latter "
+                "mix_index is corrected."
             ),
             Text(
                 f"{leakage.SCALE} A positive difference: less seems to leak after the correction. Small differences "

@@ -140,7 +140,7 @@ def _weights(network):
 
 
 def _missing(found):
-    missing = tuple(in_words(one.where) or str(one.where.get("what")) for one in found if one.row is None)
+    missing = tuple(in_words(one.where) for one in found if one.row is None)
     return (Notes(missing),) if missing else ()
 
 

@@ -13,6 +13,7 @@ from gi_jax.reports.experiments.found import Found, first, select, values
 from gi_jax.reports.experiments.names import defense_name
 from gi_jax.reports.figures import Strip, strips
 from gi_jax.reports.page import NONE, Cell, Column, Plot, Section, Table, Text, compact
+from gi_jax.words import counted
 
 FIELDS = (("mean", "average LPIPS"), ("best", "best LPIPS"), ("std", "std of LPIPS"))
 LPIPS_FORM, DIFFERENCE = "{:.2f}", "{:+.2f}"
@@ -39,8 +40,12 @@ class Trainings(NamedTuple):
 
     @property
     def accuracy(self) -> float | None:
-        """Mean over seeds, per cent; None if nothing was trained."""
+        """Mean over seeds, per cent; None if no seed reached one."""
         return float(np.mean(self.accuracies)) if self.accuracies else None
+
+    def shown(self, number: float | None) -> float | str | None:
+        """A number of theirs for a table, where trainings that all diverged are no missing ones."""
+        return "diverged" if number is None and self.diverged and not self.accuracies else number
 
 
 def trainings(found: Sequence[Found], column: str) -> Trainings:
@@ -51,6 +56,14 @@ def trainings(found: Sequence[Found], column: str) -> Trainings:
     accuracies = [row["result"]["test_accuracy"] for row in rows]
     reached = [100 * accuracy for accuracy in accuracies if accuracy is not None]
     return Trainings(reached, [1.0] if rows and column == "none" else ratios, len(rows) - len(reached))
+
+
+def tested_words(found: Sequence[Found]) -> str:
+    """On how many pictures our accuracies are, in a sentence; empty where no row says it, as older ones do not."""
+    rows = [one.row for one in select(found, what="training")]
+    counts = sorted({row["result"]["pictures"]["test"] for row in rows if "pictures" in row["result"]})
+    words = " or ".join(f"{count:,}" for count in counts)
+    return f"Our accuracies are those on {words} held-out pictures." if counts else ""
 
 
 def _introduction(found):
@@ -87,10 +100,10 @@ def _utility(found):
             (
                 defense_name(column),
                 _known(known),
-                Cell(trained.accuracy, _spread(trained.accuracies, "{:.2f}")),
+                Cell(trained.shown(trained.accuracy), _spread(trained.accuracies, "{:.2f}")),
                 _known(leakage.difference(trained.accuracy, known) if comparable else None),
                 _known(time),
-                Cell(ratio, _spread(trained.ratios, "{:.2f}")),
+                Cell(trained.shown(ratio), _spread(trained.ratios, "{:.2f}")),
                 _known(leakage.difference(ratio, time) if comparable else None),
                 Cell(float(len(trained.accuracies)), f"{trained.diverged} diverged" if trained.diverged else ""),
             )
@@ -108,8 +121,8 @@ def _utility(found):
     caption = (
         "Ours: mean over seeds, with the standard deviation over seeds under it (divided by n - 1); the time is "
         "measured once for seeds that were trained together. "
-        f"Published: means of {published.settings()['training_runs']} runs."
-    )
+        f"Published: means of {published.settings()['training_runs']} runs. {tested_words(found)}"
+    ).strip()
     words = _utility_words(found, columns) + leakage.outside_words(outside)
     return Section("Utility: accuracy and time", (Text(words), compact(heads, rows, caption)))
 
@@ -120,17 +133,21 @@ def _utility_words(found, columns):
     losses = {column: trainings(found, column).accuracy for column in columns if column != "none"}
     losses = {column: base - value for column, value in losses.items() if value is not None} if base is not None else {}
     if not losses:
-        return "What came out: no defense was trained beside the undefended network yet."
+        return "What came out: no accuracy of a defense beside that of the undefended network yet."
     most = max(losses, key=losses.get)
     known = {column: paper.test_accuracy["none"] - value for column, value in paper.test_accuracy.items()}
     comparable = deviations.accuracies_comparable(found)
     published_words = f" (published: {known[most]:.2f})" if comparable and most in known else ""
     words = (
-        f"What came out: the undefended network reaches {base:.2f} %. Of {len(losses)} defenses that were trained, "
+        f"What came out: the undefended network reaches {base:.2f} %. Of {counted(len(losses), 'defense')} that "
+        "reached an accuracy, "
         f"{defense_name(most)} costs most, {losses[most]:.2f} points of accuracy{published_words}."
     )
     if not comparable:
-        words += " These are not the published trainings; short ones say little of what a defense costs in the end."
+        words += (
+            " These are not the published trainings; short ones, and few test pictures, say little of what a defense "
+            "costs in the end."
+        )
     return words
 
 

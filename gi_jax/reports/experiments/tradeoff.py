@@ -6,7 +6,7 @@ from gi_jax.experiments import published
 from gi_jax.reports.experiments import leakage
 from gi_jax.reports.experiments.found import Found, first, values
 from gi_jax.reports.experiments.names import defense_name, family, parameters
-from gi_jax.reports.experiments.table2 import trainings
+from gi_jax.reports.experiments.table2 import tested_words, trainings
 from gi_jax.reports.figures import Point, scatter
 from gi_jax.reports.page import NONE, Column, Plot, Section, Text, compact
 
@@ -37,8 +37,9 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
 def _section(found, batch_size):
     paper = published.table2()
     columns, outside = leakage.columns(found, what="attack", batch_size=batch_size)
-    trained, _ = leakage.columns(found, what="training")
-    accuracy = {column: trainings(found, column).accuracy for column in columns}
+    placed, _ = leakage.columns(found, what="training")
+    trained = {column: trainings(found, column) for column in columns}
+    accuracy = {column: trained[column].accuracy for column in columns}
     summaries = {
         column: leakage.published_protocol(first(found, what="attack", column=column, batch_size=batch_size))
         for column in columns
@@ -65,7 +66,7 @@ def _section(found, batch_size):
             (
                 defense_name(column),
                 paper.test_accuracy.get(column, NONE),
-                accuracy[column] if column in trained else "not in this scale",
+                trained[column].shown(accuracy[column]) if column in placed else "not in this scale",
                 *(
                     value
                     for field in CASES
@@ -85,7 +86,7 @@ def _section(found, batch_size):
         ),
     )
     words = _words(columns, accuracy, summaries, batch_size) + leakage.outside_words(outside)
-    return Section(f"Batch size {batch_size}", (Text(words), *plots, compact(heads, rows)))
+    return Section(f"Batch size {batch_size}", (Text(words), *plots, compact(heads, rows, tested_words(found))))
 
 
 def _words(columns, accuracy, summaries, batch_size):
