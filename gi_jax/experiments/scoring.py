@@ -1,6 +1,7 @@
 """The block of `result.json` for a run: what was recovered beside the truth, and the threat model in words."""
 
 import dataclasses
+import time
 from functools import partial
 
 import jax
@@ -32,7 +33,7 @@ def score(
       found: arrays of the attack by name, [updates, ...].
       assumed: how many local steps the adversary took the updates to be made of, and the misfit of each it tried.
     """
-    images = found["images"]
+    began, images = time.monotonic(), found["images"]
     batches = len(images)
     truth = pictures(attacked)
     truth = truth.reshape(-1, spec.pictures_per_update, *truth.shape[1:])[:batches]
@@ -69,6 +70,7 @@ def score(
             "run_seconds": found["run_seconds"],
             "image_iterations_per_second": iterations / max(found["run_seconds"], 1e-9),
             "pictures_per_launch": found["pictures_per_launch"],
+            "scoring_seconds": time.monotonic() - began,
         },
         "steps": found["steps"],
     }
