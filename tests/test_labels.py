@@ -450,6 +450,42 @@ def test_a_gradient_of_zero_is_refused():
         labels.recover(zero, "auto", dummies_of(zero))
 
 
+def with_head(problem, **changes):
+    """The problem with other numbers in the head's gradient; None takes a tensor away."""
+    head = {name: leaf for name, leaf in (problem.observed["head"] | changes).items() if leaf is not None}
+    return dataclasses.replace(problem, observed={**problem.observed, "head": head})
+
+
+@pytest.mark.parametrize("method", ["auto", *labels.METHODS])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda problem: with_head(problem, bias=jnp.zeros(3).at[1].set(jnp.nan)), "head/bias holds 1 values"),
+        (lambda problem: with_head(problem, kernel=jnp.full((HIDDEN, 3), jnp.inf)), "head/kernel holds 36 values"),
+        (lambda problem: with_head(problem, bias=None), "head/bias is missing"),
+        (lambda problem: with_head(problem, kernel=jnp.ones((3, HIDDEN))), "head/kernel has shape"),
+        (lambda problem: dataclasses.replace(problem, observed={}), "head/bias is missing"),
+    ],
+)
+def test_a_gradient_of_the_head_that_is_none_is_refused(change, message, method):
+    problem = change(make([0, 1], 3))
+    with pytest.raises(InputError, match=f"observed gradient: {message}"):
+        labels.recover(problem, method, dummies_of(problem))
+
+
+def test_the_rank_of_what_is_not_finite_is_refused():
+    with pytest.raises(InputError, match="observed gradient: head/kernel holds"):
+        labels.estimate_num_images(with_head(make([0, 1], 3), kernel=jnp.full((HIDDEN, 3), jnp.nan)))
+
+
+@pytest.mark.parametrize("method", ["bias_sign", "bias_corrected", "bias_counts", "ilrg"])
+def test_a_bias_whose_gradient_was_not_sent_tells_nothing(method):
+    problem = with_head(make([2, 1], 3), bias=jnp.zeros(3))
+    with pytest.raises(InputError, match="needs a bias in the head"):
+        labels.recover(problem, method, dummies_of(problem))
+    assert labels.recover(problem, "auto", dummies_of(problem)).method == "geng"
+
+
 def test_no_method_looks_at_the_labels_of_a_problem():
     hidden, told = (make([0, 3, 3], 4, labels_known=known) for known in (False, True))
     assert hidden.labels is None

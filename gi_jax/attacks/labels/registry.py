@@ -36,7 +36,7 @@ class Method(NamedTuple):
 NEEDS: dict[str, Callable[[AttackProblem, LazyDummies], bool]] = {
     "one picture": lambda problem, dummies: problem.image_shape[0] == 1,
     "no more pictures than classes": lambda problem, dummies: problem.image_shape[0] <= problem.num_classes,
-    "a bias in the head": lambda problem, dummies: find_head(problem).bias is not None,
+    "a bias in the head": lambda problem, dummies: find_head(problem).has_bias,
     "a bias in the head, or six classes": lambda problem, dummies: (
         find_head(problem).has_bias or problem.num_classes >= 6
     ),
@@ -45,7 +45,7 @@ NEEDS: dict[str, Callable[[AttackProblem, LazyDummies], bool]] = {
     ),
     "features that are not negative": lambda problem, dummies: bool(dummies().features.min() >= 0),
 }
-"""What a method may ask for."""
+"""What a method may ask for. A bias whose gradient is zero throughout, as if it had not been sent, is none."""
 
 METHODS = {
     "idlg": Method(
@@ -192,7 +192,7 @@ def recover(
       dummies_after: the same with `problem.params_after`, after local steps; for `geng`.
 
     Raises:
-      InputError: for an unknown method, one whose needs are not met, and a network without a layer called `head`.
+      InputError: for an unknown method, one whose needs are not met, and what `find_head` refuses.
     """
     checks.one_of("label method", method, ["auto", *METHODS])
     head = find_head(problem)
