@@ -237,6 +237,22 @@ def test_counts_are_exact_where_probabilities_do_not_depend_on_the_picture(metho
     np.testing.assert_array_equal(found(method, problem), counts_of(numbers, 10))
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_rows_tell_counts_where_entries_of_the_bias_were_set_to_zero(noise):
+    numbers = [0, 1, 1, 3, 3, 3, 3]
+    problem = make(numbers, 6, "of one sum", blind=True)  # each row's sum is the entry of the bias
+    some = problem.observed["head"]["bias"].at[jnp.array([0, 1, 2, 3, 5])].set(noise)
+    hidden = with_head(problem, bias=some)
+    facts = (Noisy(distribution="gaussian", scale=noise),) if noise else ()
+    pruned = dataclasses.replace(hidden, known=(Zeroed(), *facts))
+    elsewhere = dataclasses.replace(hidden, known=(Zeroed(tensors=("head/kernel",)), *facts))
+    np.testing.assert_array_equal(found("bias_counts", pruned), counts_of(numbers, 6))
+    assert np.any(found("bias_counts", elsewhere) != counts_of(numbers, 6))
+    recovered = labels.recover(pruned, "auto", dummies_of(pruned))
+    assert recovered.method == "bias_counts" and "row sums do where its entries are missing" in recovered.why
+    assert "row sums" not in labels.recover(elsewhere, "auto", dummies_of(elsewhere)).why
+
+
 @pytest.mark.parametrize("method", ["bias_counts", "ilrg"])
 @pytest.mark.parametrize("numbers", REPEATED)
 def test_counts_by_the_bias_do_not_ask_for_a_sign_of_the_features(method, numbers):

@@ -39,6 +39,10 @@ class Zeroed:
     bound: Gradients | jax.Array | float | None = None
     kept: Gradients | jax.Array | float = 0.5
 
+    def holds_for(self, name: str) -> bool:
+        """Whether it is of the tensor of this name."""
+        return not self.tensors or name.startswith(self.tensors)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)

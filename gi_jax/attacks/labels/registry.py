@@ -119,7 +119,8 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
       known: facts about the client's defense.
       local: whether it is the mean gradient of several local steps.
     """
-    mixed, clipped, zeroed = (any(isinstance(fact, kind) for fact in known) for kind in (Mixed, Clipped, Zeroed))
+    mixed, clipped = (any(isinstance(fact, kind) for fact in known) for kind in (Mixed, Clipped))
+    zeroed = any(isinstance(fact, Zeroed) and fact.holds_for("head/bias") for fact in known)
     open_sum = any(isinstance(fact, Mixed) and fact.label_sum is None for fact in known)
     changed = any(not isinstance(fact, Mixed) for fact in known)
     if local and batch_size == 1 and mixed:
@@ -130,8 +131,8 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
         return "idlg", "one picture, no bias, several local steps: the label's row opposes all others in each of them"
     if local and has_bias and zeroed and not clipped:
         return "bias_counts", (
-            "several pictures, a bias, several local steps, and entries set to zero: its gradient counts them, and a "
-            "class whose entry is missing may be there"
+            "several pictures, a bias, several local steps, and entries set to zero: its gradient counts them, and "
+            "row sums do where its entries are missing"
         )
     if local and has_bias:
         return "bias_corrected", (
@@ -167,6 +168,11 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
         )
     if has_bias and clipped:
         return "bias_corrected", "several pictures, a bias, and clipping: it needs no scale, which clipping hides"
+    if has_bias and zeroed:
+        return "bias_counts", (
+            "several pictures, a bias, and entries set to zero: its gradient counts them, and row sums do where its "
+            "entries are missing, as far as random pictures tell the network's mean probabilities and features"
+        )
     if has_bias:
         return "bias_counts", (
             "several pictures and a bias: its gradient counts them, as far as random pictures tell the network's mean "
