@@ -1,6 +1,7 @@
 """Checks at the door. Every message names the value, what was expected, and what to try. Floor 0."""
 
 import difflib
+import operator
 from collections.abc import Iterable
 
 import jax
@@ -38,6 +39,16 @@ def positive(**values: float) -> None:
     for name, value in _known(values):
         if not (np.isfinite(value) and value > 0):
             raise InputError(f"{name}={value}: expected a number above 0")
+
+
+def counts(**values: int) -> None:
+    """Raises unless every value is a whole number above zero, and of a whole type, as sizes are. Skips traced ones."""
+    positive(**values)
+    for name, value in _known(values):
+        try:
+            operator.index(value)
+        except TypeError:
+            raise InputError(f"{name}={value}: expected a whole number above 0, of type int") from None
 
 
 def non_negative(**values: float) -> None:

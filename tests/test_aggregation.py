@@ -240,6 +240,12 @@ def test_an_unknown_view_is_refused():
         seen("servr", RUNNING)
 
 
+@pytest.mark.parametrize("view", ["server", "sum", "client"])
+def test_there_is_nothing_to_see_of_no_client(view):
+    with pytest.raises(InputError, match="problems is empty: expected that of each client"):
+        look(view, [], RUNNING)
+
+
 def test_clients_of_different_batch_size_are_refused():
     first, second = toy_victim(TINY, n=2), toy_victim(TINY, n=3)
     with pytest.raises(InputError, match="must share network"):

@@ -143,7 +143,7 @@ def dropped(problem):
         ((PLAIN, 1), lambda problem: problem, "no tensor called kernel; apply gi_jax.attacks.input_from_all_rows"),
         ((Encoder(4, 192), 1), lambda problem: problem, "classifier/kernel and encoder/kernel take 192 numbers"),
         ((NoBias(4), 1), lambda problem: problem, "there is no head/bias"),
-        (("mlp", 1), dropped, "problem 0: the first bias has gradient zero everywhere"),
+        (("mlp", 1), dropped, "^the first bias has gradient zero everywhere"),
     ],
 )
 def test_problems_that_have_no_closed_form(victim, change, message):
@@ -151,3 +151,14 @@ def test_problems_that_have_no_closed_form(victim, change, message):
     problem = change(toy_problem(toy_victim(model, n=n), RUNNING))
     with pytest.raises(InputError, match=message):
         attacks.reconstruct(attacks.create("phong"), problem, jax.random.key(0))
+
+
+def test_a_victim_without_a_gradient_of_the_first_bias_fails_alone():
+    victim = toy_victim("mlp", n=1)
+    problem = toy_problem(victim, RUNNING)
+    attack, key = attacks.create("phong"), jax.random.key(0)
+    (found,), (lost,) = attacks.reconstruct_all(attack, [problem, dropped(problem)], key)
+    np.testing.assert_allclose(found.images, victim.images, atol=1e-5)
+    assert np.isnan(lost.images).all() and lost.loss == np.inf and not lost.alive.any()
+    with pytest.raises(InputError, match="^the first bias has gradient zero everywhere"):
+        attacks.reconstruct_all(attack, [dropped(problem)] * 2, key)

@@ -700,6 +700,18 @@ def test_progress_is_reported_after_every_chunk():
     np.testing.assert_allclose(last.loss, total, rtol=1e-5)
 
 
+def test_layer_weights_that_do_not_fit_the_network_are_refused():
+    problem = problem_of()
+    weights = jax.tree.map(lambda _: jnp.array([1.0, 2.0]), problem.params)  # a sweep
+    for changed, message in ((weights, None), ({"a": 1.0}, "layer_weights of matching: .* is missing")):
+        attack = small_attack(num_steps=1).with_parts(matching=GradientMatching(layer_weights=changed))
+        if message is None:
+            attack.check(stack([problem]))
+        else:
+            with pytest.raises(InputError, match=message):
+                reconstruct(attack, problem, jax.random.key(0))
+
+
 @pytest.mark.parametrize(
     "attack, options, message",
     [
@@ -720,6 +732,7 @@ def test_progress_is_reported_after_every_chunk():
         ),
         ({"tv": -1.0}, {}, "tv/weight=-1.0: expected a number that is 0 or above"),
         ({"tv": jnp.array([0.5, jnp.nan])}, {}, "tv/weight=nan: expected a number that is 0 or above"),
+        ({}, {"chunk": 2.5}, "chunk=2.5: expected a whole number above 0, of type int"),
         ({}, {"num_restarts": 1.5}, "num_restarts=1.5: expected a whole number"),
     ],
 )

@@ -17,6 +17,7 @@ from gi_jax.data import cifar10
 from gi_jax.data.cifar10_batches import BINARY_FILES, PYTHON_FILES
 from gi_jax.data.dataset import rank_in_class
 from gi_jax.data.datasets import DATASETS, Dataset, load
+from gi_jax.data.pictures import resize
 from gi_jax.data.synthetic import smooth_images
 from gi_jax.data.victims import batches, choose, first_per_class
 
@@ -399,6 +400,40 @@ def test_first_per_class_keeps_the_scan_order(numbered):
     assert indices(first_per_class(numbered, 2)) == [0, 1, 2, 3, 4, 6]
     with refused("first=4", "3 pictures of class 'a'", "--first"):
         first_per_class(numbered, 4)
+    more = dataclasses.replace(numbered, class_names=(*numbered.class_names, "none"))
+    with refused("first=1", "no picture of class 'none'; expected some of each class"):
+        first_per_class(more, 1)
+
+
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda data: first_per_class(data, 1.5), "first"),
+        (lambda data: choose(data, 1.5, 0), "count"),
+        (lambda data: batches(data, 1.5, 1), "batch_size"),
+        (lambda data: batches(data, 1, 1.5), "num_batches"),
+        (lambda data: load("photos", image_size=1.5), "image_size"),
+        (lambda data: load("photos", per_class=1.5), "per_class"),
+        (lambda data: smooth_images(jax.random.key(0), 1, 1.5, 8), "height"),
+    ],
+)
+def test_counts_and_sizes_are_whole(numbered, call, name):
+    with refused(f"{name}=1.5: expected a whole number above 0"):
+        call(numbered)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pictures_of_any_number_of_channels_are_resized(channels):
+    images = RNG.integers(0, 256, (2, 12, 10, channels), dtype=np.uint8)
+    found = resize(images, 6)
+    assert found.shape == (2, 6, 6, channels) and found.dtype == np.uint8
+    for image, small in zip(images, found, strict=True):
+        for channel in range(channels):
+            square = Image.fromarray(image[1:11, :, channel])
+            np.testing.assert_array_equal(small[..., channel], square.resize((6, 6), Image.Resampling.BICUBIC))
+        if channels == 3:
+            square = Image.fromarray(image[1:11])
+            np.testing.assert_array_equal(small, square.resize((6, 6), Image.Resampling.BICUBIC))
 
 
 def test_choose_is_seeded_and_draws_nothing_twice(numbered):

@@ -11,9 +11,10 @@ from problems import QUICK, SPACE, pictures
 
 from gi_jax import data
 from gi_jax.attacks.decode import align_signs, decode_instahide, decode_mixup, decode_paper, sign_decided
+from gi_jax.checks import InputError
 from gi_jax.defenses.batch import inter_instahide, intra_instahide, mixup
 from gi_jax.metrics import correlation
-from gi_jax.threat import ImageSpace
+from gi_jax.threat import ImageSpace, Mapping
 
 
 @lru_cache
@@ -142,6 +143,50 @@ def test_noise_on_the_encodings_averages_out():
         else:
             decoded = decode_mixup(noisy, mapping, 24)
         assert mean_correlation(decoded, images, any_sign=True) > 0.98
+
+
+DECODERS = {
+    "paper": lambda *given: decode_paper(*given, flipped=True, num_steps=20),
+    "mixup": decode_mixup,
+    "instahide": lambda *given: decode_instahide(jax.random.key(1), *given, SPACE, num_steps=20, num_restarts=1),
+}
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_encodings_that_are_not_finite_are_left_out(decoder):
+    images, _ = smooth()
+    encodings, mapping = encode_epochs(intra_instahide(4), images, 3)
+    decode = lambda encodings, mapping: DECODERS[decoder](encodings, mapping, len(images))  # noqa: E731
+    broken = encodings.at[5, 0, 0, 0].set(jnp.nan).at[9].set(jnp.inf)
+    others = np.delete(np.arange(len(encodings)), [5, 9])
+    expected = decode(*jax.tree.map(lambda leaf: leaf[others], (encodings, mapping)))
+    np.testing.assert_array_equal(decode(broken, mapping), expected)
+    assert np.isfinite(expected).all() and np.ptp(expected) > 0
+    nothing = decode(jnp.full_like(encodings, jnp.nan), mapping)
+    assert nothing.shape == images.shape and np.isnan(nothing).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(encodings=jnp.zeros((2, 3, 4, 4, 3))), r"encodings of shape \(2, 3, 4, 4, 3\): expected \[n, h, w, c\]"),
+        (dict(indices=jnp.int32([[0, 1]])), r"indices \(1, 2\).* of 2 encodings: expected \[n, k\]"),
+        (dict(coefficients=jnp.ones((2, 3))), r"coefficients \(2, 3\)"),
+        (dict(coefficients=jnp.full((2, 2), jnp.nan)), "mapping: .* NaN"),
+        (dict(public=jnp.zeros((3, 4, 4, 1))), r"public pictures of shape .*: expected \[m, 4, 4, 3\]"),
+        (dict(indices=jnp.int32([[0, 1], [1, 5]]), public=jnp.zeros((3, 4, 4, 3))), "from 0 to 5 .* 3 public"),
+        (dict(indices=jnp.int32([[0, 1], [1, -1]])), "from -1 to 1"),
+        (dict(indices=jnp.int32([[0, 1], [2, 3]])), "num_pictures=2 .*: expected a private picture"),
+        (dict(num_pictures=1.5), "num_pictures=1.5: expected a whole number"),
+        (dict(ridge=-0.5), "ridge=-0.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    given = dict(encodings=jnp.zeros((2, 4, 4, 3)), indices=jnp.int32([[0, 1], [1, 0]]), coefficients=jnp.ones((2, 2)))
+    given |= dict(num_pictures=2) | change
+    mapping = Mapping(indices=given.pop("indices"), coefficients=given.pop("coefficients"))
+    with pytest.raises(InputError, match=message):
+        decode_mixup(mapping=mapping, **given)
 
 
 def test_known_public_pictures_are_taken_out():

@@ -237,6 +237,22 @@ def test_counts_are_exact_where_probabilities_do_not_depend_on_the_picture(metho
     np.testing.assert_array_equal(found(method, problem), counts_of(numbers, 10))
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_rows_tell_counts_where_entries_of_the_bias_were_set_to_zero(noise):
+    numbers = [0, 1, 1, 3, 3, 3, 3]
+    problem = make(numbers, 6, "of one sum", blind=True)  # each row's sum is the entry of the bias
+    some = problem.observed["head"]["bias"].at[jnp.array([0, 1, 2, 3, 5])].set(noise)
+    hidden = with_head(problem, bias=some)
+    facts = (Noisy(distribution="gaussian", scale=noise),) if noise else ()
+    pruned = dataclasses.replace(hidden, known=(Zeroed(), *facts))
+    elsewhere = dataclasses.replace(hidden, known=(Zeroed(tensors=("head/kernel",)), *facts))
+    np.testing.assert_array_equal(found("bias_counts", pruned), counts_of(numbers, 6))
+    assert np.any(found("bias_counts", elsewhere) != counts_of(numbers, 6))
+    recovered = labels.recover(pruned, "auto", dummies_of(pruned))
+    assert recovered.method == "bias_counts" and "row sums do where its entries are missing" in recovered.why
+    assert "row sums" not in labels.recover(elsewhere, "auto", dummies_of(elsewhere)).why
+
+
 @pytest.mark.parametrize("method", ["bias_counts", "ilrg"])
 @pytest.mark.parametrize("numbers", REPEATED)
 def test_counts_by_the_bias_do_not_ask_for_a_sign_of_the_features(method, numbers):
@@ -448,6 +464,42 @@ def test_a_gradient_of_zero_is_refused():
     zero = dataclasses.replace(problem, observed=jax.tree.map(jnp.zeros_like, problem.observed))
     with pytest.raises(InputError, match="zero throughout"):
         labels.recover(zero, "auto", dummies_of(zero))
+
+
+def with_head(problem, **changes):
+    """The problem with other numbers in the head's gradient; None takes a tensor away."""
+    head = {name: leaf for name, leaf in (problem.observed["head"] | changes).items() if leaf is not None}
+    return dataclasses.replace(problem, observed={**problem.observed, "head": head})
+
+
+@pytest.mark.parametrize("method", ["auto", *labels.METHODS])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda problem: with_head(problem, bias=jnp.zeros(3).at[1].set(jnp.nan)), "head/bias holds 1 values"),
+        (lambda problem: with_head(problem, kernel=jnp.full((HIDDEN, 3), jnp.inf)), "head/kernel holds 36 values"),
+        (lambda problem: with_head(problem, bias=None), "head/bias is missing"),
+        (lambda problem: with_head(problem, kernel=jnp.ones((3, HIDDEN))), "head/kernel has shape"),
+        (lambda problem: dataclasses.replace(problem, observed={}), "head/bias is missing"),
+    ],
+)
+def test_a_gradient_of_the_head_that_is_none_is_refused(change, message, method):
+    problem = change(make([0, 1], 3))
+    with pytest.raises(InputError, match=f"observed gradient: {message}"):
+        labels.recover(problem, method, dummies_of(problem))
+
+
+def test_the_rank_of_what_is_not_finite_is_refused():
+    with pytest.raises(InputError, match="observed gradient: head/kernel holds"):
+        labels.estimate_num_images(with_head(make([0, 1], 3), kernel=jnp.full((HIDDEN, 3), jnp.nan)))
+
+
+@pytest.mark.parametrize("method", ["bias_sign", "bias_corrected", "bias_counts", "ilrg"])
+def test_a_bias_whose_gradient_was_not_sent_tells_nothing(method):
+    problem = with_head(make([2, 1], 3), bias=jnp.zeros(3))
+    with pytest.raises(InputError, match="needs a bias in the head"):
+        labels.recover(problem, method, dummies_of(problem))
+    assert labels.recover(problem, "auto", dummies_of(problem)).method == "geng"
 
 
 def test_no_method_looks_at_the_labels_of_a_problem():

@@ -328,6 +328,12 @@ def test_defenses_of_examples_are_refused(name):
         observe(victim, RUNNING, defenses.parse(name), jax.random.key(0), local=LocalTraining(num_steps=2))
 
 
+@pytest.mark.parametrize("number", [dict(num_steps=2.0), dict(num_steps=2, batch_size=2.0)])
+def test_steps_and_their_pictures_are_counted_in_whole_numbers(number):
+    with pytest.raises(InputError, match=r"=2\.0: expected a whole number above 0, of type int"):
+        LocalTraining(**number).check(2)
+
+
 def test_clients_that_train_locally_are_not_attacked_as_a_sum():
     problem = seen(toy_victim(TINY, n=2), LocalTraining(num_steps=2))
     with pytest.raises(InputError, match="local steps"):

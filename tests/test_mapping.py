@@ -11,7 +11,7 @@ from gi_jax import data, defenses
 from gi_jax.attacks.mapping import infer_mapping
 from gi_jax.errors import InputError
 from gi_jax.experiments.decode import mapping_overlap
-from gi_jax.threat import ImageSpace, Mapping, one_hot
+from gi_jax.threat import ImageSpace, Mapping, Mixed, one_hot
 
 EPOCHS = 20
 
@@ -64,14 +64,31 @@ def test_pictures_that_no_class_tells_apart_are_found_by_what_they_look_like():
 def test_what_no_mapping_is_inferred_from():
     epochs, mixing, _ = encoded("mixup:k=3")
     images, labels, key = epochs.images, epochs.labels, jax.random.key(0)
-    for broken, error in (
-        ((images[:1], labels[:1]), "epochs=1"),
-        ((images[:, :3], labels[:, :3]), "pictures=3"),
-        ((images.at[0, 1].set(jnp.nan), labels), "encodings"),
-        ((images, labels.at[0, 1].set(jnp.inf)), "labels"),
+    two = dict(public=images[0, :2])
+    for broken, options, error in (
+        ((images[:1], labels[:1]), {}, "epochs=1"),
+        ((images[:, :3], labels[:, :3]), {}, "pictures=3"),
+        ((images.at[0, 1].set(jnp.nan), labels), {}, "encodings"),
+        ((images, labels.at[0, 1].set(jnp.inf)), {}, "labels"),
+        ((images[0], labels[0]), {}, r"encodings of shape \(10, 16, 16, 3\): expected \[epochs, pictures, h, w, c\]"),
+        ((images, labels.swapaxes(0, 1)), {}, r"labels of shape \(10, 20, 5\): expected .* \[20, 10, classes\]"),
+        ((images, labels[:, 1:]), {}, r"labels of shape \(20, 9, 5\)"),
+        ((images, labels), dict(num_starts=0), "num_starts=0"),
+        ((images, labels), two | dict(mixed=Mixed(k=6)), r"of shape \(2, 16, 16, 3\): expected 4 or more"),
+        ((images[..., :1], labels), two, r"expected 1 or more, \[m, 16, 16, 1\]"),
     ):
         with pytest.raises(InputError, match=error):
-            infer_mapping(key, *broken, mixing.known())
+            infer_mapping(key, *broken, **{"mixed": mixing.known()} | options)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_encodings_of_nothing_have_a_mapping_of_finite_shares(flipped):
+    some = np.tile(np.eye(3)[[0, 1, 2, 0, 1]], (4, 1, 1))
+    for labels in (some, 0 * some):
+        nothing = np.zeros((4, 5, 4, 4, 3)).tolist()  # lists are arrays
+        found = infer_mapping(jax.random.key(0), nothing, labels.tolist(), Mixed(k=2, flipped=flipped), num_starts=1)
+        assert found.mapping.indices.shape == (20, 2) and np.isfinite(found.mapping.coefficients).all()
+        assert np.isfinite(found.loss)
 
 
 def test_the_overlap_does_not_depend_on_the_order_of_pictures():

@@ -19,6 +19,7 @@ from gi_jax.metrics import (
     mse_matrix,
     perceptual,
     psnr,
+    reference_decoded_scores,
     reference_scores,
     score,
     ssim,
@@ -56,6 +57,16 @@ def test_correlation_is_blind_to_brightness_and_contrast():
     np.testing.assert_allclose(found, np.repeat([1, 1, -1, 0], len(image)), atol=1e-5)
     expected = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(image, image[::-1], strict=True)]
     np.testing.assert_allclose(correlation(image, image[::-1]), expected, atol=1e-5)
+
+
+def test_correlation_of_faint_contrast_is_that_of_double_precision():
+    image, _ = pictures()
+    for other in (np.float32(0.5 + 1e-6 * image), np.float32(1e-25 * image)):
+        expected = [
+            np.corrcoef(*(np.float64(x).ravel() for x in pair))[0, 1] for pair in zip(image, other, strict=True)
+        ]
+        np.testing.assert_allclose(correlation(image, other), expected, atol=1e-9)
+        assert np.min(expected) > 0.99
 
 
 def test_one_value_only_has_no_correlation():
@@ -267,6 +278,9 @@ BAD = np.where(np.arange(2).reshape(2, 1, 1, 1) == 0, np.nan, IMAGES).astype(np.
             r"std\[1\]=0.0: expected .* above 0",
         ),
         (lambda: reference_scores(IMAGES, IMAGES, (0.5,), STD), "mean=.*expected three finite numbers"),
+        (lambda: reference_scores(IMAGES, IMAGES, MEAN, STD, batch_size=-1), "batch_size=-1: expected .* above 0"),
+        (lambda: reference_decoded_scores(BAD, IMAGES, MEAN, STD), "originals: .* NaN"),
+        (lambda: reference_decoded_scores(IMAGES, 5 * IMAGES, MEAN, STD), r"decoded spans \[2.5, 2.5\]"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):

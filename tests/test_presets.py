@@ -201,6 +201,12 @@ def test_low_resolution_starts_are_smooth():
     assert roughness[1] < 0.5 * roughness[0] and abs(coarse.mean()) < 0.05
 
 
+@pytest.mark.parametrize("start", [initial.patterned, initial.low_resolution])
+def test_sizes_of_starts_are_whole(start):
+    with pytest.raises(InputError, match="=2.5: expected a whole number above 0"):
+        start(2.5)
+
+
 def test_given_starts_are_what_was_given():
     pictures = np.random.default_rng(0).random((2, 10, 12, 3))
     np.testing.assert_allclose(SPACE.denormalize(begun(initial.given(pictures))), pictures, atol=1e-6)

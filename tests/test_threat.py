@@ -39,8 +39,11 @@ from gi_jax.threat import (
     AttackProblem,
     Batch,
     BatchNormThreat,
+    Clipped,
     ImageSpace,
     LocalTraining,
+    Mixed,
+    Noisy,
     Quantized,
     Rounded,
     Shared,
@@ -545,6 +548,8 @@ def changed(tree, name, value):
         ("params", "norm1/bias", lambda x: x * jnp.nan, "params: norm1/bias holds 4 values"),
         ("params", "norm1/bias", lambda x: x > 0, "params: norm1/bias is of type bool; expected floating-point"),
         ("statistics", "norm0/var", lambda x: x * jnp.inf, "statistics: norm0/var holds 4 values"),
+        ("statistics", "norm0/var", lambda x: 0 * x - 0.5, "statistics: norm0/var holds -0.5; expected variances"),
+        ("statistics", "norm1/mean", jnp.int32, "statistics: norm1/mean is of type int32; expected floating-point"),
     ],
 )
 def test_what_check_problem_refuses(problem, field, name, value, message):
@@ -562,6 +567,14 @@ def test_what_check_problem_refuses(problem, field, name, value, message):
         ((Zeroed(bound={"head": 1.0}),), "bound of Zeroed: .* is missing; expected shape .."),
         ((Quantized(width=jnp.ones(4)),), r"width of Quantized: .* has shape \(4,\); expected \(\)"),
         ((Rounded(spacing={}, scale=1.0),), "spacing of Rounded: .* is missing"),
+        ((Rounded(spacing=-1.0, scale=1.0),), "spacing of Rounded is -1.0: expected a number from 0 to inf"),
+        ((Noisy(distribution="gaussian", scale=-1),), "scale of Noisy is -1: expected a number from 0 to"),
+        ((Noisy(distribution="gaussian", scale=jnp.nan),), "scale of Noisy is nan: expected"),
+        ((Noisy(distribution="normal", scale=1.0),), "unknown distribution 'normal'"),
+        ((Zeroed(kept=5.0),), "kept of Zeroed is 5.0: expected a number from 0 to 1"),
+        ((Zeroed(bound=-0.1),), "bound of Zeroed is -0.1"),
+        ((Clipped(bound=jnp.nan),), "bound of Clipped is nan"),
+        ((Mixed(k=2, label_sum=1.5),), "label_sum of Mixed is 1.5"),
     ],
 )
 def test_facts_that_do_not_fit_are_refused(problem, known, message):
@@ -602,6 +615,29 @@ def test_labels_that_are_not_finite_are_refused(problem):
 def test_labels_that_are_no_probabilities_are_refused(problem):
     with pytest.raises(InputError, match="labels from 0 to 3: expected numbers in .0, 1."):
         check_problem(dataclasses.replace(problem, labels=3 * problem.labels))
+
+
+def test_labels_that_sum_to_more_than_1_are_refused(problem):
+    with pytest.raises(InputError, match="labels that sum to 2: expected class probabilities"):
+        check_problem(dataclasses.replace(problem, labels=jnp.full((3, 4), 0.5)))
+    check_problem(dataclasses.replace(problem, labels=jnp.full((3, 4), 0.2)))  # an encoding's may sum to less
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(local=LocalTraining(num_steps=2, batch_size=2)), "local batches of 2 from 3 pictures: expected one"),
+        (dict(local=LocalTraining(num_steps=2, learning_rate=-1.0)), "local_rate=-1.0: expected a number above 0"),
+        (dict(local=LocalTraining(num_steps=2), order=[[0, 1, 2]]), r"order of type int64 and shape \(1, 3\)"),
+        (dict(local=LocalTraining(num_steps=1), order=[[0, 1, 3]]), "expected whole numbers .1, 3. from 0 to 2"),
+        (dict(local=LocalTraining(num_steps=1), order=[[0.0, 1.0, 2.0]]), "order of type float64"),
+        (dict(clients=2), "clients=2 of 3 pictures: expected equal parts"),
+        (dict(clients=0), "clients=0: expected a number above 0"),
+    ],
+)
+def test_clients_and_steps_that_do_not_fit_the_batch_are_refused(problem, changes, message):
+    with pytest.raises(InputError, match=message):
+        check_problem(dataclasses.replace(problem, **changes))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def input_from_all_rows(kernel_gradient: jax.Array, bias_gradient: jax.Array, *,
 class FirstLayer:
     """The picture of a network that begins with a linear layer, by `input_from_all_rows`: a start.
 
-    The first layer is the one whose tensor `kernel` takes as many numbers as the picture has.
+    The first layer is the one whose tensor `kernel` takes as many numbers as the picture has. Where its bias has no
+    gradient there is nothing to divide by: the start is NaN, a lane that failed.
     """
 
     def __call__(self, key: Key, problem: AttackProblem) -> Images:
@@ -68,14 +69,13 @@ class FirstLayer:
         return input_from_all_rows(kernel, bias, dropped=dropped).reshape(problem.image_shape)
 
     def check(self, problems: AttackProblem) -> None:
-        """Raises an `InputError` unless there is one picture, a linear first layer, and a gradient of its bias."""
+        """Raises an `InputError` unless there is one picture, a linear first layer, and some gradient of its bias."""
         _, bias = _first_layer(problems)
-        for number, gradient in enumerate(np.asarray(bias)):
-            if not gradient.any():
-                raise checks.InputError(
-                    f"problem {number}: the first bias has gradient zero everywhere: there is nothing to "
-                    "divide by; no unit responded, or a defense dropped it"
-                )
+        if not np.any(bias):
+            raise checks.InputError(
+                "the first bias has gradient zero everywhere: there is nothing to divide by; no unit responded, or a "
+                "defense dropped it"
+            )
 
 
 def _first_layer(problem: AttackProblem) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,8 @@ ORACLE: every function here receives the client's `Mapping`, indices and coeffic
 With the mapping known each value (pixel and channel) of the n encodings is y = W x: W [n, N] holds the coefficients and
 is the same for all values, x [N] are the values of the N private pictures there. MixUp is a least-squares problem.
 InstaHide shows |y| only: a problem of phase retrieval with real numbers, for which n well above N is enough.
+
+An encoding with a value that is not finite, as one whose reconstruction failed, tells nothing: it is left out.
 """
 
 from functools import partial, wraps
@@ -17,6 +19,7 @@ import optax
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 
+from gi_jax import checks
 from gi_jax.objectives.kinks import absolute
 from gi_jax.threat import ImageSpace, Mapping
 from gi_jax.types import Images, Key
@@ -40,7 +43,6 @@ def exact(function):
 
 
 @exact
-@partial(jax.jit, static_argnames=("num_pictures", "flipped", "num_steps"))
 def decode_paper(
     encodings: Images, mapping: Mapping, num_pictures: int, *, flipped: bool, num_steps: int = 1000
 ) -> Images:
@@ -53,13 +55,25 @@ def decode_paper(
     Args:
       encodings: [n, h, w, c] in the network's units, true ones or those that an attack recovered.
       mapping: ORACLE, of all n.
-      num_pictures: private pictures N; public ones are taken for noise.
+      num_pictures: private pictures N; public ones, whose indices are N and above, are taken for noise.
       flipped: whether the encodings have random signs (InstaHide).
       num_steps: of Adam.
 
     Returns:
-      [N, h, w, c], each picture stretched to [-1, 1].
+      [N, h, w, c], each picture stretched to [-1, 1]; NaN if no encoding is finite.
+
+    Raises:
+      InputError: for encodings, a mapping, public pictures and numbers that do not fit each other.
     """
+    checks.counts(num_steps=num_steps)
+    encodings, mapping = _usable(encodings, mapping, num_pictures)
+    if not len(encodings):
+        return _nothing(encodings, num_pictures)
+    return _descend(encodings, mapping, num_pictures, flipped, num_steps)
+
+
+@partial(jax.jit, static_argnames=("num_pictures", "flipped", "num_steps"))
+def _descend(encodings, mapping, num_pictures, flipped, num_steps):
     weights = mapping.matrix(num_pictures)
     observed = encodings.reshape(len(encodings), -1)
     magnitude = jnp.abs(observed)
@@ -88,7 +102,6 @@ def decode_paper(
 
 
 @exact
-@partial(jax.jit, static_argnames="num_pictures")
 def decode_mixup(
     encodings: Images,
     mapping: Mapping,
@@ -105,13 +118,25 @@ def decode_mixup(
     Args:
       encodings: [n, h, w, c] in the network's units, true ones or those that an attack recovered.
       mapping: ORACLE, of all n.
-      num_pictures: private pictures N.
+      num_pictures: private pictures N; indices of N and above are those of public pictures.
       public: the public pictures of the pool in the network's units, if any were mixed in.
       ridge: weight of the squared norm, 0 or above, for few or noisy encodings.
 
     Returns:
-      [N, h, w, c] in the network's units.
+      [N, h, w, c] in the network's units; NaN if no encoding is finite.
+
+    Raises:
+      InputError: for encodings, a mapping, public pictures and numbers that do not fit each other.
     """
+    checks.non_negative(ridge=ridge)
+    encodings, mapping = _usable(encodings, mapping, num_pictures, public)
+    if not len(encodings):
+        return _nothing(encodings, num_pictures)
+    return _solve(encodings, mapping, num_pictures, public, ridge)
+
+
+@partial(jax.jit, static_argnames="num_pictures")
+def _solve(encodings, mapping, num_pictures, public, ridge):
     weights, offset = _system(encodings, mapping, num_pictures, public)
     values = inverse(weights, ridge) @ (encodings.reshape(len(encodings), -1) - offset)
     return values.reshape(num_pictures, *encodings.shape[1:])
@@ -142,15 +167,22 @@ def decode_instahide(
       key: of the starts.
       encodings: [n, h, w, c] in the network's units; of the values only the magnitudes are read.
       mapping: ORACLE, of all n; its signs are not read.
-      num_pictures: private pictures N.
+      num_pictures: private pictures N; indices of N and above are those of public pictures.
       space: units of the private pictures (not those of the encodings, whose box holds both signs).
       public: the public pictures of the pool in the network's units, if any were mixed in.
       num_steps: reflections of each start.
       num_restarts: starts for each value.
 
     Returns:
-      [N, h, w, c] in the network's units.
+      [N, h, w, c] in the network's units; NaN if no encoding is finite.
+
+    Raises:
+      InputError: for encodings, a mapping, public pictures and numbers that do not fit each other.
     """
+    checks.counts(num_steps=num_steps, num_restarts=num_restarts)
+    encodings, mapping = _usable(encodings, mapping, num_pictures, public)
+    if not len(encodings):
+        return _nothing(encodings, num_pictures)
     weights, offset = _system(encodings, mapping, num_pictures, public)
     magnitude = jnp.abs(encodings.reshape(len(encodings), -1))
     values = _retrieve(key, weights, offset, magnitude, jnp.int32(num_steps), jnp.int32(num_restarts))
@@ -179,6 +211,40 @@ def inverse(weights: jax.Array, ridge: jax.Array | float = 0.0) -> jax.Array:
     left, values, right = jnp.linalg.svd(weights, full_matrices=False)
     values = jnp.where(values > SMALLEST * values[0], values, jnp.inf)
     return (right.T / (values + ridge / values)[None]) @ left.T
+
+
+def _usable(encodings, mapping, num_pictures, public=None):
+    """The encodings that are finite, and their rows of the mapping; raises unless all fit together."""
+    checks.counts(num_pictures=num_pictures)
+    encodings, indices = jnp.asarray(encodings), np.asarray(mapping.indices)
+    if encodings.ndim != 4:
+        raise checks.InputError(
+            f"encodings of shape {encodings.shape}: expected [n, h, w, c], the epochs one after the other"
+        )
+    if indices.ndim != 2 or len(indices) != len(encodings) or np.shape(mapping.coefficients) != indices.shape:
+        raise checks.InputError(
+            f"mapping with indices {indices.shape} and coefficients {np.shape(mapping.coefficients)} of "
+            f"{len(encodings)} encodings: expected [n, k] both, a row an encoding"
+        )
+    checks.all_finite("mapping", mapping.coefficients)
+    if public is not None and np.shape(public)[1:] != encodings.shape[1:]:
+        raise checks.InputError(
+            f"public pictures of shape {np.shape(public)}: expected [m, {', '.join(map(str, encodings.shape[1:]))}]"
+        )
+    last = np.inf if public is None else num_pictures + len(public) - 1
+    private = (indices < num_pictures).any(axis=1)
+    if ((indices < 0) | (indices > last)).any() or not private.all():
+        raise checks.InputError(
+            f"mapping with indices from {indices.min()} to {indices.max()} for num_pictures={num_pictures} and "
+            f"{'no' if public is None else len(public)} public ones: expected a private picture, which come first, in "
+            "each encoding, and none that there is not"
+        )
+    finite = np.isfinite(np.asarray(encodings)).all(axis=(1, 2, 3))
+    return jax.tree.map(lambda leaf: leaf[finite], (encodings, mapping))
+
+
+def _nothing(encodings, num_pictures):
+    return jnp.full((num_pictures, *encodings.shape[1:]), jnp.nan)
 
 
 def _system(encodings, mapping, num_pictures, public):

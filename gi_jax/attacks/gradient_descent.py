@@ -54,7 +54,11 @@ class GradientDescent:
         return dataclasses.replace(self, objective=Objective(parts={**self.objective.parts, **parts}))
 
     def check(self, problems: AttackProblem) -> None:
-        """Refuses a stack of problems that the start cannot be computed from, see `Attack`."""
+        """Refuses a stack of problems that the start or a part cannot be computed from, see `Attack`."""
+        for name, part in self.objective.parts.items():
+            if (weights := getattr(part, "layer_weights", None)) is not None:
+                weights, like = (jax.tree.map(lambda _: 0.0, tree) for tree in (weights, problems.params))
+                checks.same_structure(f"layer_weights of {name}", weights, like)
         if hasattr(self.initialize, "check"):
             self.initialize.check(problems)
 

@@ -30,7 +30,7 @@ def uniform(key: Key, problem: AttackProblem) -> Images:
 @lru_cache
 def patterned(side: int) -> Start:
     """A patch of side x side pixels of N(0, 1), repeated over the picture, a new one for each (Wei et al. 2020)."""
-    checks.positive(side=side)
+    checks.counts(side=side)
 
     def start(key, problem):
         n, height, width, channels = problem.image_shape
@@ -58,7 +58,7 @@ def constant(*color: float) -> Start:
 @lru_cache
 def low_resolution(factor: int) -> Start:
     """N(0, 1) at 1 / factor of the height and width, enlarged by cubic interpolation (Yue et al. 2023, ROG)."""
-    checks.positive(factor=factor)
+    checks.counts(factor=factor)
 
     def start(key, problem):
         n, height, width, channels = problem.image_shape
@@ -69,12 +69,19 @@ def low_resolution(factor: int) -> Start:
 
 
 def given(pictures: Images) -> Start:
-    """The same pictures [n, h, w, c] in [0, 1] in every lane: a guess from elsewhere."""
+    """The same pictures in [0, 1] in every lane: a guess from elsewhere.
+
+    Args:
+      pictures: of the shape `problem.candidate_shape`: [n, h, w, c], and where every epoch of local training has
+        guesses of its own those of one epoch after the other.
+    """
 
     def start(key, problem):
         del key
         if jnp.shape(pictures) != problem.image_shape:
-            raise checks.InputError(f"start of shape {jnp.shape(pictures)}: expected {problem.image_shape}")
+            raise checks.InputError(
+                f"start of shape {jnp.shape(pictures)}: expected {problem.image_shape}, that of problem.candidate_shape"
+            )
         return problem.space.normalize(jnp.asarray(pictures, jnp.float32))
 
     return start

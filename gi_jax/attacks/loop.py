@@ -160,7 +160,7 @@ def advance(
     Yields:
       (states, Progress).
     """
-    checks.positive(chunk=chunk)
+    checks.counts(chunk=chunk)
     attack = _as_arrays(attack)
     num_steps, steps, alive = jax.device_get((attack.num_steps, states.step, states.alive))
     done, reached = int(steps.max()), False

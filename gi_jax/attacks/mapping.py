@@ -75,18 +75,19 @@ def infer_mapping(
       `InferredMapping`.
 
     Raises:
-      InputError: for encodings that are not finite, of one epoch, or of fewer pictures than an encoding mixes.
+      InputError: for encodings that are not finite, of one epoch, or of fewer pictures than an encoding mixes; for
+        labels and public pictures that do not fit them.
     """
-    epochs, size = encodings.shape[:2]
-    checks.in_range(2, np.inf, epochs=epochs)
-    checks.all_finite("encodings", encodings)
-    checks.all_finite("labels", labels)
+    encodings, labels = np.asarray(encodings), np.asarray(labels)
     private = mixed.k if public is None else 2
+    _check(encodings, labels, public, mixed.k - private)
+    checks.counts(num_starts=num_starts, num_rounds=num_rounds)
+    epochs, size = encodings.shape[:2]
     checks.in_range(private + 1, np.inf, pictures=size)
     values = np.asarray(encodings, np.float32).reshape(epochs * size, -1)
     if mixed.flipped:
         values = np.abs(values)
-    features = _features(values, np.asarray(labels).reshape(epochs * size, -1)).reshape(epochs, size, -1)
+    features = _features(values, labels.reshape(epochs * size, -1)).reshape(epochs, size, -1)
     key_chosen, key_starts, key_rounds = jax.random.split(key, 3)
     chosen = jax.random.permutation(key_chosen, values.shape[1])[: max(NUM_VALUES, 8 * size)]
     known = jnp.zeros((0, len(chosen))) if public is None else jnp.asarray(public).reshape(len(public), -1)[:, chosen]
@@ -118,6 +119,29 @@ def infer_mapping(
     return InferredMapping(Mapping(indices=indices, coefficients=shares), float(best.loss))
 
 
+def _check(encodings, labels, public, num_mixed):
+    """Refuses what does not fit; `num_mixed` public pictures are in an encoding."""
+    if encodings.ndim != 5:
+        raise checks.InputError(
+            f"encodings of shape {encodings.shape}: expected [epochs, pictures, h, w, c]; reshape those that lie one "
+            "epoch after the other"
+        )
+    checks.in_range(2, np.inf, epochs=len(encodings))
+    if labels.ndim != 3 or labels.shape[:2] != encodings.shape[:2]:
+        raise checks.InputError(
+            f"labels of shape {labels.shape}: expected those of the encodings, "
+            f"[{encodings.shape[0]}, {encodings.shape[1]}, classes]"
+        )
+    checks.all_finite("encodings", encodings)
+    checks.all_finite("labels", labels)
+    if public is not None and (len(public) < num_mixed or np.shape(public)[1:] != encodings.shape[2:]):
+        shape = ", ".join(map(str, encodings.shape[2:]))
+        raise checks.InputError(
+            f"public pictures of shape {np.shape(public)}: expected {num_mixed} or more, [m, {shape}]: all of the pool "
+            "that the client mixes in"
+        )
+
+
 class _Problem(NamedTuple):
     """Observed: values [n, v] (magnitudes where signs are random), labels [n, classes], public values [m, v]."""
 
@@ -142,7 +166,8 @@ def _features(values, labels):
     """
     centered = values - values.mean(axis=0)
     basis, scales, _ = np.linalg.svd(centered, full_matrices=False)
-    seen = _unit(basis * (scales / np.hypot(scales, 0.3 * scales[0])))
+    least = np.finfo(np.float32).tiny  # encodings that are all the same have scales of 0
+    seen = _unit(basis * (scales / np.hypot(scales, max(0.3 * scales[0], least))))
     return _unit(np.concatenate([seen, 0.5 * _unit(labels - labels.mean(axis=0))], axis=1))
 
 
@@ -220,7 +245,7 @@ def _improve(key, state, problem, k, private, flipped, sparse, again):
     weights = _cut(weights, size, k, private) if sparse else weights
     misfit = _misfit(weights, problem, pictures, flipped)
     middle = jnp.median(misfit)
-    return _State(weights, values, middle / (misfit + 0.3 * middle + 1e-12), jnp.mean(misfit))
+    return _State(weights, values, (middle + 1e-12) / (misfit + 0.3 * middle + 1e-12), jnp.mean(misfit))
 
 
 def _pictures(key, state, problem, flipped, ridge):
@@ -260,7 +285,7 @@ def _shares(weights, *, problem, pictures, classes, flipped, allowed=None, num_s
     """
     size, scale = len(classes), problem.values.shape[1]
     labels = jnp.zeros((len(pictures), classes.shape[1])).at[:size].set(classes)
-    length = jnp.linalg.norm(pictures @ pictures.T / scale + labels @ labels.T, 2)
+    length = jnp.linalg.norm(pictures @ pictures.T / scale + labels @ labels.T, 2) + jnp.finfo(jnp.float32).tiny
 
     def gradient(weights):
         mixture = weights @ pictures

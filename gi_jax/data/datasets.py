@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gi_jax.checks import InputError, one_of, positive
+from gi_jax.checks import InputError, counts, one_of
 from gi_jax.data.cifar10 import load_cifar10
 from gi_jax.data.dataset import Dataset, rank_in_class
 from gi_jax.data.folder import SPLITS, load_folder
@@ -64,7 +64,7 @@ def load(
     kind, _, path = name.partition(":")
     one_of("data set", "folder:PATH" if kind == "folder" else name, DATASETS)
     one_of("split", split, SPLITS)
-    positive(**{key: n for key, n in (("image_size", image_size), ("per_class", per_class)) if n is not None})
+    counts(**{key: n for key, n in (("image_size", image_size), ("per_class", per_class)) if n is not None})
     if data_dir is not None and kind != "cifar10":
         raise InputError(f"data_dir={data_dir}: {name} takes none; leave it away or choose cifar10")
     if kind == "folder" and not path:

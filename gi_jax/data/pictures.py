@@ -56,13 +56,15 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     """Center-cut and antialiased resize of pictures in memory.
 
     Args:
-        images: uint8 [n, h, w, 3].
+        images: uint8 [n, h, w, c], of any number of channels.
         size: height and width of the result.
 
     Returns:
-        uint8 [n, size, size, 3].
+        uint8 [n, size, size, c].
     """
-    return np.stack([_square(Image.fromarray(image), size) for image in images])
+    channels = np.moveaxis(images, -1, 1)
+    small = np.stack([[_square(Image.fromarray(channel), size) for channel in image] for image in channels])
+    return np.moveaxis(small, 1, -1)
 
 
 def _square(picture: Image.Image, size: int) -> np.ndarray:

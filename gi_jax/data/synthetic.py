@@ -2,7 +2,7 @@
 
 import jax
 
-from gi_jax.checks import positive
+from gi_jax.checks import counts
 from gi_jax.types import Images, Key
 
 _GRID = 4
@@ -24,8 +24,8 @@ def smooth_images(key: Key, n: int, height: int, width: int, channels: int = 3) 
         float32 [n, height, width, channels] in [0, 1].
 
     Raises:
-        InputError: a size is not above zero.
+        InputError: a size is no whole number above zero.
     """
-    positive(n=n, height=height, width=width, channels=channels)
+    counts(n=n, height=height, width=width, channels=channels)
     grid = jax.random.normal(key, (n, _GRID, _GRID, channels))
     return jax.nn.sigmoid(2.0 * jax.image.resize(grid, (n, height, width, channels), "cubic"))

@@ -2,23 +2,29 @@
 
 import numpy as np
 
-from gi_jax.checks import InputError, non_negative, positive
+from gi_jax.checks import InputError, counts, non_negative
 from gi_jax.data.dataset import Dataset, rank_in_class
+from gi_jax.words import counted
 
 
 def first_per_class(dataset: Dataset, n: int) -> Dataset:
     """The first `n` pictures of each class, in scan order.
 
     Raises:
-        InputError: some class has fewer than `n`.
+        InputError: some class has fewer than `n`, or none.
     """
-    positive(first=n)
-    counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
-    if counts.min() < n:
-        short = dataset.class_names[int(counts.argmin())]
+    counts(first=n)
+    there = np.bincount(dataset.labels, minlength=dataset.num_classes)
+    if there.min() < n:
+        short, fewest = dataset.class_names[int(there.argmin())], int(there.min())
+        if not fewest:
+            raise InputError(
+                f"first={n}: {dataset.name} has no picture of class {short!r}; expected some of each class: add "
+                "pictures or remove the class"
+            )
         raise InputError(
-            f"first={n}: {dataset.name} has {counts.min()} pictures of class {short!r}; "
-            f"lower --first to {counts.min()} or fewer"
+            f"first={n}: {dataset.name} has {counted(fewest, 'picture')} of class {short!r}; "
+            f"lower --first to {fewest} or fewer"
         )
     return dataset.take(np.flatnonzero(rank_in_class(dataset.labels) < n))
 
@@ -29,7 +35,7 @@ def choose(dataset: Dataset, count: int, seed: int) -> Dataset:
     Raises:
         InputError: there are fewer than `count`, or the seed is negative.
     """
-    positive(count=count)
+    counts(count=count)
     non_negative(seed=seed)
     if count > len(dataset):
         raise InputError(f"count={count}: {dataset.name} has {len(dataset)} pictures; choose fewer")
@@ -42,7 +48,7 @@ def batches(dataset: Dataset, batch_size: int, num_batches: int) -> list[Dataset
     Raises:
         InputError: there are fewer than `batch_size * num_batches` pictures.
     """
-    positive(batch_size=batch_size, num_batches=num_batches)
+    counts(batch_size=batch_size, num_batches=num_batches)
     needed = batch_size * num_batches
     if needed > len(dataset):
         raise InputError(

@@ -374,12 +374,8 @@ def mapping_overlap(true: Mapping, found: Mapping, num_pictures: int) -> float:
 
 def _decoded(decoder, source, run, pool, flipped, seed):
     """Pictures [N, h, w, c] in [0, 1], from the encodings that were recovered at all; NaN if none was."""
-    size = len(pool.images)
+    size, mapping = len(pool.images), run.mapping
     encodings = run.true if source == "true" else run.recovered
-    usable = np.isfinite(encodings).all(axis=(1, 2, 3))
-    if not usable.any():
-        return np.full_like(pool.images, np.nan)
-    encodings, mapping = jax.tree.map(lambda leaf: leaf[usable], (encodings, run.mapping))
     if decoder == "paper":
         return np.asarray((decode_paper(encodings, mapping, size, flipped=flipped) + 1) / 2)
     if flipped:

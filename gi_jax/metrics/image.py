@@ -75,25 +75,28 @@ def ssim(a: Images, b: Images) -> jax.Array:
 _ssim = jax.jit(dm_pix.ssim)
 
 
-def correlation(a: Images, b: Images) -> jax.Array:
+def correlation(a: Images, b: Images) -> np.ndarray:
     """Pearson correlation per image, over all its pixels and channels: blind to brightness and contrast.
+
+    On the host, in double precision: faint contrast on a bright image would be lost to float32.
 
     Args:
         a: float [n, h, w, c] in any units.
         b: float [n, h, w, c] in any units.
 
     Returns:
-        float32 [n] in [-1, 1], 0 where an image has one value only; NaN where it is not finite.
+        float64 [n] in [-1, 1], 0 where an image has one value only; NaN where it is not finite.
 
     Raises:
         InputError: if the two are not float images of one shape.
     """
     check_images(a=a, b=b)
-    x, y = (jnp.asarray(images, jnp.float32).reshape(len(images), -1) for images in (a, b))
-    plain = (jnp.ptp(x, axis=1) == 0) | (jnp.ptp(y, axis=1) == 0)  # the mean of equal values may be off by an ulp
-    x, y = (rows - rows.mean(axis=1, keepdims=True) for rows in (x, y))
-    lengths = jnp.linalg.norm(x, axis=1) * jnp.linalg.norm(y, axis=1)
-    return jnp.where(plain, 0.0, jnp.sum(x * y, axis=1) / jnp.where(lengths == 0, 1.0, lengths))
+    x, y = (np.asarray(images, np.float64).reshape(len(images), -1) for images in (a, b))
+    with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, as documented
+        plain = (np.ptp(x, axis=1) == 0) | (np.ptp(y, axis=1) == 0)  # the mean of equal values may be off by an ulp
+        x, y = (rows - rows.mean(axis=1, keepdims=True) for rows in (x, y))
+        lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+        return np.where(plain, 0.0, np.sum(x * y, axis=1) / np.where(lengths == 0, 1.0, lengths))
 
 
 def check_images(same_count: bool = True, **images: Images) -> None:

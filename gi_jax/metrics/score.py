@@ -138,6 +138,8 @@ def reference_scores(
     check_images(originals=originals, reconstructions=reconstructions)
     checks.all_finite("originals", originals)
     check_unit_range(originals=originals, reconstructions=reconstructions)
+    if batch_size is not None:
+        checks.counts(batch_size=batch_size)
     targets, recovered = (_normalized(images, mean, std) for images in (originals, reconstructions))
     data_range = np.ptp(targets, axis=(1, 2, 3))[None, :]
     error = np.maximum(mse_matrix(recovered, targets), np.finfo(np.float64).tiny)
@@ -172,6 +174,8 @@ def reference_decoded_scores(
         InputError: as `reference_scores`.
     """
     check_images(originals=originals, decoded=decoded)
+    checks.all_finite("originals", originals)
+    check_unit_range(originals=originals, decoded=decoded)
     targets = _normalized(originals, mean, std)
     return _rows({"lpips_vgg": lpips(targets, 2 * np.asarray(decoded, np.float32) - 1, "vgg", value_range="raw")})
 

@@ -61,7 +61,7 @@ def _zeroed(channel: Channel, fact: Zeroed, names: list[str]) -> Channel:
     concerned = {
         name: (bound, share)
         for name, bound, share in zip(names, largest, jax.tree.leaves(fact.kept), strict=True)
-        if not fact.tensors or name.startswith(fact.tensors)
+        if fact.holds_for(name)
     }
     bounds = {name: jnp.maximum(channel.bounds.get(name, 0.0), bound) for name, (bound, _) in concerned.items()}
     kept = {name: channel.kept.get(name, 1.0) * share for name, (_, share) in concerned.items()}

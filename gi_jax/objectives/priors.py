@@ -20,7 +20,7 @@ def total_variation(images: Images, *, isotropic: bool = False) -> jax.Array:
 
     Args:
       images: [n, h, w, c].
-      isotropic: sqrt(across^2 + down^2) a pixel instead of |across| + |down|.
+      isotropic: sqrt(across^2 + down^2) a pixel instead of |across| + |down|, which are the same along one axis only.
 
     Returns:
       A scalar: means over images, positions and channels (Rudin et al. 1992; scale of Geiping et al. 2020); 0 along
@@ -28,7 +28,7 @@ def total_variation(images: Images, *, isotropic: bool = False) -> jax.Array:
     """
     down = images[:, 1:] - images[:, :-1]
     across = images[:, :, 1:] - images[:, :, :-1]
-    if not isotropic:
+    if not isotropic or min(images.shape[1:3]) == 1:
         return _mean(absolute(down)) + _mean(absolute(across))
     return _mean(root(jnp.square(down[:, :, :-1]) + jnp.square(across[:, :-1])))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gi_jax import checks
 from gi_jax.models import Normalize
@@ -134,6 +135,20 @@ def _is_layer(node) -> bool:
 def map_layers(function, *trees):
     """Applies `function` to the statistics dictionary of every normalization layer of the trees."""
     return jax.tree.map(function, *trees, is_leaf=_is_layer)
+
+
+def check_statistics(statistics: BatchStats) -> None:
+    """Refuses statistics that are of whole numbers or not finite, and layers with a negative variance.
+
+    Raises:
+      InputError: naming the tensor.
+    """
+    checks.all_floating("statistics", statistics)
+    checks.all_finite("statistics", statistics)
+    for path, layer in jax.tree_util.tree_leaves_with_path(statistics, is_leaf=_is_layer):
+        if _is_layer(layer) and (least := float(np.min(layer["var"]))) < 0:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise checks.InputError(f"statistics: {name}/var holds {least:g}; expected variances, 0 or above")
 
 
 def called_first(network, normalize: Normalize, params, given: BatchStats, images) -> int:

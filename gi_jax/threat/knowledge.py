@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import jax
+import numpy as np
 
 from gi_jax import checks
 from gi_jax.types import Gradients
@@ -37,6 +38,10 @@ class Zeroed:
     tensors: tuple[str, ...] = _static(default=())
     bound: Gradients | jax.Array | float | None = None
     kept: Gradients | jax.Array | float = 0.5
+
+    def holds_for(self, name: str) -> bool:
+        """Whether it is of the tensor of this name."""
+        return not self.tensors or name.startswith(self.tensors)
 
 
 @jax.tree_util.register_dataclass
@@ -134,11 +139,33 @@ def by_tensor(fact: Fact, like: Gradients) -> Fact:
     return replace(fact, **{name: spread(getattr(fact, name)) for name in BY_TENSOR.get(type(fact), {})})
 
 
+RANGES = {
+    "kept": (0, 1),
+    "bound": (0, math.inf),
+    "width": (0, math.inf),
+    "spacing": (0, math.inf),
+    "scale": (0, float(np.finfo(np.float32).max)),
+    "label_sum": (0, 1),
+}
+"""From where to where the numbers of facts go, both included."""
+
+
+def _check_numbers(fact):
+    if isinstance(fact, Noisy):
+        checks.one_of("distribution", fact.distribution, ["gaussian", "laplacian"])
+    for name, (low, high) in RANGES.items():
+        for value in jax.tree.leaves(getattr(fact, name, None)):
+            if not isinstance(value, jax.core.Tracer) and not np.all((low <= value) & (value <= high)):
+                raise checks.InputError(
+                    f"{name} of {type(fact).__name__} is {value}: expected a number from {low:g} to {high:g}"
+                )
+
+
 def check_facts(facts: Sequence[Fact], like: Gradients) -> None:
     """Refuses what are no facts about an update of the structure of `like`.
 
     Raises:
-      InputError: naming the fact, and the tensor for which it has no number.
+      InputError: naming the fact, and the tensor for which it has no number, or a number that it cannot have.
     """
     if not isinstance(facts, tuple | list):
         raise checks.InputError(f"known {type(facts).__name__}: expected a tuple of facts; try (fact,)")
@@ -151,3 +178,4 @@ def check_facts(facts: Sequence[Fact], like: Gradients) -> None:
         for name in BY_TENSOR.get(type(fact), {}):
             if (numbers := getattr(spread, name)) is not None:
                 checks.same_structure(f"{name} of {type(fact).__name__}", numbers, scalars)
+        _check_numbers(fact)

@@ -54,18 +54,20 @@ class LocalTraining:
         return self.per_step(n) < n
 
     def check(self, n: int) -> None:
-        """Refuses anything but whole epochs of n pictures.
+        """Refuses anything but whole epochs of n pictures, and a rate that is not above 0.
 
         Raises:
           InputError: saying what would do.
         """
-        checks.positive(local_steps=self.num_steps, local_rate=self.learning_rate)
         size = self.per_step(n)
+        checks.counts(local_steps=self.num_steps)
+        checks.positive(local_rate=self.learning_rate)
         if size < 1 or n % size:
             fitting = ", ".join(str(divisor) for divisor in range(1, n + 1) if n % divisor == 0)
             raise checks.InputError(
                 f"local batches of {size} from {counted(n, 'picture')}: expected one that divides them: {fitting}"
             )
+        checks.counts(local_batch_size=size)
         if self.num_steps % (n // size):
             raise checks.InputError(
                 f"{counted(self.num_steps, 'local step')} of {size} of {counted(n, 'picture')}: expected whole epochs, "

@@ -12,14 +12,16 @@ import numpy as np
 
 from gi_jax import checks
 from gi_jax.models import Network, Normalize, is_factored
-from gi_jax.threat.batch_norm import called_first
+from gi_jax.threat.batch_norm import called_first, check_statistics
 from gi_jax.threat.client import Batch, Update, client_update
 from gi_jax.threat.floats import as_array, as_float32
 from gi_jax.threat.knowledge import Fact, Mixed, check_facts
 from gi_jax.threat.local import LocalTraining, deal, train_locally
 from gi_jax.threat.logits import logits_of, num_outputs
 from gi_jax.threat.space import ImageSpace
+from gi_jax.threat.victim import check_sums
 from gi_jax.types import BatchStats, Gradients, Images, Labels, Params
+from gi_jax.words import counted
 
 
 def _static(**options):
@@ -166,7 +168,10 @@ def as_float32_arrays(problem: AttackProblem) -> AttackProblem:
 
 
 def check_problem(problem: AttackProblem) -> None:
-    """Refuses a problem that no attack can use: NaN, an update that does not fit the network, labels that do not.
+    """Refuses a problem that no attack can use.
+
+    That is one with NaN, with an update or labels that do not fit the network, with clients or local steps that do not
+    fit the batch, with a fact or statistics that cannot be.
 
     Raises:
       InputError: naming the tensor, what it holds and what was expected.
@@ -174,13 +179,14 @@ def check_problem(problem: AttackProblem) -> None:
     if len(problem.image_shape) != 4:
         raise checks.InputError(f"image_shape {problem.image_shape}: expected that of the batch, (n, h, w, c)")
     problem.space.check(problem.image_shape)
+    _check_steps(problem)
     checks.same_structure("observed gradient", problem.observed, problem.params)
     # The weights first, since a gradient taken at NaN is NaN.
     for what, tree in (("params", problem.params), ("observed gradient", problem.observed)):
         checks.all_floating(what, tree)
         checks.all_finite(what, tree)
     if problem.statistics is not None:
-        checks.all_finite("statistics", problem.statistics)
+        check_statistics(problem.statistics)
     check_facts(problem.known, problem.observed)
     expected = (problem.image_shape[0], problem.num_classes)
     if problem.labels is not None:
@@ -188,6 +194,25 @@ def check_problem(problem: AttackProblem) -> None:
             raise checks.InputError(f"labels have shape {shape}; expected class probabilities {expected}")
         checks.all_finite("labels", problem.labels)
         checks.within(0, 1, labels=problem.labels)
+        check_sums(problem.labels, encoded=True)  # whether they are may be untold
+
+
+def _check_steps(problem):
+    """Refuses clients that have no equal parts of the batch, and local steps that are no whole epochs of it."""
+    n = problem.image_shape[0]
+    checks.counts(clients=problem.clients)
+    if n % problem.clients:
+        raise checks.InputError(f"clients={problem.clients} of {counted(n, 'picture')}: expected equal parts")
+    if problem.local is None:
+        return
+    problem.local.check(n)
+    if problem.order is not None:
+        order, shape = np.asarray(problem.order), (problem.local.num_steps, problem.local.per_step(n))
+        if order.shape != shape or not np.issubdtype(order.dtype, np.integer) or order.min() < 0 or order.max() >= n:
+            raise checks.InputError(
+                f"order of type {order.dtype} and shape {order.shape}: expected whole numbers {shape} from 0 to "
+                f"{n - 1}, which pictures each step took"
+            )
 
 
 def victim_axes(problem: AttackProblem) -> AttackProblem:

@@ -169,14 +169,19 @@ def _check_victim(victim, normalize):
     if not victim.encoded:  # signs carry encodings out of the box
         checks.within(0, 1, images=victim.images)
     checks.within(0, 1, labels=victim.labels)
-    _check_sums(victim)
+    check_sums(victim.labels, encoded=victim.encoded)
 
 
-def _check_sums(victim):
-    if isinstance(victim.labels, jax.core.Tracer):
+def check_sums(labels: Labels, *, encoded: bool) -> None:
+    """Refuses rows [n, num_classes] that sum to more than 1, or less unless they are of encodings. Skips traced ones.
+
+    Raises:
+      InputError: naming the first such sum.
+    """
+    if isinstance(labels, jax.core.Tracer):
         return
-    sums = np.sum(np.asarray(victim.labels), axis=1)
-    strange = (sums > 1 + 1e-3) | ((sums < 1 - 1e-3) & (not victim.encoded))  # public pictures have no label
+    sums = np.sum(np.asarray(labels), axis=1)
+    strange = (sums > 1 + 1e-3) | ((sums < 1 - 1e-3) & (not encoded))  # public pictures have no label
     if strange.any():
         raise checks.InputError(
             f"labels that sum to {sums[strange][0]:g}: expected class probabilities, which sum to 1 for each picture; "

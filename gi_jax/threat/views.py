@@ -99,10 +99,12 @@ def look(
       pictures what holds for all.
 
     Raises:
-      InputError: for an unknown view, clients that differ in model, batch size or encoding, `eavesdropper`, and a mean
-        over clients that took several steps each, which no attack imagines.
+      InputError: for an unknown view, no clients, or such that differ in model, batch size or encoding, `eavesdropper`,
+        and a mean over clients that took several steps each, which no attack imagines.
     """
     checks.one_of("view", view, VIEWS)
+    if not problems:
+        raise checks.InputError("problems is empty: expected that of each client")
     if view == "eavesdropper":
         raise checks.InputError(
             "view 'eavesdropper': nothing is observed, updates travel encrypted; there is nothing to attack. "

@@ -3,8 +3,9 @@
 import numpy as np
 
 from gi_jax.attacks.labels.counts import allocate
+from gi_jax.attacks.labels.geng import bias_by_rows
 from gi_jax.attacks.labels.head import LazyDummies, find_head
-from gi_jax.threat import AttackProblem, Noisy, Rounded
+from gi_jax.threat import AttackProblem, Noisy, Rounded, Zeroed
 
 REACH = {"gaussian": 3.0, "laplacian": 5.9}
 """Scales by which noise is below zero with a probability of 0.00135, by distribution."""
@@ -17,7 +18,9 @@ def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     The bias is a feature that is 1 for every picture, so that no assumption on features is needed. What the signs of
     the gradient prove present is counted once at least (not in the paper): a class of negative bias gradient, and one
     with a negative entry in its row if no feature is negative. Noise voids the latter where it is known, or shows by
-    classes that are more than the pictures, and it can be taken for the former within its `REACH`.
+    classes that are more than the pictures, and it can be taken for the former within its `REACH`. Where a
+    client sets entries to zero, those that are, or may be within noise, are unknown, and what the rows tell is in their
+    place, as in `geng` (not in the paper either).
 
     Args:
       problem: with a bias.
@@ -33,7 +36,12 @@ def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     by_rows = present | (head.kernel_gradient.min(0) < 0)
     if features.min() >= 0 and not reaches and by_rows.sum() <= head.batch_size:
         present = by_rows
-    values = head.batch_size * (probabilities.mean(0) - head.bias_gradient)
+    gradient = head.bias_gradient
+    if any(isinstance(fact, Zeroed) and fact.holds_for("head/bias") for fact in problem.known):
+        gradient = np.where(
+            np.abs(gradient) <= sum(reaches), bias_by_rows(head, features.mean(0), features.min() >= 0), gradient
+        )
+    values = head.batch_size * (probabilities.mean(0) - gradient)
     return allocate(values, head.batch_size, present)
 
 

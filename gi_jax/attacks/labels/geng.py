@@ -3,7 +3,7 @@
 import numpy as np
 
 from gi_jax.attacks.labels.counts import allocate
-from gi_jax.attacks.labels.head import LazyDummies, find_head
+from gi_jax.attacks.labels.head import Head, LazyDummies, find_head
 from gi_jax.threat import AttackProblem
 
 
@@ -32,6 +32,10 @@ def geng(problem: AttackProblem, dummies: LazyDummies, *, dummies_after: LazyDum
     features = np.mean([one.features.mean(0) for one in models], 0)
     probabilities = np.mean([one.probabilities.mean(0) for one in models], 0)
     nonnegative = min(one.features.min() for one in models) >= 0
+    return allocate(head.batch_size * (probabilities - bias_by_rows(head, features, nonnegative)), head.batch_size)
+
+
+def bias_by_rows(head: Head, features: np.ndarray, nonnegative: bool) -> np.ndarray:
+    """The gradient of a bias [classes] that row sums tell of, from the mean features [features] of random pictures."""
     weights = np.ones_like(features) if nonnegative else features
-    values = probabilities - weights @ head.kernel_gradient / (weights @ features)
-    return allocate(head.batch_size * values, head.batch_size)
+    return weights @ head.kernel_gradient / (weights @ features)

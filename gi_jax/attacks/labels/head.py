@@ -67,7 +67,7 @@ def find_head(problem: AttackProblem) -> Head:
     """The layer called `head` in the parameters.
 
     Raises:
-      InputError: if there is none that fits, or its gradient is zero throughout.
+      InputError: if there is none that fits, or its gradient is missing, not finite, or zero throughout.
     """
     params, observed = problem.params, problem.observed
     head = params.get("head") if isinstance(params, Mapping) else None
@@ -77,6 +77,9 @@ def find_head(problem: AttackProblem) -> Head:
             f"labels from the gradient: expected params['head']['kernel'] of shape [features, {problem.num_classes}], "
             "the last linear layer; name it so, or take labels known or optimize"
         )
+    sent = {"head": observed.get("head") if isinstance(observed, Mapping) else None}
+    checks.same_structure("observed gradient", sent, {"head": head})
+    checks.all_finite("observed gradient", sent)
     if not np.any(observed["head"]["kernel"]):
         raise checks.InputError("labels from the gradient: that of the last layer is zero throughout and says nothing")
     double = lambda leaf: None if leaf is None else np.asarray(leaf, np.float64)  # noqa: E731

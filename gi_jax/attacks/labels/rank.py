@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from gi_jax import checks
 from gi_jax.threat import AttackProblem, Clipped, Fact, Mixed, Zeroed
 
 TOLERANCE = 16 * np.finfo(np.float32).eps
@@ -37,7 +38,11 @@ def estimate_num_images(problem: AttackProblem) -> NumImages:
       The estimate; (0, True) if no layer is linear; under a defense that is known to change entries one by one, which
       raises the rank; and after local steps: every step then adds its own outer products, and the difference of two
       models the rank of its rounding.
+
+    Raises:
+      InputError: for a gradient that is not finite.
     """
+    checks.all_finite("observed gradient", problem.observed)
     if problem.local is not None or any(_raises_the_rank(fact) for fact in problem.known):
         return NumImages(0, True)
     found = NumImages(0, True)

@@ -36,7 +36,7 @@ class Method(NamedTuple):
 NEEDS: dict[str, Callable[[AttackProblem, LazyDummies], bool]] = {
     "one picture": lambda problem, dummies: problem.image_shape[0] == 1,
     "no more pictures than classes": lambda problem, dummies: problem.image_shape[0] <= problem.num_classes,
-    "a bias in the head": lambda problem, dummies: find_head(problem).bias is not None,
+    "a bias in the head": lambda problem, dummies: find_head(problem).has_bias,
     "a bias in the head, or six classes": lambda problem, dummies: (
         find_head(problem).has_bias or problem.num_classes >= 6
     ),
@@ -45,7 +45,7 @@ NEEDS: dict[str, Callable[[AttackProblem, LazyDummies], bool]] = {
     ),
     "features that are not negative": lambda problem, dummies: bool(dummies().features.min() >= 0),
 }
-"""What a method may ask for."""
+"""What a method may ask for. A bias whose gradient is zero throughout, as if it had not been sent, is none."""
 
 METHODS = {
     "idlg": Method(
@@ -119,7 +119,8 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
       known: facts about the client's defense.
       local: whether it is the mean gradient of several local steps.
     """
-    mixed, clipped, zeroed = (any(isinstance(fact, kind) for fact in known) for kind in (Mixed, Clipped, Zeroed))
+    mixed, clipped = (any(isinstance(fact, kind) for fact in known) for kind in (Mixed, Clipped))
+    zeroed = any(isinstance(fact, Zeroed) and fact.holds_for("head/bias") for fact in known)
     open_sum = any(isinstance(fact, Mixed) and fact.label_sum is None for fact in known)
     changed = any(not isinstance(fact, Mixed) for fact in known)
     if local and batch_size == 1 and mixed:
@@ -130,8 +131,8 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
         return "idlg", "one picture, no bias, several local steps: the label's row opposes all others in each of them"
     if local and has_bias and zeroed and not clipped:
         return "bias_counts", (
-            "several pictures, a bias, several local steps, and entries set to zero: its gradient counts them, and a "
-            "class whose entry is missing may be there"
+            "several pictures, a bias, several local steps, and entries set to zero: its gradient counts them, and "
+            "row sums do where its entries are missing"
         )
     if local and has_bias:
         return "bias_corrected", (
@@ -167,6 +168,11 @@ def choose(batch_size: int, *, has_bias: bool, known: Sequence[Fact] = (), local
         )
     if has_bias and clipped:
         return "bias_corrected", "several pictures, a bias, and clipping: it needs no scale, which clipping hides"
+    if has_bias and zeroed:
+        return "bias_counts", (
+            "several pictures, a bias, and entries set to zero: its gradient counts them, and row sums do where its "
+            "entries are missing, as far as random pictures tell the network's mean probabilities and features"
+        )
     if has_bias:
         return "bias_counts", (
             "several pictures and a bias: its gradient counts them, as far as random pictures tell the network's mean "
@@ -192,7 +198,7 @@ def recover(
       dummies_after: the same with `problem.params_after`, after local steps; for `geng`.
 
     Raises:
-      InputError: for an unknown method, one whose needs are not met, and a network without a layer called `head`.
+      InputError: for an unknown method, one whose needs are not met, and what `find_head` refuses.
     """
     checks.one_of("label method", method, ["auto", *METHODS])
     head = find_head(problem)
