@@ -15,6 +15,8 @@ from gi_jax import cli, defenses, metrics
 from gi_jax.attacks import labels
 from gi_jax.attacks.labels.bias_counts import REACH
 from gi_jax.attacks.labels.geng import geng
+from gi_jax.attacks.labels.head import find_head
+from gi_jax.attacks.labels.rank_one import factors
 from gi_jax.checks import InputError
 from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.labels import _dummies, label_distribution, run_labels
@@ -164,6 +166,62 @@ def test_a_mixed_label_survives_clipping(norm, total):
     problem = make([label], 10, defense=defenses.parse(f"clip:norm={norm}"))
     problem = dataclasses.replace(problem, known=(Mixed(k=4, label_sum=total), *problem.known))
     np.testing.assert_allclose(labels.recover(problem, "auto", dummies_of(problem)).labels[0], label, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_row", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_product_is_completed_from_its_largest_entries(seed, with_row):
+    random = np.random.default_rng(seed)
+    u, v = random.normal(size=40), random.normal(size=8)
+    u[7], v[3] = 1, 0  # nothing is known of the latter
+    matrix = np.outer(u, v)
+    sent = np.where(np.abs(matrix) < np.quantile(np.abs(matrix), 0.6), 0, matrix)
+    sent[7, np.argmax(np.abs(v))] = v[np.argmax(np.abs(v))]
+    found_u, found_v = factors(sent, 7 if with_row else None)
+    np.testing.assert_array_equal(np.isnan(found_v), ~sent.any(0))
+    np.testing.assert_array_equal(np.isnan(found_u), ~sent.any(1))
+    product = np.outer(found_u, found_v)
+    known = ~np.isnan(product)
+    assert known.sum() > 1.5 * (sent != 0).sum()
+    np.testing.assert_allclose(product[known], matrix[known], rtol=1e-9)
+    if with_row:
+        np.testing.assert_allclose(found_v[sent.any(0)], v[sent.any(0)], rtol=1e-9)
+
+
+def test_what_is_not_tied_to_the_row_of_known_scale_stays_unknown():
+    matrix = np.array([[2.0, 4.0, 0, 0], [0, 0, 3.0, 6.0], [1.0, 0, 0, 0]])
+    u, v = factors(matrix, 2)
+    np.testing.assert_allclose(u, [2, np.nan, 1])
+    np.testing.assert_allclose(v, [1, 2, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    "features, bias, defense, error",
+    [
+        ("relu", True, "prune:p=0.2", 1e-5),
+        ("relu", False, "prune:p=0.2", 1e-4),
+        ("relu", True, "prune:p=0.5", 5e-3),  # small features are lost
+        ("signed", True, "prune:p=0.3", 5e-3),
+    ],
+)
+@pytest.mark.parametrize("name", SOFT)
+def test_a_soft_label_survives_pruning(name, features, bias, defense, error):
+    problem = make([SOFT[name]], 10, features, bias=bias, defense=defenses.parse(defense))
+    recovered = labels.recover(problem, "soft", dummies_of(problem)).labels[0]
+    np.testing.assert_allclose(recovered, SOFT[name], atol=error)
+
+
+@pytest.mark.parametrize("defense", ["clip:norm=0.1 + prune:p=0.5", "prune:p=0.5 + clip:norm=0.1"])
+def test_a_mixed_label_survives_pruning_with_clipping(defense):
+    problem = make([SOFT["four mixed"]], 10, defense=defenses.parse(defense))
+    recovered = labels.recover(problem, "soft", dummies_of(problem)).labels[0]
+    np.testing.assert_allclose(recovered, SOFT["four mixed"], atol=5e-3)
+
+
+def test_entries_that_noise_hides_are_not_completed():
+    problem = make([SOFT["four mixed"]], 10, defense=defenses.parse("prune:p=0.5 + gaussian:sigma=0.001"))
+    head = find_head(problem)
+    np.testing.assert_array_equal(head.kernel_gradient, np.float64(problem.observed["head"]["kernel"]))
 
 
 def test_a_soft_label_that_noise_left_nothing_of_is_its_largest_entry():

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from gi_jax import checks
-from gi_jax.threat import AttackProblem, Clipped, Mixed
+from gi_jax.attacks.labels.rank_one import factors
+from gi_jax.threat import AttackProblem, Clipped, Mixed, Zeroed
 from gi_jax.types import Key, Params
 
 NUM_DUMMIES = 100
@@ -30,7 +31,8 @@ class Head(NamedTuple):
 
     Attributes:
       kernel, kernel_gradient: [features, classes].
-      bias, bias_gradient: [classes], or None.
+      bias, bias_gradient: [classes], or None. Of one picture, entries of both gradients that a client set to zero are
+        here what its other entries tell.
       batch_size: pictures behind the gradient.
       label_sum: s, by which both gradients were divided. Where the adversary is not told, that of one picture is
         s = max_i (bias gradient)_i / p_i, since y_i = s p_i - (bias gradient)_i is 0 for a class that it has nothing
@@ -90,9 +92,12 @@ def find_head(problem: AttackProblem) -> Head:
         bias_gradient=double(observed["head"].get("bias")),
         batch_size=problem.image_shape[0],
     )
+    completed = _zeroed_entries(problem)
+    if completed:
+        found = _completed(found)
     told = all(fact.label_sum is not None for fact in problem.known if isinstance(fact, Mixed))
     label_sum = float(problem.label_sum) if told else _scale(found)
-    scale = _scale(found) if _clipped_only(problem) else label_sum
+    scale = _scale(found) if _clipped_only(problem, completed) else label_sum
     return found._replace(
         kernel_gradient=found.kernel_gradient / scale,
         bias_gradient=None if found.bias_gradient is None else found.bias_gradient / scale,
@@ -100,12 +105,44 @@ def find_head(problem: AttackProblem) -> Head:
     )
 
 
-def _clipped_only(problem):
-    """Whether clipping alone changed the gradient, and a label has nothing of some class."""
-    facts = [fact for fact in problem.known if not isinstance(fact, Mixed)]
+def _clipped_only(problem, completed):
+    """Whether clipping alone changed the gradient, as it is completed, and a label has nothing of some class."""
+    undone = (Mixed, Zeroed) if completed else Mixed
+    facts = [fact for fact in problem.known if not isinstance(fact, undone)]
     pictures = max([fact.k for fact in problem.known if isinstance(fact, Mixed)], default=1)
     clipped = bool(facts) and all(isinstance(fact, Clipped) for fact in facts)
     return clipped and problem.local is None and problem.num_classes > pictures
+
+
+def _zeroed_entries(problem):
+    """Whether entries of one picture's gradient were set to zero, and no others were changed but in scale."""
+    facts = [fact for fact in problem.known if not isinstance(fact, Mixed)]
+    zeroed = any(isinstance(fact, Zeroed) and fact.holds_for(f"head/{part}") for fact in facts for part in _PARTS)
+    scaled = all(isinstance(fact, Zeroed | Clipped) for fact in facts)
+    return problem.image_shape[0] == 1 and problem.local is None and zeroed and scaled
+
+
+_PARTS = ("kernel", "bias")
+
+
+def _completed(head):
+    """The gradients of one picture are a product: features times the bias's, whose own feature is 1.
+
+    Features of which nothing was sent are taken for 0, as they are small. What the bias's gradient lacks to a sum of 0
+    is that of the classes of which nothing was sent, in proportion to their probabilities, as where a label has nothing
+    of them.
+    """
+    count, with_bias = len(head.kernel), head.has_bias
+    rows = np.vstack([head.kernel_gradient, head.bias_gradient]) if with_bias else head.kernel_gradient
+    features, gradient = factors(rows, count if with_bias else None)
+    features, unknown = np.nan_to_num(features[:count]), np.isnan(gradient)
+    if unknown.any():
+        bias = 0 if head.bias is None else head.bias
+        shares = softmax(features @ head.kernel + bias)[unknown] if with_bias else np.ones(unknown.sum())
+        gradient[unknown] = -np.nansum(gradient) * shares / shares.sum()
+    return head._replace(
+        kernel_gradient=np.outer(features, gradient), bias_gradient=gradient if with_bias else head.bias_gradient
+    )
 
 
 def _scale(head):

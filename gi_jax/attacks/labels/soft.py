@@ -12,6 +12,8 @@ def soft(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
     s is what the label sums to: 1, or what the adversary is told of public pictures (see `Head.label_sum`). Of y / s,
     which is returned, the same holds with the gradient over s.
 
+    Entries that a client set to zero are what its other entries tell, by the same product (see `Head`).
+
     The kernel's gradient is the outer product of features and bias gradient, so the features follow by division, and
     the probabilities p from them. Without a bias the size of the features is searched for, so that the lower half of
     the label's entries are equal, as they are for mixtures of up to half of the classes and for smoothed labels. Of
