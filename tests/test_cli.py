@@ -15,6 +15,7 @@ from PIL import Image
 
 from gi_jax import cli
 from gi_jax.defenses import DEFENSES
+from gi_jax.errors import InputError
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.session import Report
 from gi_jax.experiments.spec import AttackSpec
@@ -129,6 +130,26 @@ def test_two_runs_do_not_share_a_folder(command, tmp_path, capsys):
     assert not any(tmp_path.iterdir())
     with cli.terminal.held(tmp_path):  # let go of
         pass
+
+
+def test_who_is_refused_a_folder_leaves_it_to_the_other(tmp_path, monkeypatch):
+    out = tmp_path / "new"
+    with cli.terminal.held(out):
+        with monkeypatch.context() as patch:  # as of one who looked before the other made it
+            patch.setattr(cli.terminal.Path, "exists", lambda self: False)
+            with pytest.raises(InputError, match="another gi-jax works there"), cli.terminal.held(out):
+                pass
+        assert out.is_dir()
+        (out / "result").touch()
+    assert out.is_dir()
+
+
+def test_too_little_memory_for_a_check_does_not_hide_what_is_refused():
+    def check():
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    with pytest.raises(InputError, match="there already"), cli.terminal.refusing_after(check):
+        raise InputError("there already")
 
 
 def test_a_command_that_is_refused_leaves_no_folder(tmp_path):

@@ -338,7 +338,7 @@ def test_pictures_without_class_folders_are_a_class_each(tmp_path):
     assert found.class_names == ("a.jpg", "a.png", "b.png") and found.labels.tolist() == [0, 1, 2]
     assert np.abs(found.images.astype(int)[:, 0, 0, 0] - [50, 120, 200]).max() <= 1
     assert "3 pictures" in found.note and "each a class of its own" in found.note
-    with refused("split 'test' is missing", "choose split 'train'"):
+    with refused("split 'test' is missing", "all of split 'train'"):
         load(f"folder:{tmp_path}", "test")
     # Beside class folders they are left out, as other files are.
     write_picture(tmp_path / "cats" / "1.png")

@@ -612,6 +612,15 @@ def test_an_interrupted_simulation_goes_on_as_if_undisturbed(
     assert found == expected
 
 
+def test_resume_replaces_nothing_of_another_command(tmp_path, capsys, no_disk_cache):
+    (tmp_path / "weights.msgpack").write_bytes(b"of a training")
+    for command in ("federate", "train"):
+        assert cli.main([command, "--out", str(tmp_path), "--resume"]) == 2
+        found = capsys.readouterr()
+        assert "weights.msgpack is there already" in found.err and "nothing to resume" in found.out
+    assert (tmp_path / "weights.msgpack").read_bytes() == b"of a training"
+
+
 def test_what_has_ended_is_read_again(tmp_path, capsys, no_disk_cache, monkeypatch):
     assert cli.main([*DIVERGING, "--rounds", "9", "--out", str(tmp_path), "--resume"]) == 2
     first = capsys.readouterr()

@@ -208,7 +208,7 @@ def _run(options, spec, execution) -> int:
         done = terminal.finished(
             options.out,
             spec.fingerprint,
-            dataclasses.asdict(spec),
+            _settings(spec),
             resume=options.resume,
             overwrite=options.overwrite,
         )
@@ -279,6 +279,13 @@ def _estimate(spec, execution) -> int:
     return 0
 
 
+def _settings(spec) -> dict:
+    """What the fingerprint is of, by name."""
+    from gi_jax.experiments.spec import described
+
+    return {name: value for name, value in described(spec).items() if name != "weights"}
+
+
 def _write(out: Path, spec, outcome) -> None:
     import numpy as np
 
@@ -286,7 +293,7 @@ def _write(out: Path, spec, outcome) -> None:
     from gi_jax.experiments.decode import remove_attack, save_attack
     from gi_jax.reports import picture
 
-    result = {"fingerprint": spec.fingerprint, "settings": dataclasses.asdict(spec), **outcome.result}
+    result = {"fingerprint": spec.fingerprint, "settings": _settings(spec), **outcome.result}
     rows = "".join(json.dumps(row) + "\n" for row in outcome.history)
     write_atomically(out / "history.jsonl", rows)
     first = outcome.reconstructions[0]

@@ -122,10 +122,10 @@ def run(options) -> int:
     names = {field.name for field in dataclasses.fields(FederationSpec)} - {"defense"}
     settings = {name: getattr(options, name) for name in names}
     spec = FederationSpec(**settings, defense=" + ".join(options.defense) or "none")
-    files = [options.out / weights.NAME, options.out / RECORD]
+    how = dict(resume=options.resume, overwrite=options.overwrite)
     with terminal.held(options.out):
         with terminal.refusing_after(lambda: FederationStudy(spec, options.data_dir)):
-            terminal.check_trained(options.out, files, resume=options.resume, overwrite=options.overwrite)
+            terminal.check_trained(options.out / RECORD, [options.out / weights.NAME], **how)
         return _run(options, spec)
 
 

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gi_jax.errors import InputError
@@ -36,7 +36,7 @@ def stdout():
 
 @contextmanager
 def held(out: Path) -> Iterator[None]:
-    """The folder `out`, made and held against other runs; without it if nothing was written.
+    """The folder `out`, made and held against other runs; not left behind if nothing was written.
 
     Raises:
       InputError: if another run works there.
@@ -51,11 +51,14 @@ def held(out: Path) -> Iterator[None]:
             raise InputError(f"{out}: another gi-jax works there; wait for it, or choose another --out") from error
         except OSError:  # a file system that locks no folders
             pass
-        yield
+        try:
+            yield
+        finally:
+            if made:
+                with suppress(OSError):  # it is not empty, or gone
+                    out.rmdir()
     finally:
         os.close(folder)
-        if made and not any(out.iterdir()):
-            out.rmdir()
 
 
 @contextmanager
@@ -64,7 +67,8 @@ def refusing_after(check: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     except InputError:
-        check()
+        with suppress(RuntimeError, MemoryError):  # too little memory for the check is no fault
+            check()
         raise
 
 
@@ -127,26 +131,34 @@ def check_absent(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} is there already: choose another --out, or add --overwrite")
 
 
-def check_trained(out: Path, files: list[Path], *, resume: bool, overwrite: bool) -> None:
-    """Refuses to replace what a training left in `out` that nobody asked to replace.
+def check_trained(record: Path, others: Iterable[Path], *, resume: bool, overwrite: bool) -> None:
+    """Refuses to replace what a training left that nobody asked to replace.
 
     Says so where there is nothing to resume.
 
     Args:
-      out: its folder.
-      files: its results, there or not.
+      record: of the training, in its folder.
+      others: what it writes besides, there or not.
     """
     from gi_jax.experiments import train_checkpoint
 
-    unfinished = out / train_checkpoint.NAME
-    if resume and not unfinished.exists() and not any(file.exists() for file in files):
-        print(f"nothing to resume in {out}: starting anew")
-    if resume or overwrite:
+    unfinished = record.parent / train_checkpoint.NAME
+    if resume and not unfinished.exists() and not _has_ended(record):
+        print(f"nothing to resume in {record.parent}: starting anew")
+    if overwrite or resume and (unfinished.exists() or record.exists()):
         return
     if unfinished.exists():
         raise InputError(f"{unfinished} is an unfinished training: add --resume to go on, or --overwrite to start anew")
-    for file in files:
+    for file in (record, *others):
         check_absent(file, overwrite=False)
+
+
+def _has_ended(record: Path) -> bool:
+    try:
+        result = json.loads(record.read_text(encoding="utf-8"))
+        return bool(result["complete"] or result.get("reason"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # what reads it says what is wrong
+        return False
 
 
 def set_up_compilation() -> None:

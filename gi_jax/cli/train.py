@@ -94,11 +94,11 @@ def run(options) -> int:
     defense = " + ".join(options.defense or ["none"])
     spec = TrainSpec(**settings, learning_rate=options.lr, defense=defense)
     seeds = _seeds(options)
-    files = [options.out / weights.NAME, options.out / train_folder.RECORD]
-    files += sorted(options.out.glob(f"seed-*/{weights.NAME}"))
     with terminal.held(options.out):
         with terminal.refusing_after(lambda: Study(spec, options.data_dir)):
-            terminal.check_trained(options.out, files, resume=options.resume, overwrite=options.overwrite)
+            others = [options.out / weights.NAME, *sorted(options.out.glob(f"seed-*/{weights.NAME}"))]
+            how = dict(resume=options.resume, overwrite=options.overwrite)
+            terminal.check_trained(options.out / train_folder.RECORD, others, **how)
         return _run(options, spec, seeds)
 
 

@@ -45,7 +45,10 @@ def load_folder(path: str | Path, split: str, image_size: int | None, per_class:
     names, files = read_files(path, folder_of_picture(split), per_class)
     folders = {_parents(name) for name in names if is_picture(name)}
     if folders == {()} and sum(map(is_picture, names)) > 1:
-        _check_split(split, {"train"}, path)
+        if split != "train":
+            raise InputError(
+                f"split {split!r} is missing in {path}: pictures without class folders are all of split 'train'"
+            )
         by_class, of_its_own = {name: [name] for name in sorted(files)}, ", each a class of its own"
     else:
         by_class, of_its_own = _by_class(files, _classes(folders, split, path), split), ""
@@ -120,13 +123,9 @@ def _classes(folders, split, path) -> dict[tuple[str, ...], tuple[str, str]]:
             f"{path} holds no class folders with pictures, nor two pictures; "
             f"expected {path}/<class>/*.png, {path}/{split}/<class>/*.png or {path}/*.png (any format Pillow reads)"
         )
-    _check_split(split, found, path)
-    return split_folders
-
-
-def _check_split(split, found, path):
     if split not in found:
         raise InputError(
             f"split {split!r} is missing in {path}: expected pictures in {path}/{split}/<class>/; "
-            f"choose split {min(found)!r} or add that folder"
+            f"choose split {found.pop()!r} or add that folder"
         )
+    return split_folders

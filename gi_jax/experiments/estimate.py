@@ -191,7 +191,7 @@ class Rate(NamedTuple):
 
 
 def _measurements(store):
-    """Rates by program and size of launch, on hardware like this one; and the epochs of trainings by program."""
+    """Rates by program and size of launch, on hardware like this one; epochs by program of what ended early."""
     here, found, taken = environment(), {}, {}
     rows = ((row, partial(store.damaged, row["cell"])) for row in store)
     for row, damaged in itertools.chain(rows, _trained(store)):
@@ -201,7 +201,9 @@ def _measurements(store):
                 size = _power(row["timing"].get("pictures_per_launch"))  # older rows do not say
                 found.setdefault(_program(row), {}).setdefault(size, []).append(measured)
             if row["kind"] == "training" and "network" in row["result"]:  # it did not diverge
-                taken.setdefault(_program(row), []).append(float(row["result"]["network"]["epochs"]))
+                epochs = float(row["result"]["network"]["epochs"])
+                if epochs < TrainSpec(**row["spec"]).settings.epochs:
+                    taken.setdefault(_program(row), []).append(epochs)
         except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise damaged(error) from error
     rates = {program: {size: _rate(pairs) for size, pairs in sizes.items()} for program, sizes in found.items()}

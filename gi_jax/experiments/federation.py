@@ -81,7 +81,7 @@ class _Simulation:
         begins = latest is None
         if begins:
             latest = _copied(Progress(0, study.start(), np.zeros(0), [], [], 0.0))
-        before, stopped, diverged = latest, False, None
+        before, first, stopped, diverged = latest, latest.round, False, None
         self.seconds["first"] += study.compile(latest.state)
         if begins:
             self._clear()  # what is refused before loses nothing
@@ -90,8 +90,9 @@ class _Simulation:
                 before, latest = latest, _copied(progress)  # whose loss is finite, and whose is not known yet
                 if self.rows and self.rows[-1]["round"] == before.round:
                     self._write(self._outcome(before))
-                self.seconds["rounds" if self.losses else "first"] += progress.seconds
-                self.timed += len(progress.losses) if self.losses else 0
+                compiles = before.round == first
+                self.seconds["first" if compiles else "rounds"] += progress.seconds
+                self.timed += 0 if compiles else len(progress.losses)
                 self.losses += progress.losses.tolist()
                 if on_report is not None:
                     done, total = (number * study.per_round for number in (progress.round, rounds))

@@ -33,7 +33,7 @@ def read(out: Path | None, fingerprint: str, record: str = train_folder.RECORD) 
     path = out / record
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        same, ended = result["fingerprint"] == fingerprint, result["complete"] or result.get("reason") is not None
+        same, ended = result.get("fingerprint") == fingerprint, result["complete"] or result.get("reason") is not None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise checks.InputError(f"{path} is not a record of a training ({error}): choose another --out") from error
     if not same:

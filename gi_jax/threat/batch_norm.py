@@ -148,7 +148,9 @@ def check_statistics(statistics: BatchStats) -> None:
     for path, layer in jax.tree_util.tree_leaves_with_path(statistics, is_leaf=_is_layer):
         if _is_layer(layer) and (least := float(np.min(layer["var"]))) < 0:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise checks.InputError(f"statistics: {name}/var holds {least:g}; expected variances, 0 or above")
+            raise checks.InputError(
+                f"statistics: {name}/var holds {least:g}; expected variances, 0 or above; clip them"
+            )
 
 
 def called_first(network, normalize: Normalize, params, given: BatchStats, images) -> int:

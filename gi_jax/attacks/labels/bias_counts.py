@@ -38,9 +38,9 @@ def bias_counts(problem: AttackProblem, dummies: LazyDummies) -> np.ndarray:
         present = by_rows
     gradient = head.bias_gradient
     if any(isinstance(fact, Zeroed) and fact.holds_for("head/bias") for fact in problem.known):
-        gradient = np.where(
-            np.abs(gradient) <= sum(reaches), bias_by_rows(head, features.mean(0), features.min() >= 0), gradient
-        )
+        unknown = np.abs(gradient) <= sum(reaches)
+        if unknown.any():
+            gradient = np.where(unknown, bias_by_rows(head, features.mean(0), features.min() >= 0), gradient)
     values = head.batch_size * (probabilities.mean(0) - gradient)
     return allocate(values, head.batch_size, present)
 
