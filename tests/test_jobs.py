@@ -412,7 +412,7 @@ def test_estimates_of_trainings_that_may_end_early_are_of_what_such_took(tmp_pat
     assert f"trainings: at most {200 * seen:,} pictures" in words(stops, 0, None)
     said = words(stops, 2, 15.5)
     assert f"trainings: {15.5 * seen:,.0f} pictures" in said and "at most" not in said and "at the rates" in said
-    assert f"trainings: {3 * seen:,} pictures" in words(dataclasses.replace(stops, epochs=3.0), 1, 15.5)
+    assert f"at most {3 * seen:,} pictures" in words(dataclasses.replace(stops, epochs=3.0), 1, 3.0)  # not cut off
     assert f"trainings: {10 * seen:,} pictures" in words(TrainSpec(model="mlp"), 1, 2.0)  # which goes on to its end
     diverged = dataclasses.replace(stops, defense="prune:p=0.9")
     result = {"test_accuracy": None, "diverged": 3}
