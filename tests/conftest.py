@@ -1,5 +1,6 @@
 """Strict JAX for every test: silent broadcasting and reused keys are errors."""
 
+import os
 import signal
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 
 from gi_jax.experiments import environment
 
+os.environ.pop("COLUMNS", None)  # what is printed is as wide as in a pipe
 environment.compile_quickly()  # as the command line does
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if jax.__version_info__ >= (0, 10):  # that of 0.7 takes a key folded in twice, with two numbers, for reused

@@ -563,7 +563,7 @@ def test_the_printed_command_gives_the_specification_again(spec, monkeypatch):
 
     seen = []
     monkeypatch.setattr(
-        command.terminal, "finished", lambda out, fingerprint, **_: seen.append(fingerprint) or {"runs": []}
+        command.terminal, "finished", lambda out, fingerprint, *_, **__: seen.append(fingerprint) or {"runs": []}
     )
     monkeypatch.setattr(command, "_show", lambda out, done: 0)
     words = shlex.split(attack_command(dataclasses.asdict(spec), reference_scoring=True))

@@ -103,13 +103,13 @@ def look(
         and a mean over clients that took several steps each, which no attack imagines.
     """
     checks.one_of("view", view, VIEWS)
-    if not problems:
-        raise checks.InputError("problems is empty: expected that of each client")
     if view == "eavesdropper":
         raise checks.InputError(
             "view 'eavesdropper': nothing is observed, updates travel encrypted; there is nothing to attack. "
             "Expected server, sum or client"
         )
+    if not problems:
+        raise checks.InputError("problems is empty: expected that of each client")
     if view == "server":
         return list(problems)
     if any(problem.local is not None for problem in problems):
