@@ -1,6 +1,7 @@
 """Federations: partitions, rounds against a plain loop of clients and a server, BatchNorm policies, and who watches."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import re
@@ -17,9 +18,10 @@ from problems import COMPILED, QUICK, SPACE, TinyNet, moved, relative_error
 import gi_jax
 from gi_jax import attacks, cli, defenses, federated, memory, metrics, training
 from gi_jax.checks import InputError
-from gi_jax.experiments import federation, study, weights
+from gi_jax.experiments import federation, study, train_checkpoint, weights
 from gi_jax.experiments.federation import run_federation
 from gi_jax.experiments.federation_spec import FederationSpec
+from gi_jax.experiments.federation_study import FederationStudy
 from gi_jax.federated import Adversary, Federation, Policy, simulation
 from gi_jax.federated import adversary as watching
 from gi_jax.models import FlaxNetwork, Normalize
@@ -610,6 +612,32 @@ def test_an_interrupted_simulation_goes_on_as_if_undisturbed(
     for differs in ("timing", "environment"):
         del found[differs], expected[differs]
     assert found == expected
+
+
+@pytest.fixture
+def cut(tmp_path, monkeypatch):
+    """The specification of a simulation with two clients side by side that was stopped in its second round."""
+    monkeypatch.setattr(simulation, "CHUNK_SECONDS", 0)
+    monkeypatch.setattr(FederationStudy, "_at_once", lambda study: 2)
+    spec, asked = FederationSpec(model="mlp", image_size=12, clients=3, batch_size=8, rounds=4), iter((False, True))
+    assert not run_federation(spec, out=tmp_path, should_stop=lambda: next(asked)).result["complete"]
+    assert train_checkpoint.exists(tmp_path)
+    return spec
+
+
+def test_as_many_clients_are_side_by_side_as_before_an_interruption(cut, tmp_path, monkeypatch):
+    monkeypatch.setattr(FederationStudy, "_at_once", lambda study: 1)  # of another machine
+    result = run_federation(cut, out=tmp_path, resume=True).result
+    assert result["complete"] and result["spec"]["at_once"] == 2
+
+
+def test_what_starts_anew_leaves_nothing_of_an_earlier_simulation(cut, tmp_path):
+    def killed(report):
+        raise SystemExit(9)
+
+    with pytest.raises(SystemExit):
+        run_federation(dataclasses.replace(cut, seed=1), out=tmp_path, on_report=killed)
+    assert not any(tmp_path.iterdir())
 
 
 def test_resume_replaces_nothing_of_another_command(tmp_path, capsys, no_disk_cache):
