@@ -628,6 +628,30 @@ def test_interrupted_seeds_go_on(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, one.weights.params, two.weights.params)
 
 
+def test_a_kill_between_seeds_loses_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli.terminal, "set_up_compilation", lambda: None)
+    command = ["train", "--model", "mlp", "--epochs", "0.2", "--batch-size", "16", "--no-timing", "--lanes", "1"]
+    command += ["--num-seeds", "2", "--out", str(tmp_path)]
+    train, trained = train_run.TrainingRun.train, []
+
+    def second_is_killed(run, *arguments):
+        if trained == [(0,)]:
+            raise SystemExit(9)
+        trained.append(run.seeds)
+        return train(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_run.TrainingRun, "train", second_is_killed)
+        with pytest.raises(SystemExit):
+            cli.main(command)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-0"]
+    written = (tmp_path / "seed-0" / "weights.msgpack").stat().st_mtime_ns
+    assert cli.main([*command, "--resume"]) == 0
+    assert "nothing to resume" not in capsys.readouterr().out
+    assert (tmp_path / "seed-0" / "weights.msgpack").stat().st_mtime_ns == written
+    assert (tmp_path / "seed-1" / "weights.msgpack").exists()
+
+
 def test_a_kill_after_an_early_end_was_saved_adds_no_step(tmp_path, monkeypatch):
     spec = TrainSpec(**SMALL | dict(recipe="published", epochs=60, learning_rate=1e-12))
     whole = run_training(spec, timing=False)

@@ -85,7 +85,7 @@ def finished(out: Path, wanted: str, settings: dict | None = None, *, resume: bo
     from gi_jax.experiments import checkpoint
 
     path, unfinished = out / "result.json", out / checkpoint.NAME
-    found = json_of(path)
+    found = _result_at(path)
     if not overwrite:
         if found is not None and found["fingerprint"] != wanted:
             differing = _differing(found.get("settings"), settings)
@@ -104,7 +104,7 @@ def finished(out: Path, wanted: str, settings: dict | None = None, *, resume: bo
     return found if complete else None
 
 
-def json_of(path: Path) -> dict | None:
+def _result_at(path: Path) -> dict | None:
     """A result of gi-jax; None if there is none."""
     if not path.exists():
         return None
@@ -131,7 +131,9 @@ def check_absent(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} is there already: choose another --out, or add --overwrite")
 
 
-def check_trained(record: Path, others: Iterable[Path], *, resume: bool, overwrite: bool) -> None:
+def check_trained(
+    record: Path, others: Iterable[Path], parts: Iterable[Path] = (), *, resume: bool, overwrite: bool
+) -> None:
     """Refuses to replace what a training left that nobody asked to replace.
 
     Says so where there is nothing to resume.
@@ -139,13 +141,14 @@ def check_trained(record: Path, others: Iterable[Path], *, resume: bool, overwri
     Args:
       record: of the training, in its folder.
       others: what it writes besides, there or not.
+      parts: records of those of its parts that have ended, as of seeds.
     """
     from gi_jax.experiments import train_checkpoint
 
-    unfinished = record.parent / train_checkpoint.NAME
-    if resume and not unfinished.exists() and not _has_ended(record):
+    unfinished, parts = record.parent / train_checkpoint.NAME, list(parts)
+    if resume and not (unfinished.exists() or parts or _has_ended(record)):
         print(f"nothing to resume in {record.parent}: starting anew")
-    if overwrite or resume and (unfinished.exists() or record.exists()):
+    if overwrite or resume and (unfinished.exists() or parts or record.exists()):
         return
     if unfinished.exists():
         raise InputError(f"{unfinished} is an unfinished training: add --resume to go on, or --overwrite to start anew")

@@ -97,8 +97,9 @@ def run(options) -> int:
     with terminal.held(options.out):
         with terminal.refusing_after(lambda: Study(spec, options.data_dir)):
             others = [options.out / weights.NAME, *sorted(options.out.glob(f"seed-*/{weights.NAME}"))]
+            parts = options.out.glob(f"seed-*/{train_folder.RECORD}")
             how = dict(resume=options.resume, overwrite=options.overwrite)
-            terminal.check_trained(options.out / train_folder.RECORD, others, **how)
+            terminal.check_trained(options.out / train_folder.RECORD, others, parts, **how)
         return _run(options, spec, seeds)
 
 
