@@ -373,13 +373,17 @@ def build(function, *arguments) -> Built:
     return _compile(*_lower(function, *arguments))
 
 
+def compilers() -> ThreadPoolExecutor:
+    """As many threads as compile well side by side here: one, where there are few cores."""
+    return ThreadPoolExecutor(max(1, experiments_environment.environment()["cores"] // 3))
+
+
 def build_all(calls: dict[str, tuple]) -> dict[str, Built]:
     """Compiles several, (function, *arguments) by name, side by side where there are many cores.
 
     Their seconds are then those of compiling in company.
     """
-    cores = experiments_environment.environment()["cores"]
-    pool = ThreadPoolExecutor(max(1, cores // 3))
+    pool = compilers()
     try:
         waiting = {name: pool.submit(_compile, *_lower(*call)) for name, call in calls.items()}
         return {name: built.result() for name, built in waiting.items()}

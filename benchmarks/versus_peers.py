@@ -15,6 +15,7 @@ CPU, and compiles ResNet-18 for minutes, so that a quick run leaves it out.
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import harness
@@ -103,9 +104,9 @@ class Ours:
       compile_seconds: of its program.
     """
 
-    def __init__(self, problems, numbers: list[int], steps: int):
+    def __init__(self, problems, numbers: Sequence[int], steps: int):
         self.attack = attacks.create("inverting_gradients", tv=TV, learning_rate=LEARNING_RATE, num_steps=steps)
-        self.problems, self.keys = problems, attacks.lane_keys(jax.random.key(1), numbers, 1)
+        self.problems, self.keys = problems, attacks.lane_keys(jax.random.key(1), list(numbers), 1)
         compiled = harness.side(lambda: compile_ahead(self.attack, problems, self.start()), units=1)
         self.compile_seconds = compiled()
 
@@ -170,8 +171,10 @@ def measure_case(report: Report, case: Case, peers: dict[str, Peer]) -> None:
     batches = make_victims(spec).batches
     problems = make_problems(spec, batches, "none")
     truth = pictures(batches).reshape(case.victims, case.batch, *batches[0].images.shape[1:])
-    together = Ours(stack(problems), list(range(case.victims)), case.steps)
-    alone = Ours(stack(problems[:1]), [0], case.steps)
+    with harness.compilers() as pool:
+        together, alone = pool.map(
+            Ours, (stack(problems), stack(problems[:1])), (range(case.victims), [0]), [case.steps] * 2
+        )
     theirs = {name: Theirs(peer, together, case.steps) for name, peer in peers.items()}
     evaluations = (case.steps + 1) * case.batch
     sides = {
