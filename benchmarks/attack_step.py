@@ -107,8 +107,8 @@ FULL = (
 )
 ACCELERATOR = (
     *(Point(1, lanes) for lanes in (1, 64, 128, 256)),
-    *(Point(16, lanes) for lanes in (1, 16)),
-    *(Point(1, lanes, dtype="bfloat16") for lanes in (64, 256)),
+    Point(16, 16),
+    Point(1, 256, dtype="bfloat16"),
     Point(16, 16, dtype="bfloat16"),
 )
 """What fills an accelerator."""
