@@ -86,10 +86,20 @@ def side(function: Callable[[], object], units: float) -> Side:
     return run
 
 
-def interleave(sides: dict[str, Side], rounds: int, warmup: int = 1) -> dict[str, Sample]:
-    """Runs all sides in turns, `warmup` rounds unrecorded and `rounds` recorded."""
-    taken = [{name: run() for name, run in sides.items()} for _ in range(warmup + rounds)][warmup:]
-    return {name: Sample(tuple(values[name] for values in taken)) for name in sides}
+def interleave(
+    sides: dict[str, Side],
+    rounds: int,
+    warmup: int = 1,
+    on_round: Callable[[dict[str, Sample]], None] = lambda samples: None,
+) -> dict[str, Sample]:
+    """Runs all sides in turns, `warmup` rounds unrecorded and `rounds` recorded; `on_round` gets what there is then."""
+    samples = {name: Sample(()) for name in sides}
+    for number in range(warmup + rounds):
+        taken = {name: run() for name, run in sides.items()}
+        if number >= warmup:
+            samples = {name: Sample((*samples[name].values, taken[name])) for name in sides}
+            on_round(samples)
+    return samples
 
 
 _product = jax.jit(lambda a, b: a @ b)

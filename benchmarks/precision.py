@@ -55,30 +55,38 @@ def measure(
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
     spec = AttackSpec(model=model, first=4, num_batches=2 if quick else 16, steps=100 if quick else 400)
-    truth, found = pictures(make_victims(spec).batches), {}
-    if load is None:
-        for name, (matmul, activations) in PRECISIONS.items():
+    truth = pictures(make_victims(spec).batches)
+    stored, found, scores = None if load is None else _load(load), {}, {}
+    for name, (matmul, activations) in PRECISIONS.items():
+        if stored is None:
             own = dataclasses.replace(spec, precision=activations)
             found[name] = reconstruct(
                 own, matmul, 100, lambda step, now, name=name: print(name, step, _psnr(truth, now), flush=True)
             )
-    else:
-        try:
-            with load.open("rb") as file, np.load(file) as stored:
-                found = {name: stored[name] for name in PRECISIONS}
-        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"--load {load}: {error}; expected a file of --save") from error
-    if save is not None:
-        with save.open("wb") as file:  # by a name, NumPy appends one
-            np.savez(file, **found)
-    scores = {name: metrics.score(truth, images, metrics.nets_for(truth.shape[1:])) for name, images in found.items()}
-    for name, rows in scores.items():
+        elif name in stored:
+            found[name] = stored[name]
+        else:
+            report.note(f"--load {load} has no pictures in {name}: the run that saved them was stopped before.")
+            continue
+        if save is not None:
+            with save.open("wb") as file:  # by a name, NumPy appends one
+                np.savez(file, **found)
+        scores[name] = rows = metrics.score(truth, found[name], metrics.nets_for(truth.shape[1:]))
         columns = {key: _sample(rows, key) for key in rows[0] if key != "mse"}
         means = {f"mean {key}": float(np.mean(sample.values)) for key, sample in columns.items()}
         report.add({"precision": name, "model": model, "steps": spec.steps} | means)
         if name != "float32":
             own, reference = (_sample(scores[one], "psnr") for one in (name, "float32"))
             report.ratios[f"{name}_psnr"] = own.over(reference)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The pictures of `--save`; at least those in float32."""
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            return {name: stored[name] for name in PRECISIONS if name in stored or name == "float32"}
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"--load {path}: {error}; expected a file of --save") from error
 
 
 def _sample(rows, name) -> Sample:

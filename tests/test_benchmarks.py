@@ -55,6 +55,9 @@ def test_rounds_take_turns_and_warm_up_is_not_recorded(harness):
     assert order == ["a", "b"] * 3
     assert samples["a"].values == (3.0, 5.0)
     assert samples["b"].values == (4.0, 6.0)
+    told = []
+    harness.interleave({"a": side("a")}, rounds=2, warmup=1, on_round=lambda now: told.append(len(now["a"].values)))
+    assert told == [1, 2]
 
 
 def test_free_memory_is_what_the_limit_leaves(harness, monkeypatch):
@@ -231,6 +234,63 @@ def test_precision_scores_what_was_saved(harness, monkeypatch, tmp_path):
             precision.measure(report, quick=True, load=tmp_path / "torn.npz")
     precision.measure(report, quick=True, load=tmp_path / "found.npz", save=tmp_path / "new" / "kept")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["kept"]
+
+
+def test_a_precision_is_kept_before_the_next_one_runs(harness, monkeypatch, tmp_path):
+    precision, names = importlib.import_module("precision"), iter(("float32", "default"))
+    truth = precision.pictures(precision.make_victims(precision.AttackSpec(first=4, num_batches=2)).batches)
+
+    def reconstruct(spec, matmul, chunk, on_look):
+        if next(names, None) is None:
+            raise KeyboardInterrupt
+        return truth + 0.01
+
+    monkeypatch.setattr(precision, "reconstruct", reconstruct)
+    report = harness.Report(path=tmp_path / "now.json")
+    with pytest.raises(KeyboardInterrupt):
+        precision.measure(report, quick=True, save=tmp_path / "found.npz")
+    assert len(json.loads((tmp_path / "now.json").read_text())["figures"]) == 2
+    report = harness.Report()
+    precision.measure(report, quick=True, load=tmp_path / "found.npz")
+    assert [row["precision"] for row in report.figures] == ["float32", "default"]
+    assert "bfloat16" in report.notes[0]
+
+
+def test_a_stopped_comparison_keeps_the_turns_it_had(harness, monkeypatch, tmp_path):
+    versus = importlib.import_module("versus_peers")
+
+    class Ours:
+        def __init__(self, problems, numbers, steps):
+            self.found, self.compile_seconds = np.full((len(numbers), 1, 32, 32, 3), 0.5, "f4"), 1.0
+
+        def __call__(self):
+            return self.found
+
+    class Theirs:
+        beside, compile_seconds = SimpleNamespace(close=lambda: None), None
+
+        def __init__(self, peer, ours, steps):
+            self.found, self.turns = {}, 0
+
+        def __call__(self):
+            if self.turns == 2:
+                raise KeyboardInterrupt
+            self.found[self.turns] = np.full((1, 32, 32, 3), 0.5, "f4")
+            self.turns += 1
+            return 1.0
+
+    monkeypatch.setattr(versus, "Ours", Ours)
+    monkeypatch.setattr(versus, "Theirs", Theirs)
+    monkeypatch.setattr(versus, "make_problems", lambda spec, batches, defense: [np.zeros(1)] * len(batches))
+    monkeypatch.setattr(versus, "stack", lambda problems: None)
+    monkeypatch.setattr(versus.metrics, "has_lpips", lambda: False)
+    report = harness.Report(path=tmp_path / "now.json")
+    with pytest.raises(KeyboardInterrupt):
+        versus.measure_case(report, versus.Case(1, 3, 5, 3), {"peer": versus.Peer("torch", "", "torch_loop", {})})
+    rows = json.loads((tmp_path / "now.json").read_text())["figures"]
+    assert [(row["loop"], row["ratio"]["n"]) for row in rows] == [(versus.OURS, 2), (versus.ALONE, 2), ("peer", 2)]
+    assert [row.get("victims") for row in rows] == [2, None, 2]
+    assert len(report.ratios["b1x3_vs_peer"].values) == 2
 
 
 def test_every_defense_has_a_row_of_overhead_and_runs_on_every_network(harness):
