@@ -3,7 +3,8 @@
 Each row is one defense at one setting. `plain` attacks as if there were none (cosine distance, total variation 0.001);
 `adaptive` is told the defense and its parameters, and the objective is fitted to that (`gi_jax.attacks.adapt`). All
 else is equal: the network, the pictures, the starts, the noise, the number of steps. The attacks are those of
-`gi-jax attack --compare DEFENSE --attacker plain|adaptive`; the means are over the pictures.
+`gi-jax attack --attack inverting_gradients --compare DEFENSE --attacker plain|adaptive`, the one of Geiping et al. that
+defenses are usually judged by; the default, `modern`, finds more under pruning. Means are over the pictures.
 
 A defense that protects against the plain attacker only protects nobody: judge it by the adaptive columns.
 
@@ -24,6 +25,7 @@ from gi_jax.checks import InputError
 from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.environment import environment, use_compilation_cache
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.words import counted
 
 DEFENSES = (
     "none",
@@ -105,10 +107,18 @@ def kept(path: Path | None, settings: dict[str, int]) -> dict[str, object]:
     """
     if path is None or not path.exists():
         return {"settings": settings, "rows": []}
-    record = json.loads(path.read_text())
-    if record["settings"] != settings:
+    try:
+        record = json.loads(path.read_text())
+        rows = {row["defense"]: cells(row) for row in record["rows"]}
+        found = record["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} has rows of {record['settings']}: expected {settings}; name another file, or remove this one"
+            f"--json {path}: {type(error).__name__}: {error}; expected a file of this benchmark, or none yet"
+        ) from error
+    if found != settings:
+        raise InputError(
+            f"{path} has {counted(len(rows), 'row')} of {found}: expected {settings}; name another file, "
+            "or remove this one"
         )
     return record
 
@@ -135,7 +145,9 @@ def main() -> None:
         print(" | ".join(cells(row)), flush=True)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(record | {"rows": list(done.values())}, indent=1) + "\n")
+            partial = options.json.with_name(f"{options.json.name}.partial")
+            partial.write_text(json.dumps(record | {"rows": list(done.values())}, indent=1) + "\n")
+            partial.replace(options.json)
     Console(width=120).print(table)
 
 

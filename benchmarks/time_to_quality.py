@@ -118,17 +118,20 @@ def measure_case(report: Report, case: Case, rounds: int, looks: int) -> list[tu
     victims = make_victims(case.spec, case.data_dir)
     problems, truth = stack(make_problems(case.spec, victims.batches, "none")), pictures(victims.batches)
     taken, curves = {name: [] for name in case.settings}, {}
-    for _ in range(rounds):
-        for name, (contender, steps) in case.settings.items():
-            curves[name] = run(contender, steps, problems, truth, looks=looks)
-            taken[name].append([seconds_to(curves[name], threshold) for threshold in THRESHOLDS])
+    with harness.until_stopped():
+        for _ in range(rounds):
+            for name, (contender, steps) in case.settings.items():
+                curves[name] = run(contender, steps, problems, truth, looks=looks)
+                taken[name].append([seconds_to(curves[name], threshold) for threshold in THRESHOLDS])
+    done = [name for name in case.settings if taken[name]]  # all, unless stopped in the first round
+    complete = min((len(taken[name]) for name in done), default=0)
     # What is reached does not depend on the machine, so a threshold has a time in all rounds or in none.
     times = {
-        name: [None if None in column else Sample(column) for column in zip(*rows, strict=True)]
-        for name, rows in taken.items()
+        name: [None if None in column else Sample(column) for column in zip(*taken[name][:complete], strict=True)]
+        for name in done
     }
-    for name, (contender, steps) in case.settings.items():
-        last = curves[name][-1]
+    for name in done:
+        (contender, steps), last = case.settings[name], curves[name][-1]
         report.add(
             {"case": case.name, "setting": name}
             | {
@@ -144,8 +147,7 @@ def measure_case(report: Report, case: Case, rounds: int, looks: int) -> list[tu
                 "pictures": len(truth),
             }
         )
-    first, *others = case.settings
-    for name in others:
+    for first, name in ((done[0], name) for name in done[1:]):
         for threshold, own, default in zip(THRESHOLDS, times[name], times[first], strict=True):
             if own is not None and default is not None:
                 report.ratios[f"{case.name}: {name}, to {threshold}"] = default.over(own)

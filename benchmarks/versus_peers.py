@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from beside import Beside, lane_of
-from harness import Report, Sample
+from harness import Report
 
 from gi_jax import attacks, checks, metrics
 from gi_jax.attacks.loop import compile_ahead
@@ -161,7 +161,7 @@ def decay_at(steps: int) -> tuple[int, ...]:
 
 
 def measure_case(report: Report, case: Case, peers: dict[str, Peer]) -> None:
-    """Runs all sides in turns; a row a peer and its ratio, brought up to date after every turn."""
+    """Runs all sides in turns; adds a row a peer and its ratio."""
     spec = AttackSpec(
         model="resnet18",
         batch_size=case.batch,
@@ -182,37 +182,31 @@ def measure_case(report: Report, case: Case, peers: dict[str, Peer]) -> None:
         ALONE: harness.side(alone, units=evaluations),
         **theirs,
     }
-    earlier = len(report.figures)
-
-    def show(samples: dict[str, Sample]) -> None:
-        del report.figures[earlier:]  # of a round less
-        for name, seconds in samples.items():
-            runner = {OURS: together, ALONE: alone}.get(name) or theirs[name]
-            attacked = len(seconds.values)
-            found = runner.found if name in theirs else dict(enumerate(runner.found[:attacked]))
-            ratio = seconds.over(samples[OURS])
-            report.add(
-                {
-                    "ratio": ratio.summary(3),
-                    "loop": name,
-                    "case": case.name,
-                    "image-iterations / s": 1 / seconds.median,
-                    "s / image-iteration": seconds.summary(),
-                    **(quality(truth, found) if name != ALONE else {}),
-                    "steps": case.steps,
-                    "compile s": runner.compile_seconds,
-                }
-            )
-            if name != OURS:
-                report.ratios[f"{case.name}_vs_{name}"] = ratio
-
     try:
         for ours in (together, alone):  # a peer warms up by itself, as every round of it is another victim
             ours()
-        harness.interleave(sides, case.rounds, warmup=0, on_round=show)
+        samples = harness.interleave(sides, case.rounds, warmup=0)
     finally:
         for other in theirs.values():
             other.beside.close()
+    for name, seconds in samples.items():
+        runner = {OURS: together, ALONE: alone}.get(name) or theirs[name]
+        found = runner.found if name in theirs else dict(enumerate(runner.found[: len(seconds.values)]))
+        ratio = seconds.over(samples[OURS])
+        report.add(
+            {
+                "ratio": ratio.summary(3),
+                "loop": name,
+                "case": case.name,
+                "image-iterations / s": 1 / seconds.median,
+                "s / image-iteration": seconds.summary(),
+                **(quality(truth, found) if name != ALONE else {}),
+                "steps": case.steps,
+                "compile s": runner.compile_seconds,
+            }
+        )
+        if name != OURS:
+            report.ratios[f"{case.name}_vs_{name}"] = ratio
 
 
 def quality(truth: np.ndarray, found: dict[int, np.ndarray]) -> dict[str, float | int]:

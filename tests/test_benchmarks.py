@@ -55,9 +55,6 @@ def test_rounds_take_turns_and_warm_up_is_not_recorded(harness):
     assert order == ["a", "b"] * 3
     assert samples["a"].values == (3.0, 5.0)
     assert samples["b"].values == (4.0, 6.0)
-    told = []
-    harness.interleave({"a": side("a")}, rounds=2, warmup=1, on_round=lambda now: told.append(len(now["a"].values)))
-    assert told == [1, 2]
 
 
 def test_free_memory_is_what_the_limit_leaves(harness, monkeypatch):
@@ -220,10 +217,14 @@ def test_a_lane_is_charged_for_the_factors_that_it_has(attack_step):
 def test_precision_scores_what_was_saved(harness, monkeypatch, tmp_path):
     precision = importlib.import_module("precision")
     truth = precision.pictures(precision.make_victims(precision.AttackSpec(first=4, num_batches=2)).batches)
-    np.savez(tmp_path / "found.npz", **{name: truth + 0.01 * k for k, name in enumerate(precision.PRECISIONS, 1)})
-    monkeypatch.setattr(precision, "reconstruct", None)  # nothing is attacked
-    report = harness.Report()
-    precision.measure(report, quick=True, load=tmp_path / "found.npz")
+    found = iter([truth + 0.01 * k for k in (1, 2, 3)])
+    monkeypatch.setattr(precision, "reconstruct", lambda *_: next(found))
+    there = harness.Report(environment={"device": "H100", "command": "there", "matmul_precision": "default"})
+    precision.measure(there, quick=True, save=tmp_path / "found.npz")
+    report = harness.Report(environment={"device": "cpu", "command": "here"})
+    precision.measure(report, quick=False, load=tmp_path / "found.npz")  # what was attacked is in the file
+    assert report.environment == there.environment | {"scored": "here, cpu"}
+    assert {(row["model"], row["steps"]) for row in report.figures} == {("convnet", 100)}
     assert [row["mean psnr"] for row in report.figures] == pytest.approx([40.0, 33.98, 30.46], abs=0.01)
     assert report.ratios["bfloat16_psnr"].median == pytest.approx(30.46 / 40.0, abs=1e-3)
     with pytest.raises(precision.InputError, match="expected a file of --save"):
@@ -256,6 +257,16 @@ def test_a_precision_is_kept_before_the_next_one_runs(harness, monkeypatch, tmp_
     assert "bfloat16" in report.notes[0]
 
 
+def test_what_cannot_be_written_is_told_before_anything_is_measured(harness, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for options in (["--json", str(tmp_path / "file" / "x.json")], ["--records", str(tmp_path / "file" / "x")]):
+        monkeypatch.setattr("sys.argv", ["bench.py", *options])
+        with pytest.raises(SystemExit, match="2"):
+            harness.main("bench", "", lambda report, quick: pytest.fail("measured"))
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and " ".join(options) in said and "expected a place to write to" in said
+
+
 def test_a_stopped_comparison_keeps_the_turns_it_had(harness, monkeypatch, tmp_path):
     versus = importlib.import_module("versus_peers")
 
@@ -285,8 +296,10 @@ def test_a_stopped_comparison_keeps_the_turns_it_had(harness, monkeypatch, tmp_p
     monkeypatch.setattr(versus, "stack", lambda problems: None)
     monkeypatch.setattr(versus.metrics, "has_lpips", lambda: False)
     report = harness.Report(path=tmp_path / "now.json")
+    monkeypatch.setattr(harness._Stop, "asked", False)
+    versus.measure_case(report, versus.Case(1, 3, 5, 3), {"peer": versus.Peer("torch", "", "torch_loop", {})})
     with pytest.raises(KeyboardInterrupt):
-        versus.measure_case(report, versus.Case(1, 3, 5, 3), {"peer": versus.Peer("torch", "", "torch_loop", {})})
+        harness.interleave({}, 1)
     rows = json.loads((tmp_path / "now.json").read_text())["figures"]
     assert [(row["loop"], row["ratio"]["n"]) for row in rows] == [(versus.OURS, 2), (versus.ALONE, 2), ("peer", 2)]
     assert [row.get("victims") for row in rows] == [2, None, 2]
@@ -702,7 +715,8 @@ def test_a_run_that_cannot_be_killed_is_one_line(monkeypatch, capsys, tmp_path):
 
 def test_rows_of_other_settings_stay(harness, monkeypatch, tmp_path, capsys):
     adaptive = importlib.import_module("adaptive_attackers")
-    path, row = tmp_path / "rows.json", {"defense": "none", "environment": {"device": "elsewhere"}}
+    path, row = tmp_path / "rows.json", {"defense": "none", "environment": {"device": "elsewhere"}, "n": 6}
+    row |= {f"{metric} {one}": 1.0 for metric in adaptive.METRICS for one in adaptive.ATTACKERS}
     path.write_text(json.dumps({"settings": {"pictures": 6, "steps": 400}, "rows": [row]}))
     assert adaptive.kept(path, dict(pictures=6, steps=400))["rows"] == [row]
     before = path.read_bytes()
@@ -713,6 +727,13 @@ def test_rows_of_other_settings_stay(harness, monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "'steps': 400" in said and "name another file" in said
     assert path.read_bytes() == before
+    for damaged in (b"{}", before[:-20], b'{"settings": {}, "rows": [{"defense": "none"}]}'):
+        path.write_bytes(damaged)
+        with pytest.raises(SystemExit, match="2"):
+            adaptive.main()
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "expected a file of this benchmark" in said
+        assert path.read_bytes() == damaged
 
 
 def test_torch_takes_the_steps_of_a_training(harness):
