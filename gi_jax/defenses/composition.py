@@ -248,6 +248,11 @@ class FunctionDefense:
             )
         return made
 
+    @property
+    def mixing(self) -> None:
+        """A transformation of the gradient encodes no pictures."""
+        return None
+
     def __str__(self) -> str:
         return _called(self.make)
 

@@ -14,6 +14,7 @@ JAX's generator (Threefry) is not claimed to be cryptographic here, and nobody l
 every round.
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -121,6 +122,10 @@ def _check_survivors(survivors, num_clients):
         raise checks.InputError(f"{names} of {num_clients} clients: expected numbers from 0 to {num_clients - 1}")
 
 
+def _nan_first(value):
+    return math.isnan(value), value
+
+
 def secure_mean(
     updates: Sequence[Gradients], key: Key, *, survivors: Sequence[int] | None = None, scale: float = SCALE
 ) -> Gradients:
@@ -138,7 +143,7 @@ def secure_mean(
     survivors = range(len(updates)) if survivors is None else survivors
     _check_survivors(survivors, len(updates))
     limit = 2.0**31 / (scale * len(updates))
-    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(list(updates)))
+    largest = max((float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(list(updates))), key=_nan_first)
     if not largest < limit:
         raise checks.InputError(
             f"secure aggregation of an entry of magnitude {largest:.4g}: at scale {scale:g} the sum of "

@@ -32,6 +32,12 @@ class Study:
         self.dataset, tested = dataset, test_split(spec, data_dir)
         self.tested = None if tested is None else on_device(tested, dataset)
         self.defense = defenses.parse(spec.defense)
+        if self._private is not None and recipe.validation:
+            raise checks.InputError(
+                f"defense {spec.defense!r} with recipe {spec.recipe!r}: the loss on held-out private pictures, without "
+                "noise, decides the rates and the end, which no epsilon covers; expected a recipe without one (plain, "
+                "appendix, fast)"
+            )
         rest, held_out = _cut(dataset, recipe.validation)
         mixes_public = self.defense.mixing is not None and self.defense.mixing.num_public
         rest, public = _cut(rest, PUBLIC_SHARE if mixes_public else 0, most=5000)

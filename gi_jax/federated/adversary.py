@@ -18,6 +18,7 @@ from gi_jax.models import Normalize
 from gi_jax.threat import VIEWS, AttackProblem, BatchNormThreat, Mapping, Shared, Victim, Zeroed, grant, look
 from gi_jax.threat.knowledge import BY_TENSOR
 from gi_jax.threat.local import several
+from gi_jax.threat.observation import check_local
 from gi_jax.threat.views import average
 from gi_jax.types import Key
 
@@ -73,6 +74,12 @@ class Adversary:
             raise checks.InputError(
                 f"view {self.view!r} with local steps: each client's steps lead to weights of its own, which no attack "
                 "on their mean imagines; expected view server, or one step"
+            )
+        if federation.local is not None:
+            check_local(federation.local, None, self.threat, federation.pictures(held), False)
+        if self.view == "sum" and federation.sampled(num_clients) < 2:
+            raise checks.InputError(
+                "view 'sum' of one client a round, whose sum would be its update: expected two or more, or view server"
             )
         if self.view == "client" and federation.server is not optax.sgd:
             raise checks.InputError(
@@ -149,7 +156,9 @@ def watch(
         secrets.append(Secret(number, part.pictures, victim, part.mapping))
     if not problems:
         return [], []
-    aggregate = partial(secure_mean, key=key) if adversary.view == "sum" else average
+    # Of a sum from which the others' parts are subtracted, until one is left, this one is left.
+    masked = adversary.view == "sum" and len(problems) > 1
+    aggregate = partial(secure_mean, key=key) if masked else average
     rate = float(federation.server_rate * federation.distance)
     seen = look(adversary.view, problems, adversary.threat, aggregate=aggregate, learning_rate=rate)
     groups = [(secret,) for secret in secrets] if adversary.view == "server" else [tuple(secrets)]

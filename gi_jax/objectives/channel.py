@@ -64,8 +64,15 @@ def _zeroed(channel: Channel, fact: Zeroed, names: list[str]) -> Channel:
         if fact.holds_for(name)
     }
     bounds = {name: jnp.maximum(channel.bounds.get(name, 0.0), bound) for name, (bound, _) in concerned.items()}
-    kept = {name: channel.kept.get(name, 1.0) * share for name, (_, share) in concerned.items()}
+    kept = {name: _kept_by_both(channel, name, *concerned[name]) for name in concerned}
     return channel._replace(bounds=channel.bounds | bounds, kept=channel.kept | kept)
+
+
+def _kept_by_both(channel, name, bound, share):
+    """Share of the entries that two selections leave: the smaller one of two by magnitude, which are nested."""
+    before = channel.kept.get(name, 1.0)
+    nested = jnp.isfinite(bound) & jnp.isfinite(channel.bounds.get(name, jnp.inf))
+    return jnp.where(nested, jnp.minimum(before, share), before * share)
 
 
 def _noisy(channel: Channel, fact: Noisy, names: list[str]) -> Channel:

@@ -63,6 +63,11 @@ class BatchNormThreat:
                 "client normalization 'given' with shared='nothing': running statistics that the adversary does not "
                 "have are not modelled; expected shared='running', or client 'batch'"
             )
+        if self.client == Normalize.GIVEN and self.shared != Shared.RUNNING:
+            raise checks.InputError(
+                f"client normalization 'given' with shared={str(self.shared)!r}: such a client computes no statistics "
+                "of its batch; expected shared='running', or client 'batch'"
+            )
 
     def words(self) -> tuple[str, ...]:
         """The threat model in sentences, oracles named."""

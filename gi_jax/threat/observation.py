@@ -61,7 +61,7 @@ def observe(
     if local is None and (assumed is not None or order_known):
         local = LocalTraining(num_steps=1)
     if local is not None:
-        _check_local(local, assumed, threat, n, order_known)
+        check_local(local, assumed, threat, n, order_known)
     if assumed is None:
         local = several(local, n)
     with jax.default_matmul_precision("highest"):  # accelerators would round the evidence to three digits
@@ -104,7 +104,18 @@ def grant(
     return problem.with_labels(victim.labels) if labels_known and not order_known else problem
 
 
-def _check_local(local, assumed, threat, n, order_known):
+def check_local(
+    local: LocalTraining,
+    assumed: LocalTraining | None,
+    threat: BatchNormThreat,
+    n: int,
+    order_known: bool,
+) -> None:
+    """Refuses local steps on n pictures that no adversary of this kind can imagine; arguments as for `observe`.
+
+    Raises:
+      InputError: saying what would do.
+    """
     for training in (local, assumed):
         if training is not None:
             training.check(n)
