@@ -93,6 +93,9 @@ def weighted(kept, bounded=False, again=False):
         ((Zeroed(kept=0.3), GAUSSIAN), weighted(0.3) / (10 - 4 * 0.25)),
         ((Zeroed(kept=0.3, bound=BOUND), GAUSSIAN), weighted(0.3, bounded=True) / (10 - 4 * 0.25)),
         ((Zeroed(kept=0.3), GAUSSIAN, Zeroed(kept=0.5)), weighted(0.3, again=True) / (10 - 2 * 0.25)),
+        # Selections by magnitude are nested; others are not.
+        ((Zeroed(kept=0.3, bound=BOUND), Zeroed(kept=0.5, bound=BOUND), GAUSSIAN), weighted(0.3, bounded=True) / 9),
+        ((Zeroed(kept=0.5), Zeroed(kept=0.6), GAUSSIAN), weighted(0.3) / 9),
         ((GAUSSIAN, Zeroed()), (4 + 16) / (2 * (10 - 2 * 0.25))),
         ((Quantized(width={"b": 1.0, "w": 3.0}),), (1 + 1) / 20),
         ((Quantized(width={"b": 0.5, "w": 1.0}), Quantized(width={"b": 0.5, "w": 2.0})), (1 + 1) / 20),

@@ -107,6 +107,14 @@ def test_a_sum_that_does_not_fit_is_refused():
         secure.secure_mean([jnp.array([3000.0]), jnp.array([0.0])], jax.random.key(0))
 
 
+@pytest.mark.parametrize("lost", ["a", "b"])
+def test_a_mean_of_what_is_not_finite_is_refused(lost):
+    update = {"a": jnp.array([1.0]), "b": jnp.array([2.0, 3.0])}
+    update[lost] = update[lost].at[0].set(jnp.nan)
+    with pytest.raises(InputError, match="magnitude nan"):
+        secure.secure_mean([update, update], jax.random.key(0))
+
+
 @pytest.mark.parametrize("survivors", [(), (2,), (2, 2)])
 def test_a_sum_of_one_is_refused(survivors):
     with pytest.raises(InputError, match="the sum would be an update itself"):

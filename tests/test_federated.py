@@ -455,6 +455,18 @@ def test_a_mean_is_that_of_those_who_are_not_with_the_adversary(model, view):
     assert relative_error(seen.problem.observed, mean) < 1e-3
 
 
+def test_of_a_sum_with_one_other_client_its_update_is_left(model):
+    """The others are with the adversary: they know their part."""
+    settings = dict(batch_size=1, clients_per_round=2, key=jax.random.key(5))
+    common = dict(threat=THREATS["infer"], rounds=(0, 1, 2, 3), clients=(0, 1))
+    alone = run(model, 4, adversary=Adversary(view="client", **common), **settings)
+    found = run(model, 4, adversary=Adversary(view="sum", **common), **settings)
+    assert [seen.clients for seen in found.seen] == [seen.clients for seen in alone.seen]
+    assert min(len(seen.clients) for seen in found.seen) == 1
+    for a, b in zip(found.seen, alone.seen, strict=True):
+        assert relative_error(a.problem.observed, b.problem.observed) < 1e-3
+
+
 def test_encodings_are_what_a_client_trains_on(model):
     defense = defenses.parse("intra_instahide:k=2")
     found = run(model, 1, defense=defense, batch_size=4, adversary=Adversary(threat=THREATS["infer"], clients=(0,)))
@@ -489,6 +501,12 @@ REFUSED = {
     "client mode": ({}, dict(threat=RUNNING), "expected the same"),
     "kept": (dict(batch_norm=Policy.SILO_BN), {}, "shared='nothing'"),
     "steps of a sum": (dict(local=LocalTraining(num_steps=2)), dict(view="sum"), "with local steps"),
+    "sum of one": (dict(clients_per_round=1), dict(view="sum"), "expected two or more"),
+    "statistics of steps": (
+        dict(local=LocalTraining(num_steps=2)),
+        dict(threat=THREATS["exact-straight-through"]),
+        "every step has its own",
+    ),
     "models of Adam": (dict(server=optax.adam), dict(view="client"), "expected server optax.sgd"),
 }
 

@@ -463,6 +463,29 @@ def test_factors_are_the_gradient():
     np.testing.assert_allclose(factored.square(), np.sum(expected**2), rtol=1e-4)
 
 
+class Tied(nn.Module):
+    """Calls a layer twice."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(len(x), -1)
+        layer = Linear(x.shape[-1]) if self.kind == "linear" else BatchNorm(normalize=Normalize.BATCH)
+        return Linear(3)(layer(jnp.tanh(layer(x))))
+
+
+@pytest.mark.parametrize("kind", ["linear", "norm"])
+def test_a_layer_that_is_called_twice_is_refused_where_something_of_the_call_is_kept(kind):
+    module, x = Tied(kind), jnp.ones((2, 4, 4, 3))
+    variables = module.init(jax.random.key(0), x)
+    collection = {"linear": "rows", "norm": "statistics"}[kind]
+    with pytest.raises(InputError, match="is called twice, with the same weights"):
+        module.apply({"params": variables["params"]}, x, mutable=[collection])
+    if kind == "linear":
+        assert module.apply({"params": variables["params"]}, x).shape == (2, 3)
+
+
 @pytest.mark.parametrize("count, width, features, expected", [(1, 4, 4, True), (2, 8, 8, True), (3, 8, 8, False)])
 def test_factors_are_kept_where_they_are_half_the_size(count, width, features, expected):
     assert pays(count, width, features) is expected

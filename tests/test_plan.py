@@ -35,6 +35,9 @@ SMALL = AttackSpec(steps=5, num_batches=3, model="lenet", tv=0.01, image_size=16
         (6, 1, 8, 8, [(8, 1)]),
         (6, 1, 7, 8, [(6, 1)]),
         (6, 4, 99, 2, [(6, 4)]),
+        (5, 3, 9, 4, [(4, 2)] * 4),  # 3 points would leave room for 3 updates, which no 4 devices share
+        (50, 35, 256, 8, [(8, 18)] * 14),
+        (5, 3, 3, 4, [(1, 3)] * 5),
     ],
 )
 def test_launches_have_one_shape_and_cover_every_pair_once(updates, points, limit, devices, shapes):
@@ -53,6 +56,13 @@ def test_specifications_that_differ_in_numbers_only_are_grouped():
         dataclasses.replace(SMALL, seed=1),
     ]
     assert plan.groups(specs) == [(0, 1, 3), (2,), (4,)]
+
+
+def test_points_that_come_out_equal_are_lanes_all_the_same(tmp_path):
+    specs = [dataclasses.replace(SMALL, attack="modern", num_batches=1, tv=weight) for weight in (None, 1e-3)]
+    assert jax.tree.leaves(plan.make_attack(specs[0])) == jax.tree.leaves(plan.make_attack(specs[1]))
+    first, second = run_sweep(specs, tmp_path).runs
+    np.testing.assert_array_equal(first.images, second.images)
 
 
 def test_weights_that_add_a_part_to_the_objective_are_apart():

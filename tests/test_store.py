@@ -59,6 +59,16 @@ def test_a_torn_line_is_skipped_and_then_removed(tmp_path):
         assert [json.loads(line)["number"] for line in (tmp_path / NAME).read_text().splitlines()] == [1, 2]
 
 
+def test_a_row_whose_line_an_editor_left_open_stays(tmp_path):
+    for number in (1, 2):
+        Store(tmp_path).append(row(number))
+    (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:-1])
+    assert Store(tmp_path).append(row(3))
+    assert [found["number"] for found in Store(tmp_path)] == [1, 2, 3]
+    (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:-1])
+    assert not Store(tmp_path).append(row(3))
+
+
 def test_a_store_that_is_edited_while_a_run_has_it_open_stays_whole(tmp_path):
     store = Store(tmp_path)
     assert store.append(row(1)) and store.append(row(2))

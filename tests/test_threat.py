@@ -388,6 +388,8 @@ def test_table_of_threat_models(name, client, shared, adversary):
         (BATCH, Shared.NOTHING, GIVEN, "adversary normalization 'given' with shared='nothing': .* expected 'batch'"),
         (BATCH, Shared.NOTHING, STRAIGHT_THROUGH, "adversary normalization 'straight-through' with shared='nothing'"),
         (GIVEN, Shared.NOTHING, GIVEN, "adversary normalization 'given' with shared='nothing'"),
+        (GIVEN, Shared.RUNNING_AFTER, GIVEN, "computes no statistics of its batch; expected shared='running'"),
+        (GIVEN, Shared.EXACT, BATCH, "computes no statistics of its batch; expected shared='running'"),
     ],
 )
 def test_impossible_threat_models(client, shared, adversary, message):

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import serialization
 from PIL import Image
@@ -373,6 +374,22 @@ def test_a_last_step_that_diverges_spoils_no_other_lane(recipe, tmp_path, monkey
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         TrainSpec(**settings)
+
+
+def test_no_epsilon_covers_a_loss_on_private_pictures_without_noise():
+    spec = TrainSpec(**SMALL | dict(model="mlp", defense="dpsgd:clip=1,sigma=1", recipe="published"))
+    with pytest.raises(InputError, match="held-out private pictures, without noise.*plain, appendix, fast"):
+        run_training(spec)
+
+
+def test_a_transformation_that_is_a_defense_can_train():
+    halve = defenses.FunctionDefense(lambda key: optax.scale(0.5))
+    network = models.create("mlp", CLASSES)
+    setups = [training.Setup(network=network, recipe=PLAIN, defense=one) for one in (halve, defenses.identity)]
+    drawn = [
+        training.draw_epoch(setup, toy_pool(), training.training_keys((0,)), jnp.int32(0)).order for setup in setups
+    ]
+    np.testing.assert_array_equal(*drawn)
 
 
 @pytest.fixture(scope="module")

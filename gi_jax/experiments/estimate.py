@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterable
-from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -191,10 +190,12 @@ class Rate(NamedTuple):
 
 
 def _measurements(store):
-    """Rates by program and size of launch, on hardware like this one; epochs by program of what ended early."""
+    """Rates by program and size of launch, on hardware like this one; epochs by program of what ended early.
+
+    A row that does not say them, such as one of another version, has none: what is wanted of it is not read here.
+    """
     here, found, taken = environment(), {}, {}
-    rows = ((row, partial(store.damaged, row["cell"])) for row in store)
-    for row, damaged in itertools.chain(rows, _trained(store)):
+    for row in itertools.chain(store, _trained(store)):
         try:
             measured = _measured(row, here)
             if measured is not None:
@@ -204,8 +205,8 @@ def _measurements(store):
                 epochs = float(row["result"]["network"]["epochs"])
                 if epochs < TrainSpec(**row["spec"]).settings.epochs:
                     taken.setdefault(_program(row), []).append(epochs)
-        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise damaged(error) from error
+        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, checks.InputError):
+            continue
     rates = {program: {size: _rate(pairs) for size, pairs in sizes.items()} for program, sizes in found.items()}
     return rates, {program: median(epochs) for program, epochs in taken.items()}
 
@@ -238,16 +239,11 @@ def _measured(row, here):
 
 
 def _trained(store):
-    """The networks of a store, which have no rows, as if they had; each with what says that it is damaged."""
+    """The networks of a store, which have no rows, as if they had."""
     for path in sorted((store.folder / NETWORKS).glob(f"*/{RECORD}")):
-        damaged = partial(_damaged, path)
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             row = {name: result[name] for name in ("spec", "environment", "timing")}
         except (ValueError, KeyError, TypeError) as error:
-            raise damaged(error) from error
-        yield {"kind": "training", **row, "result": result}, damaged
-
-
-def _damaged(path, reason):
-    return checks.InputError(f"{path} is damaged ({reason}): remove its folder to train it again")
+            raise checks.InputError(f"{path} is damaged ({error}): remove its folder to train it again") from error
+        yield {"kind": "training", **row, "result": result}

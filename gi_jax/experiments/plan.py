@@ -37,14 +37,20 @@ def groups(specs: Sequence[AttackSpec]) -> list[tuple[int, ...]]:
 
 
 def sweep(points: Sequence[Attack], chosen: Sequence[int]) -> Attack:
-    """The `chosen` of several attacks of one form as one, whose leaves are vectors where any of `points` differ."""
+    """The `chosen` of several attacks of one form as one, whose leaves are vectors where any of `points` differ.
 
-    def leaf(*values):
-        if all(np.array_equal(values[0], value) for value in values):
-            return values[0]
-        return jnp.asarray([values[number] for number in chosen], jnp.float32)
-
-    return jax.tree.map(leaf, *points)
+    Where none do, such as a weight and the same one by default, the first is one all the same: a lane a point.
+    """
+    leaves, form = jax.tree.flatten(points[0])
+    columns = list(zip(*(jax.tree.leaves(point) for point in points), strict=True))
+    differ = [any(not np.array_equal(value, values[0]) for value in values) for values in columns]
+    if len(points) > 1 and not any(differ):
+        differ[next(n for n, leaf in enumerate(leaves) if np.issubdtype(np.result_type(leaf), np.floating))] = True
+    swept = [
+        jnp.asarray([values[number] for number in chosen], jnp.float32) if vector else values[0]
+        for values, vector in zip(columns, differ, strict=True)
+    ]
+    return jax.tree.unflatten(form, swept)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class Launch:
 def launches(num_updates: int, num_points: int, limit: int, devices: int = 1) -> list[Launch]:
     """All pairs of updates and points in launches of at most `limit` (at least one pair).
 
-    Where neither divides by the number of devices, updates are filled up until they do, if the limit allows.
+    Where neither divides by the number of devices, updates are filled up until they do, if the limit allows: of fewer
+    points then, if that many updates need it.
 
     Raises:
       InputError: if there is nothing to launch.
@@ -71,6 +78,8 @@ def launches(num_updates: int, num_points: int, limit: int, devices: int = 1) ->
     checks.positive(num_updates=num_updates, num_points=num_points, limit=limit)
     columns = _parts(num_points, limit)
     multiple = 1 if len(columns[0]) % devices == 0 else devices
+    if limit // len(columns[0]) < multiple <= limit:
+        columns = _parts(num_points, limit // devices)
     rows = _parts(num_updates, max(1, limit // len(columns[0])), multiple)
     return [Launch(row, points, len(set(row))) for points in columns for row in rows]
 

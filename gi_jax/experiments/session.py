@@ -384,8 +384,8 @@ class Session:
 
 def _bytes(attack, stacked, states):
     """Of the program on a device, and of the two copies of its states that are kept between chunks."""
-    copies = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(states)) // jax.local_device_count()
-    return attacks.program_bytes(attack, stacked, states) + copies
+    parts = (leaf.addressable_shards[0].data for leaf in jax.tree.leaves(states))
+    return attacks.program_bytes(attack, stacked, states) + 2 * sum(part.nbytes for part in parts)
 
 
 def _arrays(stacked, states, launch, timing):

@@ -21,6 +21,14 @@ _START = b'{"cell": "'
 _ID = slice(len(_START), len(_START) + 16)
 
 
+def _is_row(line: bytes) -> bool:
+    """Whether this is a row, whose beginning alone would be no JSON."""
+    try:
+        return line.startswith(_START) and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
 class Store:
     """Rows by the hash of their cell, in a folder that several runs may share.
 
@@ -116,6 +124,11 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.path) as file:
             self.refresh()
+            os.lseek(file, self._end, os.SEEK_SET)
+            tail = os.read(file, os.fstat(file).st_size)
+            if _is_row(tail) and tail[_ID].decode() not in self:  # an editor left out the end of its line
+                os.write(file, b"\n")
+                self.refresh()
             os.ftruncate(file, self._end)  # what a killed writer left
             if row["cell"] in self:
                 return False
