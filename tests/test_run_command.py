@@ -71,6 +71,40 @@ def test_rows_are_listed_and_filtered(ran, capsys):
 
 
 @pytest.mark.parametrize(
+    ("condition", "count"),
+    [
+        ("learning_rate=1", 1),
+        ("learning_rate=1.0", 1),
+        ("learning_rate=true", 0),
+        ("tv=1e-2", 1),
+        ("tv=0.02", 0),
+        ("seed=1152921504606846977", 1),
+        ("seed=1152921504606846976", 0),
+        ("seed=1152921504606846977.0", 0),
+        ("encrypted=true", 1),
+        ("encrypted=1", 0),
+        ("first=null", 1),
+        ("model=1", 1),
+        ("model=1.0", 0),
+        ("defenses=prune:p=0.90", 1),
+        ("defenses=prune:p=9e-1 + clip:norm=1.0", 1),
+        ("defenses=prune:p=0.91", 0),
+        ("defenses=of-old:p=1", 1),
+        ("defenses=of-old:p=1.0", 0),
+        ("defense=prune:p=0.90", 1),
+    ],
+)
+def test_settings_are_compared_by_what_they_mean(condition, count, ran, tmp_path, capsys):
+    def other(row):
+        row["spec"] |= {"learning_rate": 1.0, "tv": 0.01, "seed": 2**60 + 1, "encrypted": True, "first": None}
+        row["spec"] |= {"model": "1", "defense": "prune:p=0.9"}
+        row["spec"] |= {"defenses": ["prune:p=0.9", "prune:p=0.9 + clip:norm=1", "of-old:p=1"]}
+
+    assert cli.main(["rows", *changed(ran, tmp_path, other), "--where", condition]) == 0
+    assert capsys.readouterr().out.endswith(f"{count} of 1 row\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["run", "table9"], "table9"),

@@ -1,6 +1,7 @@
 """`gi-jax rows`: what a store holds, listed and filtered."""
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -88,11 +89,43 @@ def _has(row, name, value):
     if name not in settings:
         return False
     found = settings[name]
-    return value in [_plain(one) for one in (found if isinstance(found, list) else [found])]
+    same = _same_defense if name in ("defense", "defenses") else _same
+    return any(same(one, value) for one in (found if isinstance(found, list) else [found]))
 
 
-def _plain(value):
-    return value if isinstance(value, str) else json.dumps(value)
+def _same(found, text):
+    """Whether a setting is what was written; numbers however they are spelled."""
+    if isinstance(found, str):
+        return found == text
+    return json.dumps(found) == text or (_is_number(found) and _number(text) == found)
+
+
+def _number(text):
+    """The number that is written; None if it is none."""
+    try:
+        number = json.loads(text)
+    except ValueError:
+        return None
+    return number if _is_number(number) else None
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _same_defense(found, text):
+    return found == text or (_defense(found) is not None and _defense(found) == _defense(text))
+
+
+@functools.cache
+def _defense(text):
+    """The defense that is written; None if it is none."""
+    from gi_jax import defenses
+
+    try:
+        return defenses.parse(text)
+    except InputError:
+        return None
 
 
 def _line(row):
