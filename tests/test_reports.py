@@ -477,6 +477,17 @@ def test_alpha_bn_marks_the_strongest_attack():
     assert marked == [min(one.row["result"]["summary"]["lpips_vgg"]["mean"] for one in select(found, bn="exact"))]
 
 
+def test_a_picture_that_failed_is_said_to_under_its_tile():
+    one = cells.attack(0, {"what": "attack", "column": "none", "batch_size": 1})
+    metrics = one.row["result"]["images"][1]
+    metrics |= dict.fromkeys(metrics)
+    del one.row["result"]["images"][2]["lpips_vgg"]  # not scored is not failed
+    page = report("figure3", "", "", [one], "small")
+    (grid,) = (block for section in page.sections for block in section.blocks if isinstance(block, PictureGrid))
+    first_caption, failed, unscored = (tile.caption for tile in grid.tiles[1][:3])
+    assert float(first_caption) > 0 and (failed, unscored) == ("diverged", "")
+
+
 def test_our_speed_takes_the_place_of_the_papers():
     table = tables(report("table3", "", "", cells.full("table3"), "small"), "With our measured speed")[0]
     paper, measured, scaled = ([cell.value for cell in row] for row in table.rows)

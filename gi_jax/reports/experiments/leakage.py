@@ -147,8 +147,15 @@ def difference(value: float | None, other: float | None) -> float | None:
 
 
 def tile_captions(found: Found, count: int) -> list[str]:
-    """LPIPS of the pictures that `found.pictures` shows, for the first `count`; empty where there is none."""
+    """LPIPS of the first `count` pictures that `found.pictures` shows, or that they diverged; empty where unknown."""
     block = protocol_block(found)
     rows = [] if block is None else block["images"][:count]
-    texts = ["" if row.get(LPIPS) is None else f"{row[LPIPS]:.2f}" for row in rows]
+    texts = [_tile_caption(row) for row in rows]
     return texts + [""] * (count - len(texts))
+
+
+def _tile_caption(row):
+    if row.get(LPIPS) is not None:
+        return f"{row[LPIPS]:.2f}"
+    failed = any(metric in row and row[metric] is None for metric in (LPIPS, "psnr"))
+    return "diverged" if failed else ""
