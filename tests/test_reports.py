@@ -477,6 +477,96 @@ def test_alpha_bn_marks_the_strongest_attack():
     assert marked == [min(one.row["result"]["summary"]["lpips_vgg"]["mean"] for one in select(found, bn="exact"))]
 
 
+def failing(one, failed, mean=0.2):
+    """The same cell where so many pictures failed, all of them without a mean, by every scoring."""
+    result = one.row["result"]
+    known = {"mean": mean, "best": mean, "std": None if mean is None else 0.0, "count": 0 if mean is None else 1}
+    for block in (result, *result.get("decoded", ())):
+        for summaries in (block["summary"], block.get("reference_summary", {})):
+            summaries["lpips_vgg"] = known | {"failed": failed}
+    return one
+
+
+def said(page):
+    """All paragraphs of a page."""
+    return " ".join(block.text for section in page.sections for block in section.blocks if isinstance(block, Text))
+
+
+@pytest.mark.parametrize("name", ["alpha_bn", "figure1", "figure2", "protocol", "table1", "table2"])
+def test_failed_pictures_are_told_beside_the_averages_without_them(name):
+    cell = next(one for one in cells.full(name) if one.row["kind"] == "attack")
+    text, _ = markdown.render(report(name, "", "", [failing(cell, 49)], "small"))
+    assert "49 failed" in text
+
+
+def test_the_failed_of_one_position_of_a_switch_are_told():
+    found = cells.full("protocol")
+    failing(next(one for one in found if one.where == {"switch": "all", "value": "reference"}), 49)
+    table = tables(report("protocol", "", "", found, "small"), "Each switch")[0]
+    (row,) = (row for row in table.rows if row[0].value == "box")
+    assert row[1].note == "± 0.00, 49 failed" and "failed" not in row[2].note
+    assert (row[-1].value, row[-1].note) == (1, "49 failed")
+
+
+def test_the_strongest_pair_is_one_without_failed_pictures():
+    found = select(cells.full("alpha_bn"), bn="exact")
+    failing(found[0], 49, mean=0.01)
+    failing(found[1], 50, mean=None)
+    page = report("alpha_bn", "", "", found, "small")
+    table = tables(page, "Statistics: exact")[0]
+    marked = [cell.value for row in table.rows for cell in row if cell.marked]
+    assert marked == [min(one.row["result"]["summary"]["lpips_vgg"]["mean"] for one in found[2:])]
+    notes = [cell.note for row in table.rows for cell in row]
+    assert "best 0.01, n 1, 49 failed" in notes and "50 failed" in notes
+    assert "Not compared: 2 pairs with failed pictures." in said(page)
+
+
+def test_where_every_pair_has_failed_pictures_the_strongest_is_named_with_them():
+    found = [failing(one, 49) for one in select(cells.full("alpha_bn"), bn="exact")]
+    assert "(average LPIPS 0.20, 49 failed)" in said(report("alpha_bn", "", "", found, "small"))
+
+
+@pytest.mark.parametrize(
+    ("name", "ran", "diverged", "words"),
+    [
+        ("figure1", {"bn": "exact"}, {"bn": "proxy"}, "; infer not run, proxy diverged."),
+        (
+            "figure1",
+            {"bn": "none"},
+            {"bn": "exact"},
+            "no average LPIPS yet: exact diverged, infer not run, proxy not run.",
+        ),
+        ("figure2", {"labels": "known"}, {"labels": "auto"}, "yet: labels optimize not run, labels auto diverged."),
+        (
+            "protocol",
+            {"switch": "box"},
+            {"value": "reference"},
+            "has an average in both positions yet. Diverged in one",
+        ),
+        (
+            "table1",
+            {"labels": "known"},
+            {"labels": "optimize"},
+            "Diverged: dlg with statistics network without BatchNorm",
+        ),
+    ],
+)
+def test_sentences_do_not_call_what_diverged_not_run(name, ran, diverged, words):
+    attacks = [one for one in cells.full(name) if one.row["kind"] == "attack"]
+    found = [*select(attacks, **ran)[:1], failing(first(attacks, **diverged), 6, mean=None)]
+    page = said(report(name, "", "", found, "small"))
+    assert words in page and "was run" not in page and "nothing was run" not in page
+
+
+def test_what_diverged_is_named_beside_what_is_compared():
+    found = cells.full("figure2")
+    failing(found[-1], 6, mean=None)
+    assert "; labels auto diverged. The paper" in said(report("figure2", "", "", found, "small"))
+    found = cells.full("protocol")
+    failing(next(one for one in found if one.where["switch"] == "bn_var"), 6, mean=None)
+    assert "Diverged in one position or both: bn_var." in said(report("protocol", "", "", found, "small"))
+
+
 def test_a_picture_that_failed_is_said_to_under_its_tile():
     one = cells.attack(0, {"what": "attack", "column": "none", "batch_size": 1})
     metrics = one.row["result"]["images"][1]

@@ -9,6 +9,7 @@ from gi_jax.reports.experiments import leakage
 from gi_jax.reports.experiments.found import Found, first, select, values
 from gi_jax.reports.figures import heat_map
 from gi_jax.reports.page import Cell, Column, Plot, Section, Table, Text
+from gi_jax.words import counted
 
 
 def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
@@ -25,7 +26,8 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
             Text(
                 f"Published choices: statistics prior {settings['bn_prior']:g}; total variation "
                 f"{', '.join(f'{weight:g} for {name}' for name, weight in settings['tv'].items())}. "
-                f"{leakage.SCALE} Here low is a strong attack; the best pair is marked."
+                f"{leakage.SCALE} Here low is a strong attack; the best pair is marked, of those "
+                "without failed pictures if there are any."
             ),
         ),
     )
@@ -49,7 +51,8 @@ def _section(found, kind):
     )
     if np.isnan(means).all():
         return Section(heading, (Text("What came out: no cell has a finite LPIPS."),))
-    best = tuple(int(index) for index in np.unravel_index(np.nanargmin(means), means.shape))
+    ranked = _ranked(grid, means)
+    best = tuple(int(index) for index in np.unravel_index(np.nanargmin(ranked), means.shape))
     table = Table(
         heads,
         tuple(
@@ -62,7 +65,7 @@ def _section(found, kind):
             )
             for row, (tv, line) in enumerate(zip(rows, grid, strict=True))
         ),
-        "Average LPIPS by this library's scoring, the best picture's and n under it.",
+        "Average LPIPS by this library's scoring; under it the best picture's, n, and how many failed, if any did.",
     )
     title = f"Average LPIPS, statistics {kind}"
     figure = heat_map(
@@ -74,15 +77,33 @@ def _section(found, kind):
         title,
         best,
     )
+    failed = leakage.failed_words(grid[best[0]][best[1]])
     words = (
         f"What came out: {len(cells)} of {means.size} pairs were run. The attack is strongest with total variation "
-        f"{rows[best[0]]:g} and statistics prior {columns[best[1]]:g} (average LPIPS {means[best]:.2f}), weakest at "
-        f"{np.nanmax(means):.2f}."
+        f"{rows[best[0]]:g} and statistics prior {columns[best[1]]:g} (average LPIPS {means[best]:.2f}"
+        f"{f', {failed}' if failed else ''}), weakest at {np.nanmax(ranked):.2f}.{_left_out(grid, ranked)}"
     )
     return Section(
         heading, (Text(words), Plot(figure, title, "Dark: much leaked. White: not run, or diverged."), table)
     )
 
 
+def _ranked(grid, means):
+    """The averages to compare: those without failed pictures, which other averages leave out; all if there are none."""
+    failed = np.array([[bool(leakage.failed_words(summary)) for summary in line] for line in grid])
+    whole = np.where(failed, np.nan, means)
+    return means if np.isnan(whole).all() else whole
+
+
+def _left_out(grid, ranked):
+    """How many pairs were run and not compared, in a sentence."""
+    ran = np.array([[summary is not None for summary in line] for line in grid])
+    count = int((ran & np.isnan(ranked)).sum())
+    return f" Not compared: {counted(count, 'pair')} with failed pictures." if count else ""
+
+
 def _note(summary):
-    return "" if summary is None or summary["best"] is None else f"best {summary['best']:.2f}, n {summary['count']}"
+    if summary is None or summary["best"] is None:
+        return leakage.failed_words(summary)
+    parts = (f"best {summary['best']:.2f}", f"n {summary['count']}", leakage.failed_words(summary))
+    return ", ".join(filter(None, parts))

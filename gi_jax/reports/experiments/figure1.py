@@ -72,7 +72,7 @@ def _panel(found, panel, settings):
                 leakage.shown(lpips, "best"),
                 leakage.shown(leakage.reference(one), "mean"),
                 leakage.shown(psnr, "mean"),
-                float((lpips or psnr or {"count": 0})["count"]),
+                leakage.count_cell(lpips or psnr),
             )
         )
     ordered = settings["order"] if panel != "large" else None
@@ -89,11 +89,12 @@ def _words(cells, order):
     """What came out, beside the order of the paper if it has one."""
     means = {kind: leakage.number(leakage.own(one), "mean") for kind, one in cells.items()}
     means = {kind: value for kind, value in means.items() if value is not None}
+    missing = leakage.missing_words(cells)
     if not means:
-        return "What came out: nothing was run yet."
+        return f"What came out: no average LPIPS yet: {missing}."
     text = ", ".join(f"{kind} {value:.2f}" for kind, value in means.items())
-    if len(means) < len(cells):
-        return f"What came out: average LPIPS {text}; the rest is missing."
+    if missing:
+        return f"What came out: average LPIPS {text}; {missing}."
     ranked = sorted(means, key=means.get)
     words = f"What came out: average LPIPS {text}. From most to least leaked: {', '.join(ranked)}"
     if order is None:

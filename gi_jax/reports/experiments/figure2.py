@@ -78,7 +78,7 @@ def _attacks(found):
                 leakage.shown(leakage.reference(one), "mean"),
                 leakage.shown(psnr, "mean"),
                 *(missing if overlap is None else 100 * overlap for overlap in overlaps),
-                float((lpips or psnr or {"count": 0})["count"]),
+                leakage.count_cell(lpips or psnr),
             )
         )
     columns = (
@@ -104,7 +104,9 @@ def _words(cells):
     known = means.pop("known", None)
     losses = {kind: value - known for kind, value in means.items() if value is not None and known is not None}
     paper = f"The paper shows a batch of {pictures} without numbers and finds that the quality drops."
+    missing = leakage.missing_words({f"labels {kind}": one for kind, one in cells.items()})
     if not losses:
-        return f"What came out: attacks with and without labels were not both run yet. {paper}"
+        return f"What came out: attacks with and without labels cannot be compared yet: {missing}. {paper}"
     text = "; ".join(f"labels {kind}: {value:+.2f}" for kind, value in losses.items())
+    text += f"; {missing}" if missing else ""
     return f"What came out: average LPIPS with known labels is {known:.2f}, and without changes by: {text}. {paper}"

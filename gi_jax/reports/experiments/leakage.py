@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from gi_jax.experiments import published
 from gi_jax.reports.experiments.found import Found, values
 from gi_jax.reports.experiments.names import defense_name
+from gi_jax.reports.page import NOT_RUN, Cell
 
 LPIPS = "lpips_vgg"
 SCALE = (
@@ -139,6 +140,30 @@ def number(summary: dict | None, field: str) -> float | None:
 def shown(summary: dict | None, field: str) -> float | str | None:
     """The same for a table, where a run all of whose pictures failed is no missing run."""
     return "diverged" if summary is not None and summary[field] is None else number(summary, field)
+
+
+def failed_words(summary: dict | None) -> str:
+    """How many pictures have no score, for beside a mean, which leaves them out; empty if there are none."""
+    failed = 0 if summary is None else summary.get("failed", 0)
+    return f"{failed} failed" if failed else ""
+
+
+def count_cell(summary: dict | None) -> Cell:
+    """How many pictures a mean is of, and under it how many failed."""
+    return Cell(0.0 if summary is None else float(summary["count"]), failed_words(summary))
+
+
+def missing_words(cells: Mapping[str, Found | None]) -> str:
+    """Names the cells without an average LPIPS, each with the reason; empty if all have one."""
+    missing = {name: one for name, one in cells.items() if number(own(one), "mean") is None}
+    return ", ".join(f"{name} {_reason(one)}" for name, one in missing.items())
+
+
+def _reason(found):
+    """Why a cell has no average LPIPS."""
+    if found is None:
+        return NOT_RUN
+    return "without LPIPS" if own(found) is None else "diverged"
 
 
 def difference(value: float | None, other: float | None) -> float | None:

@@ -83,7 +83,7 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
             ),
         ),
     )
-    rows, moves = [], {OWN: {}, PAPER: {}}
+    rows, moves, diverged = [], {OWN: {}, PAPER: {}}, []
     for switch in SWITCHES:
         before, after = (_scores(found, switch, value) for value in ("reference", "corrected"))
         row = [Cell(switch, SWITCHES[switch])]
@@ -94,8 +94,10 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
             row += [*(_mean(one) if applies else "-" for one in pair), "-" if change is None else change]
             if change is not None and switch != BASE:
                 moves[scoring][switch] = change
-        summary = next((one for one in (*after.values(), *before.values()) if one is not None), None)
-        rows.append((*row, float(summary["count"]) if summary else 0.0))
+        summaries = [one for one in (*after.values(), *before.values()) if one is not None]
+        if any(one["mean"] is None for one in summaries):
+            diverged.append(switch)
+        rows.append((*row, leakage.count_cell(min(summaries, key=lambda one: one["count"], default=None))))
     columns = (
         Column("switch"),
         *(
@@ -105,18 +107,25 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
         ),
         Column("n", "{:.0f}", " "),
     )
-    caption = "Averages over pictures, the standard deviation over pictures under them."
-    return (introduction, Section("Each switch", (*_words(moves), Table(columns, tuple(rows), caption))))
+    caption = (
+        "Averages over pictures, the standard deviation over pictures and how many failed under them; n is that of the "
+        "average of fewest."
+    )
+    return (introduction, Section("Each switch", (*_words(moves, diverged), Table(columns, tuple(rows), caption))))
 
 
 def _mean(summary):
     value = leakage.shown(summary, "mean")
-    return Cell(value, f"± {summary['std']:.2f}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    failed = leakage.failed_words(summary)
+    return Cell(value, f"± {summary['std']:.2f}" + (f", {failed}" if failed else ""))
 
 
-def _words(moves):
+def _words(moves, diverged):
     if not any(moves.values()):
-        yield Text("What came out: no switch was run in both positions yet.")
+        have = "has an average" if diverged else "was run"
+        yield Text(f"What came out: no switch {have} in both positions yet.")
     for scoring, changes in moves.items():
         if changes:
             most = max(changes, key=lambda switch: abs(changes[switch]))
@@ -125,3 +134,5 @@ def _words(moves):
                 f"What came out, by {scoring.removeprefix('LPIPS, ')}: of {len(changes)} switches, {most} moves the "
                 f"average LPIPS most, by {changes[most]:+.2f}; {few} move it by less than 0.01."
             )
+    if diverged:
+        yield Text(f"Diverged in one position or both: {', '.join(diverged)}.")

@@ -65,7 +65,7 @@ def _checked(found, paper):
         Column("right counts of labels, %", "{:.0f}", " "),
         Column("n", "{:.0f}", " "),
     )
-    rows, losses = [], {}
+    rows, losses, diverged = [], {}, []
     attacks = [name for name in dict.fromkeys([*paper.attacks, *values(found, "attack")])]
     for attack in attacks:
         cells = sorted((one for one in found if one.where.get("attack") == attack), key=_rank)
@@ -80,6 +80,8 @@ def _checked(found, paper):
             if change is not None:
                 losses[attack, one.where["statistics"], one.where["labels"]] = change
             base.setdefault(network, mean)
+            if leakage.shown(lpips, "mean") == "diverged":
+                diverged.append(_named(attack, one.where["statistics"], one.where["labels"]))
             overlap = None if ran is None else one.row["result"]["labels"].get("count_overlap")
             rows.append(
                 (
@@ -91,7 +93,7 @@ def _checked(found, paper):
                     "-" if change is None else change,
                     leakage.shown(psnr, "mean"),
                     "-" if overlap is None else 100 * overlap,
-                    float((lpips or psnr or {"count": 0})["count"]),
+                    leakage.count_cell(lpips or psnr),
                 )
             )
     caption = (
@@ -100,7 +102,7 @@ def _checked(found, paper):
         "constants: the client's gradient also flows through its statistics, so that not even the true picture "
         "explains it fully, and this help is smaller than it could be."
     )
-    blocks = (Text(_words(losses)), *((Table(columns, tuple(rows), caption),) if rows else ()))
+    blocks = (Text(_words(losses, diverged)), *((Table(columns, tuple(rows), caption),) if rows else ()))
     return Section("Checked by running", blocks)
 
 
@@ -109,13 +111,18 @@ def _rank(one):
     return (list(STATISTICS).index(where["statistics"]), list(LABELS).index(where["labels"]))
 
 
-def _words(losses):
+def _named(attack, statistics, labels):
+    return f"{attack} with statistics {STATISTICS[statistics]} and labels {LABELS[labels]}"
+
+
+def _words(losses, diverged):
+    end = f" Diverged: {'; '.join(diverged)}." if diverged else ""
     if not losses:
-        return "What came out: no attack was run both with and without help yet."
+        have = "has an average" if diverged else "was run"
+        return f"What came out: no attack {have} both with and without help yet.{end}"
     most = max(losses, key=losses.get)
-    attack, statistics, labels = most
     return (
         f"What came out: {len(losses)} attacks with less help were run. The largest change of average LPIPS is "
-        f"{losses[most]:+.2f}, of {attack} with statistics {STATISTICS[statistics]} and labels {LABELS[labels]}; "
-        f"{sum(loss <= 0.01 for loss in losses.values())} change it by no more than 0.01 to the worse."
+        f"{losses[most]:+.2f}, of {_named(*most)}; "
+        f"{sum(loss <= 0.01 for loss in losses.values())} change it by no more than 0.01 to the worse.{end}"
     )

@@ -200,7 +200,7 @@ def _comparison(cells, batch_size, comparable):
             of_paper = None if known is None else getattr(known, field)
             gap = leakage.difference(value, of_paper) if comparable else None
             row += [_known(of_paper), leakage.shown(summary, field), _known(gap)]
-        rows.append((*row, *_count(summary)))
+        rows.append((*row, leakage.count_cell(summary)))
     heads = (
         Column("defense"),
         *(
@@ -248,7 +248,7 @@ def _own(cells):
                 *(leakage.shown(lpips, field) for field in ("best", "std")),
                 *(leakage.shown(psnr, field) for field in ("mean", "best")),
                 *(leakage.shown(ssim, field) for field in ("mean", "best")),
-                *_count(lpips or psnr),
+                leakage.count_cell(lpips or psnr),
             )
         )
     heads = (
@@ -284,7 +284,7 @@ def _decoders(cells):
             (
                 defense_name(column),
                 *(Cell(leakage.shown(s, "mean"), note) for s, note in zip(summaries, notes, strict=True)),
-                *_count(next((s for s in summaries if s), None)),
+                leakage.count_cell(next((s for s in summaries if s), None)),
             )
         )
     heads = (
@@ -310,10 +310,3 @@ def _known(value):
 
 def _spread(numbers, form):
     return f"± {form.format(np.std(numbers, ddof=1))}" if len(numbers) > 1 else ""
-
-
-def _count(summary):
-    if summary is None:
-        return (0.0,)
-    failed = f"{summary['failed']} failed" if summary.get("failed") else ""
-    return (Cell(float(summary["count"]), failed),)
