@@ -253,6 +253,37 @@ def test_folder_cuts_the_center_square_and_resizes(tmp_path):
         assert images.shape == (1, size, size, 3) and (images == 200).all()
 
 
+def test_transparency_shows_white_and_not_what_it_hides(tmp_path):
+    disc = np.zeros((8, 8, 4), np.uint8)  # black on transparent black
+    disc[2:6, 2:6, 3] = 255
+    rgba, gray = Image.fromarray(disc), Image.fromarray(disc[..., 2:])
+    opaque = np.where(disc[..., 3], 0, 255)
+    indexed = Image.fromarray((disc[..., 3] == 0).astype(np.uint8)).convert("P")  # color 1 is transparent
+    indexed.putpalette([0, 0, 0] * 2)
+    hidden = Image.new("RGB", (8, 8), (9, 9, 9))
+    hidden.paste((0, 0, 0), (2, 2, 6, 6))
+    (tmp_path / "c").mkdir()
+    rgba.save(tmp_path / "c" / "rgba.png")
+    gray.save(tmp_path / "c" / "la.png")
+    rgba.save(tmp_path / "c" / "rgba.webp", lossless=True, exact=True)
+    indexed.save(tmp_path / "c" / "palette.png", transparency=1)
+    indexed.save(tmp_path / "c" / "palette.gif", transparency=1)
+    hidden.save(tmp_path / "c" / "key.png", transparency=(9, 9, 9))
+    for image in load(f"folder:{tmp_path}", image_size=8).images:
+        np.testing.assert_array_equal(image, np.broadcast_to(opaque[..., None], image.shape))
+
+
+def test_half_transparency_mixes_with_white(tmp_path):
+    write_picture(tmp_path / "c" / "half.png", (0, 100, 200, 51), mode="RGBA")
+    assert load(f"folder:{tmp_path}").images[0, 5, 5].tolist() == [204, 224, 244]
+
+
+def test_an_opaque_picture_with_an_alpha_channel_keeps_its_pixels(tmp_path):
+    (tmp_path / "c").mkdir()
+    Image.fromarray(TRAIN[0]).convert("RGBA").save(tmp_path / "c" / "1.png")
+    np.testing.assert_array_equal(load(f"folder:{tmp_path}").images, TRAIN[:1])
+
+
 def test_folder_labels_agree_between_splits(tmp_path):
     write_picture(tmp_path / "train" / "a" / "1.png")
     write_picture(tmp_path / "train" / "b" / "1.png")

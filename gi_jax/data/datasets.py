@@ -30,7 +30,7 @@ DATASETS: dict[str, tuple[str, str]] = {
     "folder:PATH": (
         "your own pictures, in PATH/<class>/ or PATH/<split>/<class>/, or in PATH, each a class of its own; or a tar "
         "archive of these",
-        "any format that Pillow reads",
+        "any format that Pillow reads; what is transparent shows white",
     ),
 }
 """Name to what it is and where it comes from."""

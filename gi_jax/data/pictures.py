@@ -25,7 +25,8 @@ def is_picture(name: str) -> bool:
 def decode(data: bytes, where: str, size: int) -> np.ndarray:
     """Decodes one picture file to RGB, cuts its center square and resizes it with antialiasing.
 
-    A picture that has `size` x `size` pixels already keeps its pixels as they are.
+    A picture that has `size` x `size` pixels already keeps its pixels as they are. What is transparent shows white, not
+    the colors that a file happens to hide there.
 
     Args:
         data: the content of the file.
@@ -41,7 +42,8 @@ def decode(data: bytes, where: str, size: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             deep = picture.mode.startswith(("I", "F"))
-            square = _square(ImageOps.exif_transpose(picture).convert("RGB"), size)
+            upright = ImageOps.exif_transpose(picture)
+            square = _square((upright if deep else _on_white(upright)).convert("RGB"), size)
     except Exception as error:  # the decoders behind Pillow raise errors of many kinds on damaged files
         raise InputError(
             f"{where} cannot be read as a picture ({type(error).__name__}); "
@@ -65,6 +67,13 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     channels = np.moveaxis(images, -1, 1)
     small = np.stack([[_square(Image.fromarray(channel), size) for channel in image] for image in channels])
     return np.moveaxis(small, 1, -1)
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """The picture laid on white; itself if it has no transparency."""
+    if not picture.has_transparency_data:
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
 
 
 def _square(picture: Image.Image, size: int) -> np.ndarray:
