@@ -291,6 +291,13 @@ def _one_class(tmp_path):
     return ["--data", f"folder:{tmp_path / 'in'}"]
 
 
+def _pictures_beside_one_class(tmp_path):
+    arguments = _one_class(tmp_path)
+    for number in range(4):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "in" / f"{number}.png")
+    return arguments
+
+
 def _truncated_archive(tmp_path):
     path = tmp_path / "cifar.tar.xz"
     with tarfile.open(path, "w:xz") as archive:
@@ -343,6 +350,7 @@ BAD = {
     "truncated picture": (_truncated_picture, "0.png"),
     "truncated archive": (_truncated_archive, "cifar.tar.xz"),
     "folder of one class": (_one_class, "has one class, 'ants'"),
+    "pictures beside the only class": (_pictures_beside_one_class, "add another class folder (4 pictures beside"),
     "model without BatchNorm": (["--model", "lenet", "--client-bn", "batch"], "has no BatchNorm"),
 }
 

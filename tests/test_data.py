@@ -371,9 +371,21 @@ def test_pictures_without_class_folders_are_a_class_each(tmp_path):
     assert "3 pictures" in found.note and "each a class of its own" in found.note
     with refused("split 'test' is missing", "all of split 'train'"):
         load(f"folder:{tmp_path}", "test")
-    # Beside class folders they are left out, as other files are.
-    write_picture(tmp_path / "cats" / "1.png")
-    assert load(f"folder:{tmp_path}").class_names == ("cats",)
+
+
+@pytest.mark.parametrize("cats, dogs", [("cats", "dogs"), ("train/cats", "test/dogs")])
+def test_pictures_that_lie_in_no_class_folder_are_left_out_and_counted(tmp_path, cats, dogs):
+    write_picture(tmp_path / cats / "1.png")
+    write_picture(tmp_path / dogs / "1.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    found = load(f"folder:{tmp_path}")
+    assert found.left_out == "" and "left out" not in found.note
+    write_picture(tmp_path / "loose.png")
+    assert load(f"folder:{tmp_path}").note.endswith("; 1 picture beside or below the class folders is left out")
+    write_picture(tmp_path / cats / "kittens" / "1.png")
+    found = load(f"folder:{tmp_path}", per_class=1)
+    assert found.class_names == ("cats", "dogs") and found.note.endswith(f"; {found.left_out}")
+    assert found.left_out == "2 pictures beside or below the class folders are left out"
 
 
 def test_missing_splits_are_refused(tmp_path, prepared):

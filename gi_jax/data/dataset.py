@@ -19,6 +19,7 @@ class Dataset:
         mean: per-channel normalization mean, in units of [0, 1] pictures.
         std: per-channel normalization standard deviation, in the same units.
         note: a sentence for reports about where the pixels come from; may be empty.
+        left_out: words on pictures that lie there and are not in it; may be empty. The note has them too.
 
     Raises:
         InputError: pictures, labels or constants that do not fit these words or each other.
@@ -31,6 +32,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     note: str = ""
+    left_out: str = ""
 
     def __post_init__(self):
         for name in ("images", "labels"):

@@ -13,6 +13,7 @@ from gi_jax.checks import InputError
 from gi_jax.data.dataset import Dataset
 from gi_jax.data.files import read_files
 from gi_jax.data.pictures import decode, is_picture
+from gi_jax.words import counted
 
 SPLITS = ("train", "test")
 
@@ -27,7 +28,8 @@ def load_folder(path: str | Path, split: str, image_size: int | None, per_class:
 
     Class folders without a split folder above them are the train split, and so are pictures without class folders,
     each of which is a class of its own: two at least, as one class has no gradient. Files whose suffix is none of a
-    picture format are skipped. Class names are those of all splits, so that labels agree between splits.
+    picture format are skipped, and so are pictures that lie elsewhere, which the note counts. Class names are those of
+    all splits, so that labels agree between splits.
 
     Args:
         path: directory or tar archive.
@@ -49,12 +51,14 @@ def load_folder(path: str | Path, split: str, image_size: int | None, per_class:
             raise InputError(
                 f"split {split!r} is missing in {path}: pictures without class folders are all of split 'train'"
             )
-        by_class, of_its_own = {name: [name] for name in sorted(files)}, ", each a class of its own"
+        by_class, of_its_own, left_out = {name: [name] for name in sorted(files)}, ", each a class of its own", ""
     else:
-        by_class, of_its_own = _by_class(files, _classes(folders, split, path), split), ""
+        classes = _classes(folders, split, path)
+        by_class, of_its_own, left_out = _by_class(files, classes, split), "", _left_out(names, classes)
     images, labels = decode_round_robin(by_class, files, path, image_size or 32)
     note = f"{len(images)} pictures of {path}{of_its_own}, center square; normalized by the ImageNet constants"
-    return Dataset(f"folder:{path}", images, labels, tuple(by_class), IMAGENET_MEAN, IMAGENET_STD, note)
+    note += f"; {left_out}" if left_out else ""
+    return Dataset(f"folder:{path}", images, labels, tuple(by_class), IMAGENET_MEAN, IMAGENET_STD, note, left_out)
 
 
 def _by_class(files, classes, split) -> dict[str, list[str]]:
@@ -65,6 +69,13 @@ def _by_class(files, classes, split) -> dict[str, list[str]]:
         if folder_split == split:
             by_class[class_name].append(name)
     return by_class
+
+
+def _left_out(names, classes) -> str:
+    """Words on the pictures that lie in no class folder of any split; empty if there are none."""
+    count = sum(is_picture(name) and _parents(name) not in classes for name in names)
+    verb = "is" if count == 1 else "are"
+    return f"{counted(count, 'picture')} beside or below the class folders {verb} left out" if count else ""
 
 
 def folder_of_picture(split: str) -> Callable[[str], Hashable | None]:

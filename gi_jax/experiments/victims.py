@@ -58,9 +58,10 @@ def make_victims(spec: AttackSpec, data_dir: str | None = None) -> Victims:
     per_class = None if spec.victim_seed is not None else spec.first
     dataset = data.load(spec.data, spec.split, data_dir, image_size=spec.image_size, per_class=per_class)
     if dataset.num_classes < 2:
+        left_out = f" ({dataset.left_out})" if dataset.left_out else ""
         raise checks.InputError(
             f"data {spec.data!r} has one class, {dataset.class_names[0]!r}: expected two or more for a network to "
-            "tell apart; add another class folder"
+            f"tell apart; add another class folder{left_out}"
         )
     if spec.victim_seed is None:
         chosen = data.first_per_class(dataset, spec.first)
