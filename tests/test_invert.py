@@ -122,7 +122,11 @@ def test_a_picture_is_found_in_a_file(client, tmp_path, capsys):
     result = json.loads((tmp_path / "a" / "result.json").read_text())
     assert result["complete"] and result["steps"] == 150 and result["labels"][1:3] == [1, 1]
     assert (tmp_path / "a" / "reconstructions.png").stat().st_size > 1000
+    numbers = "mean 0.4855, 0.3658, 0.3379 and std 0.2913, 0.2291, 0.2313"
+    units = f"Pictures are taken to be normalized by {numbers} (of the weights)."
+    assert units in result["threat_model"]
     said = capsys.readouterr().out
+    assert units in " ".join(said.split())
     assert "classes (pictures): 1 (1), 2 (1)" in said and "agreement of starts" in said
     assert main(command) == 0
     assert "holds this already, complete" in capsys.readouterr().out

@@ -233,6 +233,9 @@ def invert(
 
 def _words(weights, spec, problem, label_words):
     yield weights.origin.words()
+    units = (weights.origin.mean, weights.origin.std)
+    mean, std = (", ".join(f"{number:.4g}" for number in numbers) for numbers in units)
+    yield f"Pictures are taken to be normalized by mean {mean} and std {std} (of the weights)."
     if jax.tree.leaves(problem.statistics):
         client, shared, *rest = words_of_statistics(spec)
         if spec.threat.shared == Shared.EXACT:
