@@ -666,7 +666,7 @@ def test_the_printed_command_gives_the_specification_again(spec, monkeypatch):
     monkeypatch.setattr(
         command.terminal, "finished", lambda out, fingerprint, *_, **__: seen.append(fingerprint) or {"runs": []}
     )
-    monkeypatch.setattr(command, "_show", lambda out, done: 0)
+    monkeypatch.setattr(command, "_show", lambda *_: 0)
     words = shlex.split(attack_command(dataclasses.asdict(spec), reference_scoring=True))
     assert words[0] == "gi-jax" and "--reference-scoring" in words
     assert cli.main(words[1:]) == 0
