@@ -272,7 +272,7 @@ def measure_point(
                 if point.model == "resnet18"
                 else None,
                 "matching loss": torch.loss if name == "torch" else runners[name].matching,
-                "after steps": (its_steps if name == "torch" else steps) * (rounds + 1),
+                "after steps": (its_steps if name == "torch" else steps) * (len(seconds.values) + 1),
                 "compile s": built[name].seconds if name in built else None,
                 "program GB": built[name].bytes / 1e9 if name in built else None,
             }
@@ -400,6 +400,7 @@ def measure(report: Report, quick: bool) -> None:
             if samples:
                 print(f"{point.name}: {1 / samples['loop'].median:.4g} image-iterations a second", flush=True)
             _add_ratios(report.ratios, point, samples)
+            harness.end_if_stopped()
     finally:
         if torch is not None:
             torch.close()

@@ -129,6 +129,7 @@ def measure_point(report: Report, point: Point, *, rounds: int) -> None:
         )
         if row != "none":
             report.ratios[f"{point.name}_{row}"] = ratio
+    harness.end_if_stopped()
 
 
 def measure(report: Report, quick: bool) -> None:

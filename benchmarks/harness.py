@@ -96,24 +96,30 @@ class _Stop:
 
 @contextmanager
 def until_stopped() -> Iterator[None]:
-    """What is done in here may be stopped: the caller adds what it has then, and the next such part is the end.
-
-    Raises:
-      KeyboardInterrupt: at the entrance, if a part before was stopped.
-    """
-    if _Stop.asked:
-        raise KeyboardInterrupt
+    """What is done in here may be stopped: the caller adds what it has then, and ends by `end_if_stopped`."""
     try:
         yield
     except KeyboardInterrupt:
         _Stop.asked = True
 
 
+def end_if_stopped() -> None:
+    """The end, if what was done `until_stopped` was stopped.
+
+    Raises:
+      KeyboardInterrupt: then.
+    """
+    if _Stop.asked:
+        raise KeyboardInterrupt
+
+
 def interleave(sides: dict[str, Side], rounds: int, warmup: int = 1) -> dict[str, Sample]:
     """Runs all sides in turns, `warmup` rounds unrecorded and `rounds` recorded; fewer, at least one, if stopped.
 
+    Whoever adds the rows of these samples calls `end_if_stopped` then.
+
     Raises:
-      KeyboardInterrupt: if stopped before the end of a recorded round, or before this.
+      KeyboardInterrupt: if stopped before the end of a recorded round.
     """
     taken = []
     with until_stopped():
@@ -164,9 +170,8 @@ def environment() -> dict[str, object]:
     }
 
 
-def device_name() -> str:
-    """The name of the accelerator, or processor and cores."""
-    facts = experiments_environment.environment()
+def device_name(facts: dict[str, object]) -> str:
+    """The name of the accelerator, or processor and cores, by an `environment`."""
     return f"{facts['processor']}, {facts['cores']} cores" if facts["backend"] == "cpu" else str(facts["device"])
 
 
@@ -273,7 +278,7 @@ class Report:
 
     def write_record(self, name: str, about: str, records: Path = RECORDS) -> Path:
         """Writes `records/DATE_NAME_DEVICE/` with `record.json` and `README.md`; the last run of a day stays."""
-        device = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+        device = re.sub(r"[^a-z0-9]+", "-", device_name(self.environment).lower()).strip("-")
         folder = records / f"{self.environment['time'][:10]}_{name}_{device}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "record.json").write_text(json.dumps(self.as_json(), indent=2) + "\n")
@@ -284,7 +289,7 @@ class Report:
 
     def _markdown(self, name: str, about: str) -> str:
         facts = [f"- {fact}: {value}" for fact, value in self.environment.items()]
-        lines = [f"# {name}, {device_name()}", "", about.strip(), "", "## Environment", "", *facts]
+        lines = [f"# {name}, {device_name(self.environment)}", "", about.strip(), "", "## Environment", "", *facts]
         for heading, header, cells in self.rows():
             lines += ["", f"## {heading}", "", *(_row(row) for row in [header, ["---"] * len(header), *cells])]
         lines += [line for picture in self.pictures for line in ("", f"![{picture}]({picture})")]
@@ -366,8 +371,7 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what `timeout` and schedulers send
     try:
         measure(report, options.quick, **own)
-        with until_stopped():  # the last part was not
-            pass
+        end_if_stopped()
     except KeyboardInterrupt:
         status = 130
         report.note("Stopped before its end: this is what was measured until then.")
@@ -381,7 +385,8 @@ def main(
         status = 1
         traceback.print_exc()
         report.note(f"Ended by an error, this is what was measured until then: {type(error).__name__}: {error}")
-    report.environment["seconds"] = round(time.perf_counter() - begin, 1)
+    took = "seconds of scoring" if "scored" in report.environment else "seconds"
+    report.environment[took] = round(time.perf_counter() - begin, 1)
     report.print()
     if not options.quick and (report.ratios or report.figures):
         name = f"{name}_stopped" if status else name  # beside a complete record of the day

@@ -60,6 +60,7 @@ def measure(
     stored, found, scores = None, {}, {}
     if load is not None:
         stored, attacked, report.environment = _load(load, report.environment)
+        report.notes.clear()  # on the machine that scores
         spec = dataclasses.replace(spec, **attacked)
     truth = pictures(make_victims(spec).batches)
     for name, (matmul, activations) in PRECISIONS.items():

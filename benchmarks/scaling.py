@@ -111,6 +111,7 @@ def measure_axis(report: Report, axis: Axis, rounds: int) -> None:
             }
         )
     report.ratios |= growth(axis, samples)
+    harness.end_if_stopped()
 
 
 def growth(axis: Axis, samples: dict[Point, Sample]) -> dict[str, Sample]:

@@ -231,6 +231,7 @@ def measure_case(report: Report, case: Case, torch: Beside | None) -> None:
     if losses is not None:
         apart = float(np.max(np.abs(_numbers(losses) / _numbers(singles.losses) - 1)))
         report.note(f"{case.name}: the losses of job and loop differ by at most {apart:.1e} of themselves.")
+    harness.end_if_stopped()
 
 
 def _numbers(losses: dict) -> np.ndarray:

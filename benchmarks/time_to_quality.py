@@ -161,6 +161,7 @@ def measure(report: Report, quick: bool, data_dir: str | None = None, weights: s
     for number, case in enumerate(cases(quick, data_dir, weights)):
         curves = measure_case(report, case, rounds=1 if quick else 2, looks=20 if quick else 40)
         report.pictures[f"case{number}.png"] = draw(case.name, curves)
+        harness.end_if_stopped()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

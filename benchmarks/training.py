@@ -151,12 +151,13 @@ def measure_point(report: Report, point: Point, torch: Beside | None, rounds: in
                 "pictures / s": Sample(tuple(1 / value for value in seconds.values)).summary(1),
                 "s / step": seconds.median * point.batch,
                 "loss": torch.loss if trainer is None else float(trainer.loss),
-                "after steps": point.steps * (rounds + 1),
+                "after steps": point.steps * (len(seconds.values) + 1),
                 "compile s": None if trainer is None else trainer.built.seconds,
                 "program GB": None if trainer is None else trainer.built.bytes / 1e9,
             }
         )
     report.ratios |= speeds(point, samples)
+    harness.end_if_stopped()
 
 
 def speeds(point: Point, samples: dict[str, Sample]) -> dict[str, Sample]:

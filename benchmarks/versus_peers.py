@@ -207,6 +207,7 @@ def measure_case(report: Report, case: Case, peers: dict[str, Peer]) -> None:
         )
         if name != OURS:
             report.ratios[f"{case.name}_vs_{name}"] = ratio
+    harness.end_if_stopped()
 
 
 def quality(truth: np.ndarray, found: dict[int, np.ndarray]) -> dict[str, float | int]:

@@ -38,6 +38,7 @@ SMALL = AttackSpec(steps=5, num_batches=3, model="lenet", tv=0.01, image_size=16
         (5, 3, 9, 4, [(4, 2)] * 4),  # 3 points would leave room for 3 updates, which no 4 devices share
         (50, 35, 256, 8, [(8, 18)] * 14),
         (5, 3, 3, 4, [(1, 3)] * 5),
+        (1, 35, 256, 8, [(1, 35)]),
     ],
 )
 def test_launches_have_one_shape_and_cover_every_pair_once(updates, points, limit, devices, shapes):
@@ -56,6 +57,21 @@ def test_specifications_that_differ_in_numbers_only_are_grouped():
         dataclasses.replace(SMALL, seed=1),
     ]
     assert plan.groups(specs) == [(0, 1, 3), (2,), (4,)]
+
+
+def test_an_attack_is_resumed_where_the_memory_is_known(tmp_path):
+    limited, looks = Execution(chunk=2, memory_bytes=10**12), iter(range(10))
+
+    def on_report(report):
+        if next(looks) == 1:
+            raise KeyboardInterrupt
+
+    stopped = run_attack(SMALL, tmp_path, limited, on_report=on_report)
+    assert not stopped.result["complete"]
+    resumed = run_attack(SMALL, tmp_path, limited, resume=True)
+    (tmp_path / "whole").mkdir()
+    whole = run_attack(SMALL, tmp_path / "whole", limited)
+    np.testing.assert_array_equal(resumed.reconstructions[0], whole.reconstructions[0])
 
 
 def test_points_that_come_out_equal_are_lanes_all_the_same(tmp_path):

@@ -78,7 +78,7 @@ def launches(num_updates: int, num_points: int, limit: int, devices: int = 1) ->
     checks.positive(num_updates=num_updates, num_points=num_points, limit=limit)
     columns = _parts(num_points, limit)
     multiple = 1 if len(columns[0]) % devices == 0 else devices
-    if limit // len(columns[0]) < multiple <= limit:
+    if num_updates > 1 and limit // len(columns[0]) < multiple <= limit:
         columns = _parts(num_points, limit // devices)
     rows = _parts(num_updates, max(1, limit // len(columns[0])), multiple)
     return [Launch(row, points, len(set(row))) for points in columns for row in rows]

@@ -384,8 +384,12 @@ class Session:
 
 def _bytes(attack, stacked, states):
     """Of the program on a device, and of the two copies of its states that are kept between chunks."""
-    parts = (leaf.addressable_shards[0].data for leaf in jax.tree.leaves(states))
-    return attacks.program_bytes(attack, stacked, states) + 2 * sum(part.nbytes for part in parts)
+    copies = 2 * sum(_on_a_device(leaf).nbytes for leaf in jax.tree.leaves(states))
+    return attacks.program_bytes(attack, stacked, states) + copies
+
+
+def _on_a_device(leaf):
+    return leaf.addressable_shards[0].data if isinstance(leaf, jax.Array) else leaf  # numpy's, if restored
 
 
 def _arrays(stacked, states, launch, timing):

@@ -74,19 +74,6 @@ def pays(count: int, width: int, features: int) -> bool:
     return 2 * count * (width + features) <= width * features
 
 
-def check_first_call(module: nn.Module, collection: str, name: str) -> None:
-    """Refuses a second call of a layer that keeps something of its call: it would overwrite that of the first.
-
-    Raises:
-      InputError: saying what would do.
-    """
-    if module.has_variable(collection, name):
-        raise checks.InputError(
-            f"layer {'/'.join(module.path)!r} is called twice, with the same weights: what an attack needs of a call "
-            "is kept once a layer; expected a layer a call, or one of flax.linen"
-        )
-
-
 def product(module: nn.Module, name: str, rows: jax.Array, kernel: jax.Array) -> jax.Array:
     """rows @ kernel as part of a layer, whose gradient in `name` is then to be had in factors.
 
@@ -95,9 +82,16 @@ def product(module: nn.Module, name: str, rows: jax.Array, kernel: jax.Array) ->
       name: of the kernel among its parameters.
       rows: [..., d].
       kernel: [d, features].
+
+    Raises:
+      InputError: for a second call of the layer, where the first one's rows were to be had.
     """
     y = rows @ kernel
     if module.is_mutable_collection("rows") and not module.is_initializing():
-        check_first_call(module, "rows", name)
+        if module.has_variable("rows", name):
+            raise checks.InputError(
+                f"layer {'/'.join(module.path)!r} is called twice, with the same weights: what an attack needs of a "
+                "call is kept once a layer; expected a layer a call, or one of flax.linen"
+            )
         module.put_variable("rows", name, rows)
     return y + module.get_variable("probes", name) if module.has_variable("probes", name) else y

@@ -76,8 +76,6 @@ class BatchNorm(nn.Module):
             given["mean"] = self.variable("batch_stats", "mean", jnp.zeros, (features,)).value
             given["var"] = self.variable("batch_stats", "var", jnp.ones, (features,)).value
         own_mean, own_var = moments(x)
-        if not self.is_initializing():
-            factors.check_first_call(self, "statistics", "mean")
         self.put_variable("statistics", "mean", own_mean)
         self.put_variable("statistics", "var", own_var)
         self.put_variable("statistics", "count", jnp.float32(x.size / features))
