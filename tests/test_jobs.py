@@ -400,7 +400,7 @@ def test_estimates_count_networks_that_are_still_to_be_trained(tmp_path, whole):
 
 def test_estimates_of_trainings_that_may_end_early_are_of_what_such_took(tmp_path, whole):
     stops, seen = TrainSpec(model="mlp", recipe="published"), estimate.TRAIN_PICTURES["photos"]
-    row = next(row for row, _ in estimate._trained(whole))
+    row = next(estimate._trained(whole))
 
     def words(spec, number, epochs):
         store, result = Store(tmp_path / str(number)), row["result"] | {"network": {"epochs": epochs, "steps": 100}}

@@ -60,18 +60,16 @@ def test_specifications_that_differ_in_numbers_only_are_grouped():
 
 
 def test_an_attack_is_resumed_where_the_memory_is_known(tmp_path):
-    limited, looks = Execution(chunk=2, memory_bytes=10**12), iter(range(10))
+    spec, limited, looks = dataclasses.replace(SMALL, model="mlp"), Execution(chunk=2, memory_bytes=10**12), []
 
     def on_report(report):
-        if next(looks) == 1:
+        looks.append(report)
+        if len(looks) == 2:
             raise KeyboardInterrupt
 
-    stopped = run_attack(SMALL, tmp_path, limited, on_report=on_report)
-    assert not stopped.result["complete"]
-    resumed = run_attack(SMALL, tmp_path, limited, resume=True)
-    (tmp_path / "whole").mkdir()
-    whole = run_attack(SMALL, tmp_path / "whole", limited)
-    np.testing.assert_array_equal(resumed.reconstructions[0], whole.reconstructions[0])
+    assert not run_attack(spec, tmp_path, limited, on_report=on_report).result["complete"]
+    resumed = run_attack(spec, tmp_path, limited, resume=True).result
+    assert resumed["complete"] and resumed["runs"][0]["steps"] == SMALL.steps
 
 
 def test_points_that_come_out_equal_are_lanes_all_the_same(tmp_path):
