@@ -109,7 +109,7 @@ def kept(path: Path | None, settings: dict[str, int]) -> dict[str, object]:
         return {"settings": settings, "rows": []}
     try:
         record = json.loads(path.read_text())
-        rows = {row["defense"]: cells(row) for row in record["rows"]}
+        rows = [cells(row) for row in record["rows"]]
         found = record["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
