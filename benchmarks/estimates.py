@@ -17,9 +17,10 @@ from harness import Report, Sample
 
 from gi_jax.experiments import catalogue, estimate
 from gi_jax.experiments.attack import run_attack
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.forecast import forecast
 from gi_jax.experiments.jobs import jobs, run_jobs
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.store import Store
 
 

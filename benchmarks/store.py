@@ -22,8 +22,8 @@ from gi_jax import cli
 from gi_jax.checks import InputError
 from gi_jax.experiments.catalogue import placed
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.jobs import jobs, run_jobs
-from gi_jax.experiments.spec import Execution
 from gi_jax.experiments.store import NAME, Store
 
 

@@ -34,7 +34,8 @@ from gi_jax import attacks
 from gi_jax.attacks.loop import compile_ahead
 from gi_jax.experiments import plan
 from gi_jax.experiments.attack import run_sweep
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.execution import Execution
+from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.streams import Stream, key_of
 from gi_jax.experiments.victims import make_problems, make_victims
 from gi_jax.threat import stack

@@ -14,7 +14,8 @@ from gi_jax.checks import InputError
 from gi_jax.defenses import encode_victim
 from gi_jax.defenses import secure_aggregation as secure
 from gi_jax.experiments.attack import run_attack
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.execution import Execution
+from gi_jax.experiments.spec import AttackSpec
 from gi_jax.objectives import BatchNormPrior, Candidate, GradientMatching, LabelConsistency
 from gi_jax.threat import RUNNING, THREATS, VIEWS, Batch, Mixed, check_problem, look
 from gi_jax.threat.views import average

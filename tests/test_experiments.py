@@ -17,11 +17,12 @@ from gi_jax.experiments import checkpoint, session
 from gi_jax.experiments.attack import run_attack
 from gi_jax.experiments.confidence import predictive_power
 from gi_jax.experiments.decode import decode
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.federation_spec import FederationSpec
 from gi_jax.experiments.plan import lanes_per_launch, make_attack
 from gi_jax.experiments.scoring import threat_words, words_of_statistics
 from gi_jax.experiments.session import Session
-from gi_jax.experiments.spec import AttackSpec, Execution, described
+from gi_jax.experiments.spec import AttackSpec, described
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.streams import Stream, key_of
 from gi_jax.experiments.train_spec import TrainSpec

@@ -12,8 +12,9 @@ from problems import to_torch
 from gi_jax import InputError, Victim, data, defenses, models, observe, one_hot
 from gi_jax.cli import main
 from gi_jax.experiments import weights
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.invert import fingerprint, invert, read_problem
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec
 from gi_jax.threat import RUNNING, THREATS, ImageSpace
 from gi_jax.threat.batch_norm import running_average
 

@@ -17,8 +17,9 @@ from gi_jax.checks import InputError
 from gi_jax.experiments import catalogue, environment, estimate, perform, train_checkpoint, train_run
 from gi_jax.experiments.cells import Cell, DistributionSpec
 from gi_jax.experiments.decode import DecodeSpec
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.jobs import Event, jobs, parse_shard, run_jobs, selected, waiting_for_scores
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.study import Study
 from gi_jax.experiments.train_seeds import run_seeds

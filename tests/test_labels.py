@@ -19,8 +19,9 @@ from gi_jax.attacks.labels.head import find_head
 from gi_jax.attacks.labels.rank_one import factors
 from gi_jax.checks import InputError
 from gi_jax.experiments.attack import run_attack
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.labels import _dummies, label_distribution, run_labels
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec
 from gi_jax.models import FunctionNetwork, Normalize
 from gi_jax.objectives.candidate import Candidate
 from gi_jax.threat import RUNNING, Batch, Clipped, Mixed, Noisy, Victim, Zeroed, observe

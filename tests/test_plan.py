@@ -13,8 +13,9 @@ from gi_jax import attacks
 from gi_jax.checks import InputError
 from gi_jax.experiments import plan
 from gi_jax.experiments.attack import run_attack, run_sweep
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.session import Session
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.victims import make_victims
 
 SMALL = AttackSpec(steps=5, num_batches=3, model="lenet", tv=0.01, image_size=16)
@@ -155,7 +156,8 @@ import jax, numpy as np
 from pathlib import Path
 from gi_jax.experiments import plan
 from gi_jax.experiments.attack import run_attack
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.execution import Execution
+from gi_jax.experiments.spec import AttackSpec
 assert len(jax.devices()) == 8
 spread, on_all_devices = [], plan.on_all_devices
 import gi_jax.experiments.session as module

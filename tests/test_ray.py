@@ -12,8 +12,9 @@ import pytest
 
 from gi_jax.checks import InputError
 from gi_jax.experiments.cells import Cell
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.jobs import jobs, run_jobs, run_jobs_on_ray
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.store import Store
 
 ray = pytest.importorskip("ray")

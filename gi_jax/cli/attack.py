@@ -11,6 +11,9 @@ from gi_jax.cli.arguments import network_settings, victim_arguments
 from gi_jax.errors import InputError
 from gi_jax.words import counted
 
+DEMONSTRATION = ("none", "prune:p=0.95", "prune:p=0.99", "gaussian:sigma=0.03")
+"""What the attack without arguments compares."""
+
 EXAMPLES = """\
 examples:
   gi-jax attack
@@ -172,7 +175,8 @@ def _defense_help() -> str:
 
 
 def run(options) -> int:
-    from gi_jax.experiments.spec import DEMONSTRATION, AttackSpec, Execution
+    from gi_jax.experiments.execution import Execution
+    from gi_jax.experiments.spec import AttackSpec
 
     terminal.set_up_compilation()
     if options.defense and options.compare:
@@ -201,7 +205,6 @@ def run(options) -> int:
 def _run(options, spec, execution) -> int:
     from gi_jax.experiments import checkpoint
     from gi_jax.experiments.attack import run_attack
-    from gi_jax.experiments.spec import DEMONSTRATION
     from gi_jax.experiments.victims import make_victims
 
     with terminal.refusing_after(lambda: make_victims(spec, options.data_dir)):

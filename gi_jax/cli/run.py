@@ -77,8 +77,8 @@ def run(options) -> int:
     from gi_jax import checks
     from gi_jax.experiments import catalogue, estimate
     from gi_jax.experiments.cells import of_older_revisions
+    from gi_jax.experiments.execution import Execution
     from gi_jax.experiments.jobs import jobs, parse_shard, run_jobs, run_jobs_on_ray, selected, waiting_for_scores
-    from gi_jax.experiments.spec import Execution
     from gi_jax.experiments.store import Store
 
     terminal.set_up_compilation()

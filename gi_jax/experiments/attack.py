@@ -9,8 +9,9 @@ import numpy as np
 from gi_jax import checks, metrics
 from gi_jax.experiments.decode import EncodedRun, Pool
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.session import Report, RunOutcome, Session
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.victims import make_victims, pictures
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gi_jax import attacks
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.session import Session
-from gi_jax.experiments.spec import AttackSpec, Execution, Run
+from gi_jax.experiments.spec import AttackSpec, Run
 from gi_jax.experiments.victims import make_victims
 
 FORECAST_SECONDS = 2.0

@@ -21,10 +21,11 @@ from gi_jax.attacks.loop import compile_ahead
 from gi_jax.attacks.uncertainty import agreement
 from gi_jax.experiments import checkpoint
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.plan import check_memory, make_attack
 from gi_jax.experiments.scoring import words_of_statistics
 from gi_jax.experiments.session import Report
-from gi_jax.experiments.spec import AttackSpec, Execution
+from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.streams import Stream, key_of
 from gi_jax.experiments.torch_files import existing, read_tensors
 from gi_jax.experiments.victims import recover_labels, told

@@ -14,8 +14,8 @@ from gi_jax.experiments import plan
 from gi_jax.experiments.attack import Unscored
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.environment import compile_quickly, use_compilation_cache
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.perform import Reporter, perform, waits_for_scores
-from gi_jax.experiments.spec import Execution
 from gi_jax.experiments.store import Store
 
 Job = tuple[Cell, ...]

@@ -13,8 +13,8 @@ from gi_jax.experiments.attack import Unscored, run_sweep
 from gi_jax.experiments.cells import Cell
 from gi_jax.experiments.decode import decode, encode_pool
 from gi_jax.experiments.environment import environment
+from gi_jax.experiments.execution import Execution
 from gi_jax.experiments.session import Report
-from gi_jax.experiments.spec import Execution
 from gi_jax.experiments.store import Store
 from gi_jax.experiments.train_seeds import run_seeds
 from gi_jax.experiments.train_spec import TrainSpec

@@ -1,4 +1,4 @@
-"""What an attack run studies, as a frozen value. How it is run (device, lanes, folders) is `Execution`."""
+"""What an attack run studies, as a frozen value. How it is run is `gi_jax.experiments.execution`."""
 
 import dataclasses
 import hashlib
@@ -6,20 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gi_jax import checks, defenses, models
+from gi_jax import defenses
 from gi_jax.attacks import ATTACKS
-from gi_jax.attacks.labels import METHODS
-from gi_jax.experiments import canonical
+from gi_jax.experiments import canonical, spec_checks
 from gi_jax.experiments.streams import REVISION
-from gi_jax.models import MODELS, Normalize
-from gi_jax.threat import RUNNING, THREATS, VIEWS, BatchNormThreat, LocalTraining, Shared
+from gi_jax.models import Normalize
+from gi_jax.threat import RUNNING, THREATS, BatchNormThreat, LocalTraining, Shared
 
-CLIENT_BN = ("running", "batch")
-ATTACKERS = ("adaptive", "encodings", "plain")
-LABELS = ("known", "auto", "optimize", *METHODS)
-ORDERS = ("unknown", "known")
-BOXES = ("valid", "reference")
-PRECISIONS = ("float32", "bfloat16")
 NUM_EPOCHS = (1, 2, 4, 8, 16)
 """Numbers of epochs that an adversary that is not told tries."""
 
@@ -36,15 +29,6 @@ and 0.73 with the 0.03 that is best for the batch's own statistics.
 
 _COSINE = ("inverting_gradients", "gradient_inversion_evaluation", "modern")
 """Attacks that take weight and rate of the threat model; the others have their own, or losses in other units."""
-
-
-_SETTINGS = {
-    "tv": ("tv", "total variation"),
-    "bn_prior": ("bn_prior", "statistics prior"),
-    "learning_rate": ("learning_rate", "learning rate"),
-    "steps": ("num_steps", "steps"),
-}
-"""Field to the setting of a preset, and words for it."""
 
 
 class Run(NamedTuple):
@@ -139,151 +123,15 @@ class AttackSpec:
 
     def __post_init__(self):
         canonical.numbers(self)
-        checks.one_of("model", self.model, MODELS)
-        if (self.weights is None) != (self.weights_hash is None):
-            raise checks.InputError(
-                f"weights={self.weights!r} with weights_hash={self.weights_hash!r}: expected both or neither; "
-                "gi_jax.experiments.weights.settings_of(path) gives both"
-            )
-        if self.weights is not None and self.model_seed != 0:
-            raise checks.InputError(
-                f"model_seed={self.model_seed} with weights={self.weights!r}: nothing is drawn; leave one of them out"
-            )
-        checks.one_of("client_bn", self.client_bn, CLIENT_BN)
-        if self.client_bn == "running" and self.bn is not None:
-            raise checks.InputError(
-                f"bn={self.bn!r} with client_bn='running': the adversary has the client's statistics anyway; "
-                "leave bn out, or take client_bn batch"
-            )
-        if self.bn is not None:
-            checks.one_of("bn", self.bn, THREATS)
-        checks.one_of("attacker", self.attacker, ATTACKERS)
-        checks.one_of("box", self.box, BOXES)
-        checks.one_of("precision", self.precision, PRECISIONS)
-        checks.positive(clients=self.clients)
-        checks.one_of("view", self.view, VIEWS)
-        if self.view == "server" and self.clients > 1:
-            raise checks.InputError(
-                f"clients={self.clients} with view='server': the server sees each client's own update, however many "
-                "there are; expected view sum or client, or one client"
-            )
-        if self.view == "sum" and self.clients < 2:
-            raise checks.InputError(
-                "view='sum' with clients=1: the sum is the update itself; expected 2 clients or more"
-            )
-        if self.attack is not None:
-            checks.one_of("attack", self.attack, ATTACKS)
+        spec_checks.check_names(self)
         labels = ATTACKS[self.attack_name].labels if self.labels is None else self.labels
         object.__setattr__(self, "labels", (labels,) if isinstance(labels, str) else tuple(labels))
-        if not self.labels:
-            raise checks.InputError("labels is empty: expected at least one, 'known' for what the client has")
-        for labels in self.labels:
-            checks.one_of("labels", labels, LABELS)
-        checks.distinct("labels", self.labels)
-        if "optimize" in self.labels and ATTACKS[self.attack_name].closed_form:
-            raise checks.InputError(
-                f"labels='optimize': the attack {self.attack_name!r} is a closed form and optimizes nothing; expected "
-                "known, or a method that recovers labels first"
-            )
-        if self.precision != "float32":
-            if ATTACKS[self.attack_name].closed_form:
-                raise checks.InputError(
-                    f"precision={self.precision!r}: the attack {self.attack_name!r} is a closed form, which solves "
-                    "equations; expected float32"
-                )
-            models.narrowed(models.create(self.model, 2), self.precision)
-        checks.positive(first=self.first, batch_size=self.batch_size, steps=self.steps, restarts=self.restarts)
-        checks.positive(encodings=self.encodings)
-        for name in ("seed", "model_seed", "victim_seed"):
-            checks.seed(name, getattr(self, name) or 0)
-        if self.learning_rate is not None:
-            checks.positive(learning_rate=self.learning_rate)
-        if self.num_batches is not None:
-            checks.positive(num_batches=self.num_batches)
-        checks.non_negative(**{k: v for k, v in (("tv", self.tv), ("bn_prior", self.bn_prior)) if v is not None})
-        if not self.defenses:
-            raise checks.InputError("defenses is empty: expected at least one, 'none' for no defense")
-        written = [str(defenses.parse(text)) for text in self.defenses]
-        checks.distinct("defenses", written)
-        for field, (setting, words) in _SETTINGS.items():
-            value, default = getattr(self, field), getattr(AttackSpec, field)
-            if value and value != default and setting not in ATTACKS[self.attack_name].settings:
-                having = ", ".join(name for name, entry in ATTACKS.items() if setting in entry.settings)
-                raise checks.InputError(
-                    f"{field}={value:g}: the attack {self.attack_name!r} has no {words}; leave it out, or take one of "
-                    f"{having}"
-                )
-        mixes = any(defenses.parse(text).mixing is not None for text in written)
-        if mixes and self.batches_per_update > 1:
-            raise checks.InputError(
-                f"view={self.view!r} with {' and '.join(written)}: clients do not mix each other's pictures; expected "
-                "view server"
-            )
-        if self.encodings > 1 and not mixes:
-            raise checks.InputError(
-                f"encodings={self.encodings}: none of the defenses encodes pictures; expected one that does, such as "
-                "mixup:k=4, or encodings 1"
-            )
-        self._check_local(written)
         # The undefended run comes first; the rest keep their order.
+        written = (str(defenses.parse(text)) for text in self.defenses)
         object.__setattr__(self, "defenses", tuple(sorted(written, key=lambda text: text != "none")))
-
-    def _check_local(self, written):
-        """Refuses local steps that are no whole epochs, and what has no meaning for several steps."""
-        checks.positive(local_steps=self.local_steps, local_rate=self.local_rate)
-        checks.one_of("order", self.order, ORDERS)
         if isinstance(self.assume_steps, str) and self.assume_steps.isdecimal():
             object.__setattr__(self, "assume_steps", int(self.assume_steps))
-        if not isinstance(self.assume_steps, int | None) and self.assume_steps != "auto":
-            raise checks.InputError(f"assume_steps={self.assume_steps!r}: expected a number of local steps, or auto")
-        if self.local_rate != AttackSpec.local_rate and self.local is None:
-            raise checks.InputError(f"local_rate={self.local_rate:g}: the client takes no local steps; leave it out")
-        training = LocalTraining(
-            num_steps=self.local_steps, batch_size=self.local_batch_size, learning_rate=self.local_rate
-        )
-        training.check(self.batch_size)
-        if isinstance(self.assume_steps, int):
-            self.assumption(self.assume_steps).check(self.batch_size)
-        shuffles = training.shuffles(self.batch_size)
-        if self.order == "known" and not (shuffles and self.assume_steps is None):
-            raise checks.InputError(
-                "order='known': expected local steps on parts of the pictures (local_batch_size), of a number that is "
-                "known too; leave it out"
-            )
-        if self.epoch_prior is not None:
-            checks.non_negative(epoch_prior=self.epoch_prior)
-            guesses = self.local is not None and shuffles and self.order == "unknown"
-            if not guesses or (self.assume_steps is None and training.num_epochs(self.batch_size) == 1):
-                raise checks.InputError(
-                    f"epoch_prior={self.epoch_prior:g}: epochs have guesses of their own only after local steps on "
-                    "parts of the pictures in an unknown order; leave it out"
-                )
-        if self.local is None:
-            return
-        if self.view != "server":
-            raise checks.InputError(
-                f"view={self.view!r} with local steps: each client's steps lead to weights of its own, which no attack "
-                "on their mean imagines; expected view server, or local_steps 1"
-            )
-        if ATTACKS[self.attack_name].closed_form and self.assume_steps != 1:
-            raise checks.InputError(
-                f"attack={self.attack!r} with local steps: their mean gradient mixes several models, and a closed form "
-                "holds for one; expected an attack by optimization, or assume_steps 1"
-            )
-        exact = self.threat.shared in (Shared.EXACT, Shared.EXACT_UNBIASED)
-        if exact and self.threat.adversary != Normalize.BATCH:
-            raise checks.InputError(
-                f"bn={self.bn!r} with local steps: every step has exact statistics of its own, so none can be "
-                "normalized with; expected exact, infer or proxy"
-            )
-        for text in written:
-            defense = defenses.parse(text)
-            if defense.mixing is not None or defense.of_examples:
-                what = "encodes pictures anew in every epoch" if defense.mixing else "looks at the examples of one step"
-                raise checks.InputError(
-                    f"defense {text} with local steps: it {what}; expected one of the whole update, such as clip, "
-                    "gaussian or prune, or local_steps 1"
-                )
+        spec_checks.check(self)
 
     @property
     def local(self) -> LocalTraining | None:
@@ -420,33 +268,3 @@ def described(spec) -> dict:
     if settings.get("precision") == AttackSpec.precision:
         del settings["precision"]
     return settings
-
-
-DEMONSTRATION = ("none", "prune:p=0.95", "prune:p=0.99", "gaussian:sigma=0.03")
-"""What the attack without arguments compares."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How a specification is run; changes no number.
-
-    Attributes:
-      data_dir: where a copy of the data set lies.
-      lanes: private batches x restarts attacked side by side in one launch; None fills the device.
-      chunk: steps between two looks at the attack.
-      save_seconds: time between two saves of an unfinished attack.
-      reference_scoring: score as the paper's published code does too, beside our own scores.
-      memory_bytes: launches are made so small that a program needs no more; None for what the device says it has.
-    """
-
-    data_dir: str | None = None
-    lanes: int | None = None
-    chunk: int = 50
-    save_seconds: float = 20.0
-    reference_scoring: bool = False
-    memory_bytes: int | None = None
-
-    def __post_init__(self):
-        checks.positive(chunk=self.chunk, save_seconds=self.save_seconds)
-        if self.lanes is not None:
-            checks.positive(lanes=self.lanes)
