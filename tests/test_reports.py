@@ -534,20 +534,20 @@ def test_where_every_pair_has_failed_pictures_the_strongest_is_named_with_them()
             "figure1",
             {"bn": "none"},
             {"bn": "exact"},
-            "no average LPIPS yet: exact diverged, infer not run, proxy not run.",
+            "no average LPIPS to compare yet: exact diverged, infer not run, proxy not run.",
         ),
         ("figure2", {"labels": "known"}, {"labels": "auto"}, "yet: labels optimize not run, labels auto diverged."),
         (
             "protocol",
             {"switch": "box"},
             {"value": "reference"},
-            "has an average in both positions yet. Diverged in one",
+            "has averages of all pictures in both positions yet. Not compared, as pictures failed in one",
         ),
         (
             "table1",
             {"labels": "known"},
             {"labels": "optimize"},
-            "Diverged: dlg with statistics network without BatchNorm",
+            "Not compared, as pictures failed: dlg with statistics network without BatchNorm",
         ),
     ],
 )
@@ -564,7 +564,28 @@ def test_what_diverged_is_named_beside_what_is_compared():
     assert "; labels auto diverged. The paper" in said(report("figure2", "", "", found, "small"))
     found = cells.full("protocol")
     failing(next(one for one in found if one.where["switch"] == "bn_var"), 6, mean=None)
-    assert "Diverged in one position or both: bn_var." in said(report("protocol", "", "", found, "small"))
+    assert "Not compared, as pictures failed in one position or both: bn_var." in said(
+        report("protocol", "", "", found, "small")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "words"),
+    [
+        ("figure1", {"bn": "exact"}, "; exact not compared (2 failed)."),
+        ("figure2", {"labels": "auto"}, "; labels auto not compared (2 failed)."),
+        ("protocol", {"switch": "bn_var"}, "Not compared, as pictures failed in one position or both: bn_var."),
+        ("table1", {"attack": "grad_inversion", "statistics": "unknown"}, "Not compared, as pictures failed: grad_inv"),
+        ("table2", {"column": "prune:p=0.9", "batch_size": 1}, "Not compared, as pictures failed: pruning p = 0.9."),
+        ("figure3", {"column": "prune:p=0.9"}, "Not compared, as pictures failed: pruning p = 0.9."),
+        ("tradeoff", {"column": "prune:p=0.9"}, "Not compared, as pictures failed: pruning p = 0.9."),
+    ],
+)
+def test_no_sentence_compares_averages_that_leave_pictures_out(name, where, words):
+    found = cells.full(name)
+    failing(first([one for one in found if one.row["kind"] == "attack"], **where), 2, mean=0.0)
+    page = said(report(name, "", "", found, "small"))
+    assert words in page and "0.00" not in page
 
 
 def test_a_picture_that_failed_is_said_to_under_its_tile():

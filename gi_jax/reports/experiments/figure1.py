@@ -87,11 +87,11 @@ def _panel(found, panel, settings):
 
 def _words(cells, order):
     """What came out, beside the order of the paper if it has one."""
-    means = {kind: leakage.number(leakage.own(one), "mean") for kind, one in cells.items()}
+    means = {kind: leakage.comparable(leakage.own(one)) for kind, one in cells.items()}
     means = {kind: value for kind, value in means.items() if value is not None}
     missing = leakage.missing_words(cells)
     if not means:
-        return f"What came out: no average LPIPS yet: {missing}."
+        return f"What came out: no average LPIPS to compare yet: {missing}."
     text = ", ".join(f"{kind} {value:.2f}" for kind, value in means.items())
     if missing:
         return f"What came out: average LPIPS {text}; {missing}."

@@ -100,7 +100,7 @@ def _attacks(found):
 
 def _words(cells):
     pictures = published.settings()["figure2"]["pictures"]
-    means = {kind: leakage.number(leakage.own(one), "mean") for kind, one in cells.items()}
+    means = {kind: leakage.comparable(leakage.own(one)) for kind, one in cells.items()}
     known = means.pop("known", None)
     losses = {kind: value - known for kind, value in means.items() if value is not None and known is not None}
     paper = f"The paper shows a batch of {pictures} without numbers and finds that the quality drops."

@@ -76,7 +76,7 @@ def strongest_block(found: Found | None) -> dict | None:
 def least_leaked(cells: Mapping[str, Found | None]) -> list[str]:
     """The column under which least leaks to the strongest decoder, and those not told apart from it (`TOLD_APART`).
 
-    Empty where too few were run to name one, see `FEWEST`.
+    Of those whose averages are `comparable`; empty where these are too few to name one, see `FEWEST`.
 
     Args:
       cells: by column, those that have not run as None.
@@ -96,17 +96,23 @@ def least_words(cells: Mapping[str, Found | None]) -> str:
     shown = {column: f"{defense_name(column)} ({_leaked(cells[column])['mean']:.2f})" for column in least_leaked(cells)}
     if not shown:
         ran = sum(column != "none" and _leaked(one) is not None for column, one in cells.items())
-        return f"{ran} defense{' was' if ran == 1 else 's were'} scored: too few to say under which least leaks."
-    first, *same = shown.values()
-    words = f"By this library's scoring, and the strongest decoder of what was encoded, least leaks under {first}"
-    return f"{words}; not told apart from it: {', '.join(same)}." if same else f"{words}."
+        text = f"{ran} defense{' was' if ran == 1 else 's were'} scored: too few to say under which least leaks."
+    else:
+        first, *same = shown.values()
+        text = f"By this library's scoring, and the strongest decoder of what was encoded, least leaks under {first}"
+        text += f"; not told apart from it: {', '.join(same)}." if same else "."
+    failed = [defense_name(column) for column, one in cells.items() if failed_words(_summary(strongest_block(one)))]
+    return f"{text} Not compared, as pictures failed: {', '.join(failed)}." if failed else text
 
 
 def _leaked(found):
-    """Summary of LPIPS of `strongest_block`; None where there is no number."""
-    block = strongest_block(found)
-    summary = None if block is None else block["summary"].get(LPIPS)
-    return None if number(summary, "mean") is None else summary
+    """Summary of LPIPS of `strongest_block`; None where its average is not `comparable`."""
+    summary = _summary(strongest_block(found))
+    return None if comparable(summary) is None else summary
+
+
+def _summary(block):
+    return None if block is None else block["summary"].get(LPIPS)
 
 
 def _told_apart(one, other):
@@ -142,6 +148,11 @@ def shown(summary: dict | None, field: str) -> float | str | None:
     return "diverged" if summary is not None and summary[field] is None else number(summary, field)
 
 
+def comparable(summary: dict | None) -> float | None:
+    """The average, for comparing it with others: None where pictures failed, as it leaves these out."""
+    return None if failed_words(summary) else number(summary, "mean")
+
+
 def failed_words(summary: dict | None) -> str:
     """How many pictures have no score, for beside a mean, which leaves them out; empty if there are none."""
     failed = 0 if summary is None else summary.get("failed", 0)
@@ -154,16 +165,19 @@ def count_cell(summary: dict | None) -> Cell:
 
 
 def missing_words(cells: Mapping[str, Found | None]) -> str:
-    """Names the cells without an average LPIPS, each with the reason; empty if all have one."""
-    missing = {name: one for name, one in cells.items() if number(own(one), "mean") is None}
+    """Names the cells without a `comparable` average LPIPS, each with the reason; empty if all have one."""
+    missing = {name: one for name, one in cells.items() if comparable(own(one)) is None}
     return ", ".join(f"{name} {_reason(one)}" for name, one in missing.items())
 
 
 def _reason(found):
-    """Why a cell has no average LPIPS."""
+    """Why a cell has no average LPIPS that can be compared."""
+    summary = own(found)
     if found is None:
         return NOT_RUN
-    return "without LPIPS" if own(found) is None else "diverged"
+    if summary is None:
+        return "without LPIPS"
+    return "diverged" if summary["mean"] is None else f"not compared ({failed_words(summary)})"
 
 
 def difference(value: float | None, other: float | None) -> float | None:

@@ -83,20 +83,20 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
             ),
         ),
     )
-    rows, moves, diverged = [], {OWN: {}, PAPER: {}}, []
+    rows, moves, failed = [], {OWN: {}, PAPER: {}}, []
     for switch in SWITCHES:
         before, after = (_scores(found, switch, value) for value in ("reference", "corrected"))
         row = [Cell(switch, SWITCHES[switch])]
         for scoring in (OWN, PAPER):
             pair = before[scoring], after[scoring]
-            change = leakage.difference(*(leakage.number(one, "mean") for one in reversed(pair)))
+            change = leakage.difference(*(leakage.comparable(one) for one in reversed(pair)))
             applies = switch not in (SCORED_ONLY if scoring == OWN else DECODED_ONLY)
             row += [*(_mean(one) if applies else "-" for one in pair), "-" if change is None else change]
             if change is not None and switch != BASE:
                 moves[scoring][switch] = change
         summaries = [one for one in (*after.values(), *before.values()) if one is not None]
-        if any(one["mean"] is None for one in summaries):
-            diverged.append(switch)
+        if any(map(leakage.failed_words, summaries)):
+            failed.append(switch)
         rows.append((*row, leakage.count_cell(min(summaries, key=lambda one: one["count"], default=None))))
     columns = (
         Column("switch"),
@@ -109,9 +109,9 @@ def build(found: Sequence[Found], scale: str) -> tuple[Section, ...]:
     )
     caption = (
         "Averages over pictures, the standard deviation over pictures and how many failed under them; n is that of the "
-        "average of fewest."
+        "average of fewest. No difference where pictures failed, which an average leaves out."
     )
-    return (introduction, Section("Each switch", (*_words(moves, diverged), Table(columns, tuple(rows), caption))))
+    return (introduction, Section("Each switch", (*_words(moves, failed), Table(columns, tuple(rows), caption))))
 
 
 def _mean(summary):
@@ -122,9 +122,9 @@ def _mean(summary):
     return Cell(value, f"± {summary['std']:.2f}" + (f", {failed}" if failed else ""))
 
 
-def _words(moves, diverged):
+def _words(moves, failed):
     if not any(moves.values()):
-        have = "has an average" if diverged else "was run"
+        have = "has averages of all pictures" if failed else "was run"
         yield Text(f"What came out: no switch {have} in both positions yet.")
     for scoring, changes in moves.items():
         if changes:
@@ -134,5 +134,5 @@ def _words(moves, diverged):
                 f"What came out, by {scoring.removeprefix('LPIPS, ')}: of {len(changes)} switches, {most} moves the "
                 f"average LPIPS most, by {changes[most]:+.2f}; {few} move it by less than 0.01."
             )
-    if diverged:
-        yield Text(f"Diverged in one position or both: {', '.join(diverged)}.")
+    if failed:
+        yield Text(f"Not compared, as pictures failed in one position or both: {', '.join(failed)}.")

@@ -65,7 +65,7 @@ def _checked(found, paper):
         Column("right counts of labels, %", "{:.0f}", " "),
         Column("n", "{:.0f}", " "),
     )
-    rows, losses, diverged = [], {}, []
+    rows, losses, failed = [], {}, []
     attacks = [name for name in dict.fromkeys([*paper.attacks, *values(found, "attack")])]
     for attack in attacks:
         cells = sorted((one for one in found if one.where.get("attack") == attack), key=_rank)
@@ -73,15 +73,15 @@ def _checked(found, paper):
         for one in cells:
             ran = None if one.row is None else one
             lpips, psnr = leakage.own(ran), leakage.own(ran, "psnr")
-            mean = leakage.number(lpips, "mean")
+            mean = leakage.comparable(lpips)
             # The change is against the most help with the same network: with and without BatchNorm are two networks.
             network = one.where["statistics"] == "none"
             change = leakage.difference(mean, base.get(network))
             if change is not None:
                 losses[attack, one.where["statistics"], one.where["labels"]] = change
             base.setdefault(network, mean)
-            if leakage.shown(lpips, "mean") == "diverged":
-                diverged.append(_named(attack, one.where["statistics"], one.where["labels"]))
+            if leakage.failed_words(lpips):
+                failed.append(_named(attack, one.where["statistics"], one.where["labels"]))
             overlap = None if ran is None else one.row["result"]["labels"].get("count_overlap")
             rows.append(
                 (
@@ -97,12 +97,13 @@ def _checked(found, paper):
                 )
             )
     caption = (
-        "Change: against the row of the same attack and network with the most help, the first of its kind. A positive "
-        "one says that the help mattered. Statistics given to inverting_gradients are taken as the paper words it, as "
-        "constants: the client's gradient also flows through its statistics, so that not even the true picture "
-        "explains it fully, and this help is smaller than it could be."
+        "Change: against the row of the same attack and network with the most help, the first of its kind; none where "
+        "pictures failed, which an average leaves out. A positive one says that the help mattered. Statistics given to "
+        "inverting_gradients are taken as the paper words it, as constants: the client's gradient also flows through "
+        "its statistics, so that not even the true picture explains it fully, and this help is smaller than it could "
+        "be."
     )
-    blocks = (Text(_words(losses, diverged)), *((Table(columns, tuple(rows), caption),) if rows else ()))
+    blocks = (Text(_words(losses, failed)), *((Table(columns, tuple(rows), caption),) if rows else ()))
     return Section("Checked by running", blocks)
 
 
@@ -115,10 +116,10 @@ def _named(attack, statistics, labels):
     return f"{attack} with statistics {STATISTICS[statistics]} and labels {LABELS[labels]}"
 
 
-def _words(losses, diverged):
-    end = f" Diverged: {'; '.join(diverged)}." if diverged else ""
+def _words(losses, failed):
+    end = f" Not compared, as pictures failed: {'; '.join(failed)}." if failed else ""
     if not losses:
-        have = "has an average" if diverged else "was run"
+        have = "has an average of all pictures" if failed else "was run"
         return f"What came out: no attack {have} both with and without help yet.{end}"
     most = max(losses, key=losses.get)
     return (

@@ -172,7 +172,7 @@ def _leakage_words(cells, batch_size, comparable):
     words = f"What came out: {ran} of {len(cells)} columns were run. {leakage.least_words(cells)}"
     if not comparable:
         return f"{words} The threat model or the data are not the paper's, so nothing is compared with its numbers."
-    ours = {column: leakage.number(leakage.published_protocol(one), "mean") for column, one in cells.items()}
+    ours = {column: leakage.comparable(leakage.published_protocol(one)) for column, one in cells.items()}
     both = [column for column in ours if ours[column] is not None and (column, batch_size) in paper.lpips]
     known = {column: paper.lpips[column, batch_size].mean for column in both}
     if known:

@@ -91,7 +91,7 @@ def _section(found, batch_size):
 
 def _words(columns, accuracy, summaries, batch_size):
     paper = published.table2()
-    lpips = {column: leakage.number(summaries[column], "mean") for column in columns}
+    lpips = {column: leakage.comparable(summaries[column]) for column in columns}
     ours = {c: (accuracy[c], lpips[c]) for c in columns if accuracy[c] is not None and lpips[c] is not None}
     known = {c: (paper.test_accuracy[c], one.mean) for (c, size), one in paper.lpips.items() if size == batch_size}
     fronts = [
@@ -99,11 +99,13 @@ def _words(columns, accuracy, summaries, batch_size):
         for who, points in (("Published:", known), ("Ours:", ours))
         if points
     ]
+    failed = [defense_name(column) for column in columns if leakage.failed_words(summaries[column])]
+    end = f" Not compared, as pictures failed: {', '.join(failed)}." if failed else ""
     if not fronts:
-        return "What came out: nothing was run yet."
+        return f"What came out: nothing to compare yet.{end}"
     return (
         "What came out. Defenses that no other beats in accuracy and average LPIPS at once (by the published scoring "
-        f"and the paper's decoder; a high score after it is no protection): {'. '.join(fronts)}."
+        f"and the paper's decoder; a high score after it is no protection): {'. '.join(fronts)}.{end}"
     )
 
 
