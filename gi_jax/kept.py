@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax import export
+from jax.sharding import NamedSharding
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 PACKAGES = ("gi_jax", *LIBRARIES)
@@ -33,8 +34,8 @@ PACKAGES = ("gi_jax", *LIBRARIES)
 class jit_kept:
     """`jax.jit` of a program that one process traces for all later ones, if JAX's compilation cache has a folder.
 
-    Arrays on another device than the default one, or on several, and a part that `describe` does not know make it
-    `plain`: that of `jax.jit`.
+    Arrays on another device than the default one, other than those spread over a mesh, and a part that `describe` does
+    not know make it `plain`: that of `jax.jit`.
 
     Args:
       function: pure, with positional arguments only.
@@ -71,7 +72,7 @@ class jit_kept:
         if folder is None or not all(_is_plain(leaf) for leaf in leaves):
             return None, leaves
         static = tuple(args[n] for n in self._static)
-        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        shapes = tuple((leaf.shape, str(leaf.dtype), _spread(leaf)) for leaf in leaves)
         key = (folder, static, structure, shapes, _configuration())
         if key not in self._programs:
             try:
@@ -110,7 +111,9 @@ class jit_kept:
             results.append(jax.tree.unflatten(nesting, range(len(flat))))
             return flat
 
-        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+        spread = [leaf.sharding if _spread(leaf) else None for leaf in leaves]
+        pairs = zip(leaves, spread, strict=True)
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for leaf, sharding in pairs]
         exported = export.export(jax.jit(function))(*shapes)
         return bytes(exported.serialize()), results[-1]
 
@@ -128,13 +131,20 @@ def _folder() -> Path | None:
 
 
 def _is_plain(leaf) -> bool:
-    """Whether this is an array on the one device that a trace is for, of a type that was asked for."""
+    """Whether this is an array on the default device, or spread over several, of a type that was asked for."""
     if isinstance(leaf, np.ndarray):
         return True
     if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or getattr(leaf, "weak_type", False):
         return False
-    devices = leaf.devices()
-    return len(devices) == 1 and next(iter(devices)).platform == jax.default_backend()
+    one_or_mesh = len(leaf.devices()) == 1 or isinstance(leaf.sharding, NamedSharding)
+    return one_or_mesh and {device.platform for device in leaf.devices()} == {jax.default_backend()}
+
+
+def _spread(leaf) -> tuple[str, str] | None:
+    """The mesh and the axes of an array on several devices; None on a single one."""
+    if not isinstance(leaf, jax.Array) or len(leaf.devices()) == 1:
+        return None
+    return str(dict(leaf.sharding.mesh.shape)), str(leaf.sharding.spec)
 
 
 def _read(path: Path) -> tuple[bytes, object] | None:

@@ -213,9 +213,9 @@ def reconstructions(problems: AttackProblem, states: AttackState) -> list[list[R
     Where every epoch of local training had guesses of its own, their means (`merge_epochs`); losses are those of the
     guesses.
     """
-    images = jax.device_get(problems.space.denormalize(states.best.images))
-    losses, alive = jax.device_get((states.best_loss, states.alive))
-    logits = states.best.label_logits
+    # On the host first: lanes may be spread over several devices, and the space lie on one.
+    guesses, losses, alive = jax.device_get((states.best, states.best_loss, states.alive))
+    images, logits = jax.device_get(problems.space.denormalize(guesses.images)), guesses.label_logits
     sums = jnp.reshape(problems.label_sum, (-1, 1, 1, 1, 1))  # of [victims, points, restarts, n, classes]
     probabilities = None if logits is None else jax.device_get(sums * jax.nn.softmax(logits))
     known = jax.device_get(problems.labels)

@@ -165,10 +165,11 @@ def _has_ended(record: Path) -> bool:
 
 
 def set_up_compilation() -> None:
-    """Keeps compiled programs on disk, and makes them quickly; before all else that computes."""
+    """Keeps compiled programs on disk, makes them quickly, and has each core be a device; before all that computes."""
     from gi_jax.experiments import environment
 
     environment.compile_quickly()
+    environment.take_cores_for_devices()
     environment.use_compilation_cache()
 
 

@@ -69,18 +69,18 @@ class Launch:
 def launches(num_updates: int, num_points: int, limit: int, devices: int = 1) -> list[Launch]:
     """All pairs of updates and points in launches of at most `limit` (at least one pair).
 
-    Where neither divides by the number of devices, updates are filled up until they do, if the limit allows: of fewer
-    points then, if that many updates need it.
+    Where points do not divide by the number of devices, updates are filled up until as many devices share them evenly
+    as have to for none to get more, if the limit allows: of fewer points then, if that many updates need it.
 
     Raises:
       InputError: if there is nothing to launch.
     """
     checks.positive(num_updates=num_updates, num_points=num_points, limit=limit)
     columns = _parts(num_points, limit)
-    multiple = 1 if len(columns[0]) % devices == 0 else devices
-    if num_updates > 1 and limit // len(columns[0]) < multiple <= limit:
+    devices = 1 if len(columns[0]) % devices == 0 else devices
+    if limit // len(columns[0]) < devices <= min(limit, num_updates):
         columns = _parts(num_points, limit // devices)
-    rows = _parts(num_updates, max(1, limit // len(columns[0])), multiple)
+    rows = _parts(num_updates, max(1, limit // len(columns[0])), devices)
     return [Launch(row, points, len(set(row))) for points in columns for row in rows]
 
 
@@ -95,14 +95,14 @@ def pictures_of(spec: AttackSpec, launch: Launch) -> int:
     return len(launch.updates) * len(launch.points) * spec.restarts * spec.pictures_per_update
 
 
-def _parts(count, limit, multiple=1):
+def _parts(count, limit, devices=1):
     """The numbers 0 to count - 1 in parts of one size, as equal as possible; the last is filled up by its last.
 
-    The size is a multiple of `multiple`, unless that is more than the limit.
+    The size is a multiple of the number of devices that have to share it for none to get more than one of all would.
     """
     size = -(-count // -(-count // limit))
-    if limit >= multiple:
-        size = min(-(-size // multiple), limit // multiple) * multiple
+    sharing = -(-size // -(-size // devices))
+    size = min(-(-size // sharing), limit // sharing) * sharing
     return [tuple(min(first + offset, count - 1) for offset in range(size)) for first in range(0, count, size)]
 
 
@@ -111,8 +111,10 @@ def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
 
     What is too wide for a device by the analysis of its program is made narrower.
     """
-    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # virtual ones share the cores
-    return devices * side_by_side(spec.pictures_per_update, image_shape)
+    devices, each = jax.local_device_count(), side_by_side(spec.pictures_per_update, image_shape)
+    if jax.default_backend() == "cpu" and devices > 1:
+        each = max(1, each // 2)  # a device is a core
+    return devices * each
 
 
 def side_by_side(pictures: int, image_shape: tuple[int, ...]) -> int:
@@ -171,18 +173,18 @@ def fewer(limit: int, restarts: int, error: Exception) -> int:
 
 
 def on_all_devices(problems: AttackProblem, states: AttackState) -> tuple[AttackProblem, AttackState]:
-    """Spreads the lanes over the local devices: states, [victims, points, restarts], along the first axis that divides.
+    """Spreads the lanes over the local devices: states, [victims, points, restarts], along the axis that most share.
 
-    What lanes share is copied to every device: the weights, and the observed updates unless it is victims that are
-    spread. Programs follow the data, so nothing else changes. On a single device, or if no axis divides, all stays
-    where it is.
+    Of an axis as many devices get a part as divide it. What lanes share is copied to each: the weights, and the
+    observed updates unless it is victims that are spread. Programs follow the data, so nothing else changes. On a
+    single device, or if no axis divides, all stays where it is.
     """
     devices = jax.local_devices()
-    shape = states.best_loss.shape
-    axis = next((axis for axis, size in enumerate(shape) if size % len(devices) == 0), None)
-    if len(devices) == 1 or axis is None:
+    sharing = [_largest_divisor(size, len(devices)) for size in states.best_loss.shape]
+    axis = sharing.index(max(sharing))
+    if sharing[axis] == 1:
         return problems, states
-    mesh = jax.sharding.Mesh(np.array(devices), ("lanes",))
+    mesh = jax.sharding.Mesh(np.array(devices[: sharing[axis]]), ("lanes",))
 
     def spread(*names):
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*names))
@@ -192,3 +194,7 @@ def on_all_devices(problems: AttackProblem, states: AttackState) -> tuple[Attack
 
     states = jax.device_put(states, spread(*(None,) * axis, "lanes"))
     return jax.tree.map(put, victim_axes(problems), problems, is_leaf=lambda leaf: leaf is None), states
+
+
+def _largest_divisor(size, most):
+    return next(count for count in range(min(size, most), 0, -1) if size % count == 0)
