@@ -41,6 +41,7 @@ from harness import Report, Sample
 from gi_jax import attacks, defenses, models, threat
 from gi_jax.attacks import loop
 from gi_jax.data import load
+from gi_jax.experiments import plan
 from gi_jax.models.layers import Conv, Linear
 from gi_jax.once import jit_once
 
@@ -147,13 +148,15 @@ def _problems(batch: int, name: str, lowering: str, side: int) -> threat.AttackP
 
 
 def launch(point: Point) -> Launch:
-    """The arguments for one point, before the first step. All lanes share one victim."""
+    """The arguments for one point, before the first step. All lanes share one victim; on CPUs cores share the lanes."""
     problems = _problems(point.batch, point.model, point.lowering, point.side)
     if point.dtype is not None:
         problems = dataclasses.replace(problems, network=models.narrowed(problems.network, point.dtype))
     attack = attacks.create("inverting_gradients", tv=TV, learning_rate=LEARNING_RATE, num_steps=10**6)
     attack = dataclasses.replace(jax.tree.map(jnp.float32, attack), num_steps=jnp.int32(10**6))  # no decay here
     states = attacks.start(attack, problems, attacks.lane_keys(jax.random.key(2), [0], point.lanes))
+    if jax.default_backend() == "cpu":
+        problems, states = plan.on_all_devices(problems, states)
     return Launch(attack, problems, states)
 
 

@@ -351,6 +351,7 @@ def main(
     add_arguments(parser)
     options = parser.parse_args()
     experiments_environment.compile_quickly()  # as the command line does
+    experiments_environment.take_cores_for_devices()
     own = {key: value for key, value in vars(options).items() if key not in ("quick", "json", "records")}
     if options.quick and jax.config.jax_compilation_cache_dir is None:
         experiments_environment.use_compilation_cache()

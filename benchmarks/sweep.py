@@ -186,7 +186,7 @@ def measure_case(report: Report, case: Case, torch: Beside | None) -> None:
     specs = case.specs
     (group,) = plan.groups(specs)
     limit = plan.lanes_per_launch(specs[0], IMAGE_SHAPE)
-    launches = plan.launches(case.victims, len(group), max(1, limit // case.restarts))
+    launches = plan.launches_of(specs[0], case.victims, len(group), limit, jax.local_device_count())
     chunk = -(-(case.steps + 1) // CHUNKS)
     parts = len(launches) * -(-(case.steps + 1) // chunk)
     size = max(1, (parts - 1) // case.turns)

@@ -27,6 +27,7 @@ from harness import Report
 
 from gi_jax import attacks, checks, metrics
 from gi_jax.attacks.loop import compile_ahead
+from gi_jax.experiments import plan
 from gi_jax.experiments.spec import AttackSpec
 from gi_jax.experiments.victims import make_problems, make_victims, pictures
 from gi_jax.threat import stack
@@ -97,7 +98,7 @@ ACCELERATOR = (Case(1, 60, 99, 3),)
 
 
 class Ours:
-    """gi_jax on a stack of victims; a call is a whole attack.
+    """gi_jax on a stack of victims, spread as the command line does it; a call is a whole attack.
 
     Attributes:
       found: pictures [victims, n, h, w, c] in [0, 1], of the latest attack.
@@ -106,13 +107,14 @@ class Ours:
 
     def __init__(self, problems, numbers: Sequence[int], steps: int):
         self.attack = attacks.create("inverting_gradients", tv=TV, learning_rate=LEARNING_RATE, num_steps=steps)
-        self.problems, self.keys = problems, attacks.lane_keys(jax.random.key(1), list(numbers), 1)
-        compiled = harness.side(lambda: compile_ahead(self.attack, problems, self.start()), units=1)
+        self.keys = attacks.lane_keys(jax.random.key(1), list(numbers), 1)
+        self.problems, _ = plan.on_all_devices(problems, attacks.start(self.attack, problems, self.keys))
+        compiled = harness.side(lambda: compile_ahead(self.attack, self.problems, self.start()), units=1)
         self.compile_seconds = compiled()
 
     def start(self) -> attacks.AttackState:
         """All lanes before the first step."""
-        return attacks.start(self.attack, self.problems, self.keys)
+        return plan.on_all_devices(self.problems, attacks.start(self.attack, self.problems, self.keys))[1]
 
     def __call__(self):
         steps = int(self.attack.num_steps)

@@ -403,8 +403,10 @@ def test_lanes_shrink_with_the_picture(monkeypatch):
     assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 8
     assert lanes_per_launch(AttackSpec(batch_size=4), (32, 32, 3)) == 2
     assert lanes_per_launch(AttackSpec(batch_size=16), (224, 224, 3)) == 1
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 4 * 4  # a device is a core
+    assert lanes_per_launch(AttackSpec(batch_size=16), (32, 32, 3)) == 4
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 4 * 512  # each of them is filled
 
 

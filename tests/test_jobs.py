@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -311,6 +312,35 @@ def test_a_level_of_optimization_that_was_chosen_stays(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     environment.compile_quickly()
     assert "XLA_FLAGS" not in os.environ
+
+
+def cores_taken(monkeypatch, *, cores=6, told=-1, **variables):
+    """The number of devices that a process with so many cores, and these variables, asks JAX for; None if none."""
+    asked = []
+    for name in ("JAX_PLATFORMS", "XLA_FLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(environment, "_cores", lambda: cores)
+    config = SimpleNamespace(jax_num_cpu_devices=told, update=lambda name, value: asked.append((name, value)))
+    monkeypatch.setattr(environment, "jax", SimpleNamespace(config=config))
+    environment.take_cores_for_devices()
+    return dict(asked).get("jax_num_cpu_devices")
+
+
+def test_cores_are_devices_where_there_is_nothing_else_and_nobody_said_how_many(monkeypatch):
+    assert cores_taken(monkeypatch, JAX_PLATFORMS="cpu") == 6
+    assert cores_taken(monkeypatch, JAX_PLATFORMS="cpu", cores=96) == environment.MOST_DEVICES
+    assert cores_taken(monkeypatch, JAX_PLATFORMS="cuda,cpu") is None
+    assert cores_taken(monkeypatch, JAX_PLATFORMS="cpu", told=1) is None
+    flags = "--xla_force_host_platform_device_count=3"
+    assert cores_taken(monkeypatch, JAX_PLATFORMS="cpu", XLA_FLAGS=flags) is None
+
+
+def test_cores_are_left_alone_once_jax_runs():
+    before = jax.devices()
+    environment.take_cores_for_devices()
+    assert jax.devices() == before
 
 
 def test_shards_are_parsed():

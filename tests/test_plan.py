@@ -1,6 +1,7 @@
 """How attacks are put on a device: sweeps as lanes, launches, memory, several devices."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,12 +33,17 @@ SMALL = AttackSpec(steps=5, num_batches=3, model="lenet", tv=0.01, image_size=16
         (2, 5, 4, 1, [(1, 3), (1, 3), (1, 3), (1, 3)]),
         (3, 2, 1, 1, [(1, 1)] * 6),
         (50, 1, 99, 8, [(56, 1)]),
-        (50, 1, 50, 8, [(48, 1), (48, 1)]),
-        (6, 1, 8, 8, [(8, 1)]),
+        (50, 1, 50, 8, [(50, 1)]),  # five devices get ten each; twice 48 would be twelve
+        (6, 1, 8, 8, [(6, 1)]),  # six devices get one each: nobody is faster for two lanes more
         (6, 1, 7, 8, [(6, 1)]),
+        (7, 1, 8, 2, [(8, 1)]),
+        (10, 1, 99, 8, [(10, 1)]),  # five get two each
+        (9, 1, 99, 4, [(9, 1)]),
+        (11, 1, 99, 4, [(12, 1)]),
+        (11, 1, 11, 4, [(8, 1), (8, 1)]),
         (6, 4, 99, 2, [(6, 4)]),
-        (5, 3, 9, 4, [(4, 2)] * 4),  # 3 points would leave room for 3 updates, which no 4 devices share
-        (50, 35, 256, 8, [(8, 18)] * 14),
+        (5, 3, 9, 4, [(3, 3)] * 2),
+        (50, 35, 256, 8, [(8, 18)] * 14),  # 35 points would leave room for 7 updates, and a device would be idle
         (5, 3, 3, 4, [(1, 3)] * 5),
         (1, 35, 256, 8, [(1, 35)]),
     ],
@@ -166,25 +172,34 @@ def noted(problems, states):
     spread.append(len(states.best_loss.sharding.device_set))
     return problems, states
 module.on_all_devices = noted
-spec = AttackSpec(steps=5, num_batches=10, model="lenet", image_size=16, tv=0.01)
-outcome = run_attack(spec, Path(sys.argv[1]), Execution(lanes=20))
-assert spread == [8], spread
-np.save(Path(sys.argv[1]) / "eight.npy", outcome.reconstructions[0])
+common = dict(steps=5, model="lenet", image_size=16, tv=0.01)
+cases = dict(updates=dict(num_batches=10), encoded=dict(num_batches=2, batch_size=2, defenses=("mixup:k=2",)))
+for name, case in cases.items():
+    folder = Path(sys.argv[1]) / name
+    folder.mkdir()
+    outcome = run_attack(AttackSpec(**common, **case), folder, Execution(lanes=20))
+    np.save(folder.with_suffix(".npy"), outcome.reconstructions[0])
+assert spread == [5, 2], spread  # of ten updates two each
+assert list(Path(sys.argv[2]).glob("traced/_advance-*"))  # for other processes
 """
 
 
 def test_eight_devices_give_what_one_gives(tmp_path):
-    # Ten updates are filled up to sixteen.
-    one = run_attack(dataclasses.replace(SMALL, num_batches=10), tmp_path, Execution(lanes=10))
-    assert len(jax.devices()) == 1
-    import os
-
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+    cache, script = tmp_path / "cache", [sys.executable, "-c", ON_EIGHT, str(tmp_path), str(tmp_path / "cache")]
+    variables = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
     }
-    script = [sys.executable, "-c", ON_EIGHT, str(tmp_path)]
-    subprocess.run(script, check=True, env=environment, cwd=Path(__file__).parent.parent)
-    np.testing.assert_allclose(one.reconstructions[0], np.load(tmp_path / "eight.npy"), atol=2e-3)
+    subprocess.run(script, check=True, env=os.environ | variables, cwd=Path(__file__).parent.parent)
+    assert len(jax.devices()) == 1
+    for name, changes in (
+        ("updates", dict(num_batches=10)),
+        ("encoded", dict(num_batches=2, batch_size=2, defenses=("mixup:k=2",))),
+    ):
+        folder = tmp_path / f"one-{name}"
+        folder.mkdir()
+        one = run_attack(dataclasses.replace(SMALL, **changes), folder, Execution(lanes=10))
+        np.testing.assert_allclose(one.reconstructions[0], np.load(tmp_path / f"{name}.npy"), atol=2e-3)
 
 
 def test_a_launch_that_is_too_large_shrinks_from_its_own_size(tmp_path):

@@ -69,19 +69,24 @@ class Launch:
 def launches(num_updates: int, num_points: int, limit: int, devices: int = 1) -> list[Launch]:
     """All pairs of updates and points in launches of at most `limit` (at least one pair).
 
-    Where points do not divide by the number of devices, updates are filled up until as many devices share them evenly
-    as have to for none to get more, if the limit allows: of fewer points then, if that many updates need it.
+    Updates are filled up, and launches made smaller, where devices are done sooner so.
 
     Raises:
       InputError: if there is nothing to launch.
     """
     checks.positive(num_updates=num_updates, num_points=num_points, limit=limit)
-    columns = _parts(num_points, limit)
-    devices = 1 if len(columns[0]) % devices == 0 else devices
-    if limit // len(columns[0]) < devices <= min(limit, num_updates):
-        columns = _parts(num_points, limit // devices)
-    rows = _parts(num_updates, max(1, limit // len(columns[0])), devices)
-    return [Launch(row, points, len(set(row))) for points in columns for row in rows]
+    choices = []
+    for most in (limit, max(1, limit // devices)):
+        columns = _parts(num_points, most)
+        sharing = 1 if len(columns[0]) % devices == 0 else devices
+        rows = _parts(num_updates, max(1, limit // len(columns[0])), sharing)
+        choices.append([Launch(row, points, len(set(row))) for points in columns for row in rows])
+    return min(choices, key=lambda found: len(found) * _lanes_of_a_device(found[0], devices))
+
+
+def _lanes_of_a_device(launch, devices):
+    shape = len(launch.updates), len(launch.points)
+    return shape[0] * shape[1] // max(_largest_divisor(size, devices) for size in shape)
 
 
 def launches_of(spec: AttackSpec, num_updates: int, num_points: int, lanes: int, devices: int) -> list[Launch]:
@@ -96,13 +101,13 @@ def pictures_of(spec: AttackSpec, launch: Launch) -> int:
 
 
 def _parts(count, limit, devices=1):
-    """The numbers 0 to count - 1 in parts of one size, as equal as possible; the last is filled up by its last.
+    """The numbers 0 to count - 1 in parts of one size; the last is filled up by its last.
 
-    The size is a multiple of the number of devices that have to share it for none to get more than one of all would.
+    As few parts as possible, as equal as possible; or of as many as all devices share, if these are done sooner so.
     """
-    size = -(-count // -(-count // limit))
-    sharing = -(-size // -(-size // devices))
-    size = min(-(-size // sharing), limit // sharing) * sharing
+    smallest = -(-count // -(-count // limit))
+    sizes = [*range(smallest, min(limit, smallest + devices) + 1), limit // devices * devices or smallest]
+    size = min(sizes, key=lambda size: -(-count // size) * size // _largest_divisor(size, devices))
     return [tuple(min(first + offset, count - 1) for offset in range(size)) for first in range(0, count, size)]
 
 
