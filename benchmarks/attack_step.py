@@ -5,7 +5,8 @@ statistics: cosine distance, total variation 0.1, signed Adam in the box. Both s
 gradient and images; their matching losses after the timed steps stand beside the speed, for one lane.
 
 The unit is the image-iteration: one picture of one lane, one step. `b1x8` is a batch of 1 in 8 lanes, 8 pictures in
-flight. PyTorch runs one lane after another, which is what its seconds per image-iteration assume. `vs_torch` is
+flight. On a CPU lanes are spread over its cores as the command line does it, each a device, and memory is that of one.
+PyTorch runs one lane after another, which is what its seconds per image-iteration assume. `vs_torch` is
 PyTorch's time over ours: above 1 we are faster. `scan_vs_step` is the time of a step inside the compiled loop over
 that of the same step as a program of its own: 1 means that the loop costs nothing, and less than 1 that what does not
 change from step to step, such as weights turned over for a matmul, is done once a launch instead of once a step.
