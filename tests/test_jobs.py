@@ -28,8 +28,8 @@ from gi_jax.experiments.train_spec import TrainSpec
 from gi_jax.experiments.training import run_training
 from gi_jax.reports.experiments.gather import gather
 
-ATTACK = AttackSpec(steps=3, num_batches=2, model="lenet", tv=0.01, labels="known")
-NETWORK = TrainSpec(model="lenet", epochs=0.2, batch_size=16, test_pictures=8)
+ATTACK = AttackSpec(steps=3, num_batches=2, model="mlp", tv=0.01, labels="known")
+NETWORK = TrainSpec(model="mlp", epochs=0.2, batch_size=16, test_pictures=8)
 CELLS = [
     Cell(ATTACK, NETWORK),
     Cell(DistributionSpec()),
@@ -71,7 +71,7 @@ def test_rows_say_what_was_studied_what_came_out_and_where(whole):
         assert row["kind"] == cell.kind and row["environment"]["jax"] and row["finished"]
         assert row["spec"] == json.loads(json.dumps(cell.description["spec"]))
     row = whole.get(CELLS[0].id)
-    assert row["network"]["epochs"] == 0.2 and "lenet) was trained for" in " ".join(row["result"]["threat_model"])
+    assert row["network"]["epochs"] == 0.2 and "mlp) was trained for" in " ".join(row["result"]["threat_model"])
     assert {"summary", "reference_summary", "mended_summaries"} <= row["result"].keys()
     assert whole.pictures(row["pictures"]["reconstructions"], row["pictures"]["count"]).shape == (2, 32, 32, 3)
     assert not list((whole.folder / "unfinished").iterdir())

@@ -18,6 +18,7 @@ from gi_jax.models import FlaxNetwork, FunctionNetwork, Normalize, count_paramet
 from gi_jax.models.factors import Factored, pays
 from gi_jax.models.layers import BatchNorm, Conv, Linear, group_norm, moments
 from gi_jax.models.lowerings import LOWERINGS, convolve
+from gi_jax.models.small_pictures import small_as_patches
 from gi_jax.threat.batch_norm import running_average
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "resnet18.json").read_text())
@@ -645,3 +646,19 @@ def test_a_narrowed_network_multiplies_and_keeps_narrow_numbers():
     assert models.narrowed(models.create("convnet", 4), "bfloat16") == models.create("convnet", 4, dtype="bfloat16")
     with pytest.raises(InputError, match="LeNet: it computes in float32 only.*resnet18"):
         models.narrowed(models.create("lenet", 4), "bfloat16")
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+def test_small_pictures_are_convolved_as_by_flax(side):
+    layer, images = nn.Conv(5, (3, 3), padding=(1, 1)), jax.random.normal(jax.random.key(0), (2, side, side + 1, 4))
+    variables = layer.init(jax.random.key(1), images)
+    expected, calls = layer.apply(variables, images), []
+
+    def noted(call, arguments, keywords, context):
+        calls.append(context.module)
+        return call(*arguments, **keywords)
+
+    with small_as_patches(), nn.intercept_methods(noted):
+        found = layer.apply(variables, images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert len(calls) == (side >= 3)  # the layer itself computes the others only

