@@ -405,7 +405,8 @@ def test_lanes_shrink_with_the_picture(monkeypatch):
     assert lanes_per_launch(AttackSpec(batch_size=16), (224, 224, 3)) == 1
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 4 * 4  # a device is a core
-    assert lanes_per_launch(AttackSpec(batch_size=16), (32, 32, 3)) == 4
+    assert lanes_per_launch(AttackSpec(batch_size=8), (32, 32, 3)) == 2
+    assert lanes_per_launch(AttackSpec(batch_size=1), (224, 224, 3)) == 1  # cores share a memory
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert lanes_per_launch(AttackSpec(batch_size=1), (32, 32, 3)) == 4 * 512  # each of them is filled
 

@@ -172,7 +172,7 @@ def noted(problems, states):
     spread.append(len(states.best_loss.sharding.device_set))
     return problems, states
 module.on_all_devices = noted
-common = dict(steps=5, model="lenet", image_size=16, tv=0.01)
+common = dict(steps=5, model="mlp", image_size=16, tv=0.01)
 cases = dict(updates=dict(num_batches=10), encoded=dict(num_batches=2, batch_size=2, defenses=("mixup:k=2",)))
 for name, case in cases.items():
     folder = Path(sys.argv[1]) / name
@@ -198,7 +198,7 @@ def test_eight_devices_give_what_one_gives(tmp_path):
     ):
         folder = tmp_path / f"one-{name}"
         folder.mkdir()
-        one = run_attack(dataclasses.replace(SMALL, **changes), folder, Execution(lanes=10))
+        one = run_attack(dataclasses.replace(SMALL, model="mlp", **changes), folder, Execution(lanes=10))
         np.testing.assert_allclose(one.reconstructions[0], np.load(tmp_path / f"{name}.npy"), atol=2e-3)
 
 

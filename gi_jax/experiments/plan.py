@@ -116,20 +116,19 @@ def lanes_per_launch(spec: AttackSpec, image_shape: tuple[int, ...]) -> int:
 
     What is too wide for a device by the analysis of its program is made narrower.
     """
-    devices, each = jax.local_device_count(), side_by_side(spec.pictures_per_update, image_shape)
-    if jax.default_backend() == "cpu" and devices > 1:
-        each = max(1, each // 2)  # a device is a core
-    return devices * each
+    return side_by_side(spec.pictures_per_update, image_shape, jax.local_device_count())
 
 
-def side_by_side(pictures: int, image_shape: tuple[int, ...]) -> int:
-    """How many groups of so many pictures a device works on at once: a fixed budget of pixels in flight.
+def side_by_side(pictures: int, image_shape: tuple[int, ...], devices: int = 1) -> int:
+    """How many groups of so many pictures devices work on at once: a fixed budget of pixels in flight.
 
-    Two CPU cores are busy with eight pictures of 32x32; more in flight only leave the cache. Elsewhere it is five
-    hundred, of which each takes an attack some 30 MB.
+    A CPU core is busy with four pictures of 32x32; more in flight only leave the cache, and all cores share a memory.
+    Elsewhere it is five hundred a device, of which each takes an attack some 30 MB.
     """
-    budget = 2**13 if jax.default_backend() == "cpu" else 2**19
-    return max(1, budget // (pictures * image_shape[0] * image_shape[1]))
+    pixels = pictures * image_shape[0] * image_shape[1]
+    if jax.default_backend() == "cpu":
+        return max(1, 2**12 * max(2, devices) // pixels)  # a single device has several cores
+    return devices * max(1, 2**19 // pixels)
 
 
 def check_memory(needed: Callable[[], int], limit: int | None) -> None:
