@@ -650,7 +650,8 @@ def test_a_narrowed_network_multiplies_and_keeps_narrow_numbers():
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4])
 def test_small_pictures_are_convolved_as_by_flax(side):
-    layer, images = nn.Conv(5, (3, 3), padding=(1, 1)), jax.random.normal(jax.random.key(0), (2, side, side + 1, 4))
+    layer = nn.Conv(5, (3, 3), padding=(1, 1), bias_init=nn.initializers.ones)
+    images = jax.random.normal(jax.random.key(0), (2, side, side + 1, 4))
     variables = layer.init(jax.random.key(1), images)
     expected, calls = layer.apply(variables, images), []
 
