@@ -102,7 +102,7 @@ def least_words(cells: Mapping[str, Found | None]) -> str:
         text = f"By this library's scoring, and the strongest decoder of what was encoded, least leaks under {first}"
         text += f"; not told apart from it: {', '.join(same)}." if same else "."
     failed = [defense_name(column) for column, one in cells.items() if failed_words(_summary(strongest_block(one)))]
-    return f"{text} Not compared, as pictures failed: {', '.join(failed)}." if failed else text
+    return text + left_out_words(failed)
 
 
 def _leaked(found):
@@ -151,6 +151,11 @@ def shown(summary: dict | None, field: str) -> float | str | None:
 def comparable(summary: dict | None) -> float | None:
     """The average, for comparing it with others: None where pictures failed, as it leaves these out."""
     return None if failed_words(summary) else number(summary, "mean")
+
+
+def left_out_words(names: Sequence[str]) -> str:
+    """Names what is not `comparable`, for the end of a paragraph; empty if that is nothing."""
+    return f" Not compared, as pictures failed: {'; '.join(names)}." if names else ""
 
 
 def failed_words(summary: dict | None) -> str:

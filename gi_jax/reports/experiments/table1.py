@@ -117,7 +117,7 @@ def _named(attack, statistics, labels):
 
 
 def _words(losses, failed):
-    end = f" Not compared, as pictures failed: {'; '.join(failed)}." if failed else ""
+    end = leakage.left_out_words(failed)
     if not losses:
         have = "has an average of all pictures" if failed else "was run"
         return f"What came out: no attack {have} both with and without help yet.{end}"

@@ -100,7 +100,7 @@ def _words(columns, accuracy, summaries, batch_size):
         if points
     ]
     failed = [defense_name(column) for column in columns if leakage.failed_words(summaries[column])]
-    end = f" Not compared, as pictures failed: {', '.join(failed)}." if failed else ""
+    end = leakage.left_out_words(failed)
     if not fronts:
         return f"What came out: nothing to compare yet.{end}"
     return (
