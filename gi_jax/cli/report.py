@@ -30,15 +30,18 @@ def add_parser(commands) -> None:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="default: every experiment of which the store has rows")
     add("--store", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
-    add("--scale", metavar="smoke|small|paper", help="default: that of which most was run, the largest of several")
+    add(
+        "--scale",
+        metavar="smoke|small|paper",
+        help="as in gi-jax run (default: that of which most was run, the largest of several)",
+    )
     add("--out", type=Path, default=Path("gi-jax-report"), metavar="DIR", help="default: gi-jax-report")
     add("--no-pictures", dest="pictures", action="store_false", help="leave out pictures of data not to be passed on")
     parser.set_defaults(command=run)
 
 
 def run(options) -> int:
-    from gi_jax import checks
-    from gi_jax.experiments.catalogue import EXPERIMENTS, SCALES, placed
+    from gi_jax.experiments.catalogue import EXPERIMENTS, SCALES, placed, scale_named
     from gi_jax.experiments.cells import of_older_revisions
     from gi_jax.experiments.checkpoint import write_atomically
     from gi_jax.experiments.store import Store
@@ -47,7 +50,7 @@ def run(options) -> int:
     from gi_jax.reports.experiments.gather import count, gather
 
     if options.scale is not None:
-        checks.one_of("scale", options.scale, SCALES)
+        scale_named(options.scale)
     store = Store(options.store)
     if not len(store):
         raise InputError(f"{store.path} holds no rows: expected a store of gi-jax run, see --store")

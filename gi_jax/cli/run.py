@@ -21,6 +21,8 @@ examples:
       the first four cells that are missing
   gi-jax run table2 --scale paper --match '*batch size 1, none' --match '*batch size 1, prune:p=0.99' --out store
       two columns at batch size 1
+  gi-jax run table2 --scale paper:batches=10 --match '*batch size 1, intra_instahide:k=4' --out store
+      the first 10 pictures instead of 50, a fifth of the time; gi-jax report wants the same --scale
   gi-jax run table2 --scale paper --shard 2/8 --out /shared/store
       every eighth job; several machines may share a store
   gi-jax run table2 --scale paper --engine ray --address auto --gpus 1 --out /shared/store
@@ -41,7 +43,12 @@ def add_parser(commands) -> None:
     )
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME", help="such as table2; all for every one; see gi-jax list experiments")
-    add("--scale", default="smoke", metavar="smoke|small|paper", help="how large (default: smoke)")
+    add(
+        "--scale",
+        default="smoke",
+        metavar="smoke|small|paper",
+        help="how large (default: smoke); paper:batches=10 attacks the first 10 private batches of a cell at most",
+    )
     add("--out", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
     add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")
     add("--limit", type=int, metavar="N", help="stop after N cells (those of one launch are not separated)")

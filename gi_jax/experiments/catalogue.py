@@ -132,6 +132,28 @@ SCALES = {
 }
 """By name."""
 
+FEWER = "batches"
+"""What can be less than a scale says: `paper:batches=10` attacks the first ten private batches of each cell at most."""
+
+
+def scale_named(text: str) -> Scale:
+    """A scale by its name, `paper`, or by that and the private batches of a cell at most, `paper:batches=10`.
+
+    Raises:
+      InputError: for an unknown name, and for what is not a number of batches.
+    """
+    name, colon, rest = text.partition(":")
+    scale = SCALES[checks.one_of("scale", name, SCALES)]
+    if not colon:
+        return scale
+    what, _, number = rest.partition("=")
+    if what != FEWER or not (number.isdecimal() and int(number)):
+        raise checks.InputError(f"scale {text!r}: expected {name}, or fewer private batches, such as {name}:{FEWER}=10")
+    most = int(number)
+    batches = tuple((size, min(count, most), columns) for size, count, columns in scale.batches)
+    *weights, pictures = scale.grid
+    return dataclasses.replace(scale, batches=batches, grid=(*weights, min(pictures, most)))
+
 
 def in_words(where: Mapping[str, str | int | float]) -> str:
     """Coordinates in an experiment in words: `batch size 16, column none`; what it is where there are no others."""
@@ -398,10 +420,10 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def placed(name: str, scale: str) -> list[Placed]:
-    """The cells of an experiment at a scale.
+    """The cells of an experiment at a scale, which `scale_named` reads.
 
     Raises:
       InputError: for an unknown name.
     """
     experiment = EXPERIMENTS[checks.one_of("experiment", name, EXPERIMENTS)]
-    return list(experiment.cells(SCALES[checks.one_of("scale", scale, SCALES)]))
+    return list(experiment.cells(scale_named(scale)))
