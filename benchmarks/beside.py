@@ -2,6 +2,8 @@
 
 import importlib
 import multiprocessing
+import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 
 import jax
@@ -15,6 +17,8 @@ from gi_jax.threat import AttackProblem
 class Beside:
     """Calls functions of `module` over there, by name. What it prepared last is what `advance` advances.
 
+    The libraries of the module begin to load over there at once; `wait` for them before something else is timed.
+
     Attributes:
       loss: before the last step of `advance`.
     """
@@ -22,6 +26,12 @@ class Beside:
     def __init__(self, module: str = "torch_loop"):
         self._module, self.loss = module, float("nan")
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self._process = self._pool.submit(os.getpid)
+        self._loaded = self._pool.submit(_call, module, "load", {})
+
+    def wait(self) -> None:
+        """Until the libraries are loaded over there."""
+        self._loaded.result()
 
     def __call__(self, name: str, **arguments):
         return self._pool.submit(_call, self._module, name, arguments).result()
@@ -36,7 +46,8 @@ class Beside:
         return run
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, whatever it is at."""
+        os.kill(self._process.result(), signal.SIGKILL)  # an attack of a peer, once begun, takes minutes
         self._pool.shutdown()
 
 

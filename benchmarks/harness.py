@@ -113,21 +113,41 @@ def end_if_stopped() -> None:
         raise KeyboardInterrupt
 
 
-def interleave(sides: dict[str, Side], rounds: int, warmup: int = 1) -> dict[str, Sample]:
+def interleave(sides: dict[str, Side], rounds: int, warmup: int = 1, *, whole: bool = True) -> dict[str, Sample]:
     """Runs all sides in turns, `warmup` rounds unrecorded and `rounds` recorded; fewer, at least one, if stopped.
 
-    Whoever adds the rows of these samples calls `end_if_stopped` then.
+    Says on the terminal's error stream how far it is, where sides take seconds. Whoever adds the rows of these samples
+    calls `end_if_stopped` then.
+
+    Args:
+      sides: by name.
+      rounds, warmup: how often.
+      whole: if stopped in the first recorded round, there is nothing; else what that round has is returned, the first
+        sides without the others.
 
     Raises:
-      KeyboardInterrupt: if stopped before the end of a recorded round.
+      KeyboardInterrupt: if stopped before there is anything to return.
     """
     taken = []
     with until_stopped():
-        for _ in range(warmup + rounds):
-            taken.append({name: run() for name, run in sides.items()})
-    if not taken[warmup:]:
+        for number in range(warmup + rounds):
+            taken.append({})
+            for name, run in sides.items():
+                began = time.perf_counter()
+                taken[-1][name] = run()
+                took = time.perf_counter() - began
+                if took > SLOW:
+                    print(f"round {number + 1} of {warmup + rounds}: {name}, {took:.0f} s", file=sys.stderr, flush=True)
+    recorded = taken[warmup:]
+    complete = [values for values in recorded if len(values) == len(sides)]
+    if not complete and (whole or not any(recorded)):
         raise KeyboardInterrupt
-    return {name: Sample(tuple(values[name] for values in taken[warmup:])) for name in sides}
+    kept = complete or recorded
+    return {name: Sample(tuple(values[name] for values in kept)) for name in kept[0]}
+
+
+SLOW = 5.0
+"""Seconds from which a side is worth a line on the terminal."""
 
 
 _product = jax.jit(lambda a, b: a @ b)

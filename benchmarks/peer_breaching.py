@@ -17,7 +17,7 @@ import torch
 import torch_loop
 from torch_loop import NETWORKS, best_device, normalization
 
-__all__ = ["advance", "best_device", "images", "prepare"]
+__all__ = ["advance", "best_device", "images", "load", "prepare"]
 
 
 class Network(torch.nn.Module):
@@ -40,6 +40,11 @@ _prepared: SimpleNamespace | None = None
 """What `advance` attacks: the arguments of breaching's `prepare_attack` and `reconstruct`."""
 _libraries = []
 """Operators are forgotten with the library that defined them."""
+
+
+def load() -> None:
+    """Loads breaching and all it imports."""
+    _package()
 
 
 def prepare(

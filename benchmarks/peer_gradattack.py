@@ -19,7 +19,7 @@ import torch_loop
 from peer_breaching import Network, load_torchvision
 from torch_loop import best_device
 
-__all__ = ["advance", "best_device", "images", "prepare"]
+__all__ = ["advance", "best_device", "images", "load", "prepare"]
 
 _prepared: types.SimpleNamespace | None = None
 """What `advance` attacks: the arguments of GradAttack's `GradientReconstructor`."""
@@ -33,6 +33,11 @@ class _Silent:
 
     def __call__(self, *arguments, **options):
         return None
+
+
+def load() -> None:
+    """Loads GradAttack and all it imports."""
+    _package()
 
 
 def prepare(

@@ -230,6 +230,10 @@ class Training:
         return loss.detach()
 
 
+def load() -> None:
+    """Loads what takes time to load, for a process that is to wait for it; here PyTorch, by importing this module."""
+
+
 def settings() -> None:
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")  # as JAX does on a GPU; a CPU computes in float32 either way

@@ -185,9 +185,11 @@ def measure_case(report: Report, case: Case, peers: dict[str, Peer]) -> None:
         **theirs,
     }
     try:
+        for peer in theirs.values():
+            peer.beside.wait()
         for ours in (together, alone):  # a peer warms up by itself, as every round of it is another victim
             ours()
-        samples = harness.interleave(sides, case.rounds, warmup=0)
+        samples = harness.interleave(sides, case.rounds, warmup=0, whole=False)
     finally:
         for other in theirs.values():
             other.beside.close()

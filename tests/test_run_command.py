@@ -109,6 +109,7 @@ def test_settings_are_compared_by_what_they_mean(condition, count, ran, tmp_path
     [
         (["run", "table9"], "table9"),
         (["run", "table2", "--scale", "huge"], "huge"),
+        (["run", "table2", "--scale", "paper:batches=0"], "paper:batches=10"),
         (["run", "table2", "--shard", "3/2"], "3/2"),
         (["run", "table2", "--limit", "0"], "limit=0"),
         (["run", "table2", "--lanes", "0", "--estimate"], "lanes=0"),
@@ -327,6 +328,16 @@ def test_of_scales_that_are_complete_the_largest_is_reported(ran, tmp_path, caps
     assert cli.main(["report", "table3", "--store", "store"]) == 0
     largest = max(scales, key=list(catalogue.SCALES).index)
     assert f"1 of 1 cell at scale {largest}" in capsys.readouterr().out
+
+
+def test_what_ran_with_fewer_batches_is_reported_with_fewer(ran, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = with_table3(ran, tmp_path / "store", "paper:batches=10")
+    assert cli.main(["report", "table3", "--scale", "paper:batches=10", "--store", "store"]) == 0
+    assert "1 of 1 cell at scale paper:batches=10" in capsys.readouterr().out
+    assert "Scale paper:batches=10" in (tmp_path / "gi-jax-report" / "table3.md").read_text()
+    assert cli.main(["report", "table3", "--scale", "paper", "--store", "store"]) == 2
+    assert str(store.path) not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("names", [["table3"], []])
