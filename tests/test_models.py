@@ -648,9 +648,9 @@ def test_a_narrowed_network_multiplies_and_keeps_narrow_numbers():
         models.narrowed(models.create("lenet", 4), "bfloat16")
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 4])
-def test_small_pictures_are_convolved_as_by_flax(side):
-    layer = nn.Conv(5, (3, 3), padding=(1, 1), bias_init=nn.initializers.ones)
+@pytest.mark.parametrize("side, padding", [(1, (1, 1)), (2, (1, 1)), (2, 1), (3, (1, 1)), (4, (1, 1))])
+def test_small_pictures_are_convolved_as_by_flax(side, padding):
+    layer = nn.Conv(5, (3, 3), padding=padding, bias_init=nn.initializers.ones)
     images = jax.random.normal(jax.random.key(0), (2, side, side + 1, 4))
     variables = layer.init(jax.random.key(1), images)
     expected, calls = layer.apply(variables, images), []
@@ -663,3 +663,33 @@ def test_small_pictures_are_convolved_as_by_flax(side):
         found = layer.apply(variables, images)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert len(calls) == (side >= 3)  # the layer itself computes the others only
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(feature_group_count=2),
+        dict(use_bias=False),
+        dict(strides=(2, 2)),
+        dict(strides=2),
+        dict(kernel_dilation=2, padding=((2, 2), (2, 2))),
+        dict(kernel_dilation=2),
+        dict(input_dilation=2),
+        dict(padding="SAME"),
+        dict(padding="CIRCULAR"),
+        dict(padding=((0, 2), (1, 1))),
+        dict(kernel_size=(1, 1), padding=(1, 1)),
+        dict(mask=np.triu(np.ones((3, 3, 4, 6), "f4"))),
+        dict(dtype=jnp.bfloat16),
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_layer_that_is_not_plain_is_computed_as_flax_does(settings):
+    layer = nn.Conv(**dict(features=6, kernel_size=(3, 3), padding=(1, 1), bias_init=nn.initializers.ones) | settings)
+    images = jax.random.normal(jax.random.key(0), (2, 2, 2, 4))
+    variables = layer.init(jax.random.key(1), images)
+    expected = layer.apply(variables, images)
+    with small_as_patches():
+        found = layer.apply(variables, images)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(np.asarray(found, "f4"), np.asarray(expected, "f4"))

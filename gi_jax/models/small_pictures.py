@@ -1,5 +1,6 @@
 """Convolutions of pictures smaller than their kernel, in networks of other packages."""
 
+import dataclasses
 from contextlib import AbstractContextManager
 
 import flax.linen as nn
@@ -16,11 +17,21 @@ def small_as_patches() -> AbstractContextManager:
     return nn.intercept_methods(_convolve)
 
 
+_FREE = ("features", "kernel_size", "padding", "kernel_init", "bias_init", "param_dtype", "parent", "name")
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(nn.Conv) if field.name not in _FREE}
+
+
+def _is_plain(layer):
+    """A 3x3 convolution with a bias that pads by one; what else can be set is as it comes."""
+    if not isinstance(layer, nn.Conv) or layer.kernel_size != (3, 3) or layer.padding not in (1, (1, 1)):
+        return False
+    values = {name: getattr(layer, name) for name in _DEFAULTS}
+    return all(value is _DEFAULTS[name] for name, value in values.items())
+
+
 def _convolve(call, arguments, keywords, context):
     layer, (images, *_) = context.module, arguments
-    plain = isinstance(layer, nn.Conv) and layer.use_bias and layer.feature_group_count == 1
-    plain = plain and all(steps in (None, 1, (1, 1)) for steps in (layer.strides, layer.kernel_dilation))
-    if not plain or (layer.kernel_size, layer.padding) != ((3, 3), (1, 1)) or min(images.shape[1:3]) >= 3:
+    if not _is_plain(layer) or min(images.shape[1:3]) >= 3:
         return call(*arguments, **keywords)
     weights = layer.variables["params"]
     return convolve_patches(images, weights["kernel"], 1, 1) + jnp.reshape(weights["bias"], (1, 1, 1, -1))
