@@ -26,6 +26,7 @@ from gi_jax.attacks import (
     initial,
     lane_keys,
     loop,
+    losses_at,
     reconstruct,
     reconstruct_all,
     reconstructions,
@@ -46,6 +47,7 @@ from gi_jax.objectives import (
     Objective,
     SquaredNorm,
     TotalVariation,
+    total_variation,
 )
 from gi_jax.threat import RUNNING, THREATS, Noisy, Zeroed, observe, stack, victim_axes
 
@@ -331,6 +333,20 @@ def test_a_longest_lane_that_breaks_late_ends_the_launch_and_a_resumed_one():
         looks = advance(attack, stack([problem_of()]), states, chunk=8)
         ((states, progress),) = looks
         assert progress.step == 8 and progress.alive[0, :, 0].tolist() == [True, False]
+
+
+def test_at_the_truth_nothing_is_left_but_the_prior():
+    attack, problems = small_attack(tv=jnp.array([0.5, 2.0])), two_problems()
+    stacked, states = begin(attack, problems, victims=[0, 1])
+    *_, (states, _) = advance(attack, stacked, states)
+    ended, compiled = jax.device_get(states.info.loss), len(COMPILED)
+    images = jnp.stack([truth(toy_victim(PLAIN)), truth(toy_victim(PLAIN, seed=1))])
+    found = losses_at(attack, stacked, states, images)
+    assert "jit(_advance)" not in COMPILED[compiled:]  # the program of the attack
+    variation = np.array([float(total_variation(one)) for one in images])
+    expected = np.broadcast_to((variation[:, None] * np.array([0.5, 2.0]))[..., None], (2, 2, 2))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert differ(found, ended)
 
 
 # Programs.

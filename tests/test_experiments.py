@@ -70,11 +70,42 @@ def test_interrupt_inside_a_chunk_keeps_the_chunk_before(tmp_path, whole, monkey
     np.testing.assert_array_equal(np.stack(resumed.reconstructions), np.stack(whole.reconstructions))
 
 
+def test_the_objective_at_the_truth_stands_beside_that_where_an_attack_ended(tmp_path, whole):
+    for run in whole.result["runs"]:
+        rows = run["images"]
+        assert [row["loss_at_truth"] < row["loss"] for row in rows] == [True] * len(rows)  # after 20 steps
+    in_ones = run_attack(SMALL, tmp_path, Execution(chunk=5, lanes=1))
+    for one, other in zip(whole.result["runs"], in_ones.result["runs"], strict=True):
+        values = ([row["loss_at_truth"] for row in run["images"]] for run in (one, other))
+        np.testing.assert_allclose(*values, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(labels="optimize"),
+        dict(local_steps=2, batch_size=2, local_batch_size=1, num_batches=1),
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_guesses_of_another_form_than_the_truth_are_not_held_against_it(tmp_path, settings):
+    spec = AttackSpec(**dict(steps=2, num_batches=2) | settings)
+    (run,) = run_attack(spec, tmp_path, Execution()).result["runs"]
+    assert all("loss_at_truth" not in row for row in run["images"])
+
+
+def test_encodings_are_the_truth_of_an_attack_on_them(tmp_path):
+    spec = AttackSpec(steps=2, num_batches=2, first=1, defenses=("intra_instahide:k=2",), encodings=2)
+    (run,) = run_attack(spec, tmp_path, Execution()).result["runs"]
+    assert len(run["images"]) == 4 and all(row["loss_at_truth"] < row["loss"] for row in run["images"])
+
+
 @pytest.mark.parametrize("reports", [2, 7])
 def test_interrupted_run_keeps_what_it_has_and_resumes_to_the_same_bits(tmp_path, whole, reports):
     part = run_attack(SMALL, tmp_path, Execution(chunk=5), on_report=stop_after(reports))
     assert not part.result["complete"]
     assert part.result["runs"][0]["summary"]["psnr"]["count"] == 3
+    assert any("loss_at_truth" not in row for run in part.result["runs"] for row in run["images"])
     assert (tmp_path / checkpoint.NAME).exists()
     notes, how = [], dict(resume=True, on_report=lambda report: notes.append(report.note))
     resumed = run_attack(SMALL, tmp_path, Execution(chunk=5, lanes=1), **how)  # lanes: those it began with
@@ -83,6 +114,8 @@ def test_interrupted_run_keeps_what_it_has_and_resumes_to_the_same_bits(tmp_path
     assert resumed.result["complete"]
     np.testing.assert_array_equal(np.stack(resumed.reconstructions), np.stack(whole.reconstructions))
     assert resumed.history == whole.history
+    for one, other in zip(resumed.result["runs"], whole.result["runs"], strict=True):
+        assert one["images"] == other["images"]
     assert (tmp_path / checkpoint.NAME).exists()  # until the results are written, which the caller does
     again = run_attack(SMALL, tmp_path, Execution(chunk=5), resume=True, on_report=pytest.fail)
     np.testing.assert_array_equal(np.stack(again.reconstructions), np.stack(whole.reconstructions))

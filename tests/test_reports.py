@@ -47,6 +47,7 @@ from gi_jax.reports.page import (
     written,
 )
 from gi_jax.reports.raster import png_of
+from gi_jax.reports.short import fell_short
 from gi_jax.words import counted
 
 EMPTY_ELEMENTS = {"meta", "img", "br"}
@@ -278,6 +279,30 @@ def test_table2_compares_by_the_published_protocol():
             assert row[f"{prefix}: published"] == getattr(known, field)
             assert row[f"{prefix}: ours"] == ours[field]
             assert row[f"{prefix}: difference"] == pytest.approx(ours[field] - getattr(known, field))
+
+
+def test_attacks_that_fell_short_are_counted_by_updates():
+    rows = [dict(batch=0, loss=2.0, loss_at_truth=1.0)] * 3 + [
+        dict(batch=1, loss=1.0, loss_at_truth=1.0),
+        dict(batch=2, loss=None, loss_at_truth=1.0),
+        dict(batch=3, loss=9.0),
+    ]
+    assert str(fell_short(rows)) == "1 of 2"
+    assert fell_short(rows[4:]) is None and fell_short([]) is None
+
+
+def test_table2_says_how_many_attacks_fell_short():
+    found = cells.full("table2")
+    heading = "Leakage at batch size 16"
+    own = tables(report("table2", "", "", found, "small"), heading)[1]
+    assert "fell short" not in [column.heading for column in own.columns] and "Fell short" not in own.caption
+    one = first(found, what="attack", column="prune:p=0.9", batch_size=16)
+    for number, row in enumerate(one.row["result"]["images"]):
+        row |= {"batch": number, "loss": 1.0, "loss_at_truth": 0.5 + number}
+    own = tables(report("table2", "", "", found, "small"), heading)[1]
+    count = len(one.row["result"]["images"])
+    assert row_of(own, defense_name("prune:p=0.9"))["fell short"] == f"1 of {count}"
+    assert row_of(own, defense_name("none"))["fell short"] == "-" and "Fell short" in own.caption
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,29 @@ def _evaluations(num_steps, alive):
     return int(np.where(alive, np.reshape(num_steps, (-1, 1)), 0).max()) + 1
 
 
+def losses_at(attack: Attack, problems: AttackProblem, states: AttackState, images: jax.Array) -> np.ndarray:
+    """The objective of every lane at pictures that are given: one evaluation by the program of `advance`.
+
+    At the true ones an oracle, for whoever judges an attack: a loss above it says that the attack did not find what it
+    looked for, one below that the objective prefers something else to the truth.
+
+    Args:
+      attack, problems: as in `advance`.
+      states: of lanes that have taken all their steps. Donated.
+      images: [victims, n, h, w, c] in the network's units, as the candidates have them.
+
+    Returns:
+      [victims, points, restarts].
+    """
+    candidates = states.candidate.images
+    images = jnp.broadcast_to(images[:, None, None], candidates.shape).astype(candidates.dtype)
+    if candidates.committed:  # what is not is another program's once it is
+        images = jax.device_put(images, candidates.sharding)
+    given = states.candidate._replace(images=images)
+    states = _advance(_as_arrays(attack), problems, states._replace(candidate=given), jnp.int32(1))
+    return jax.device_get(states.info.loss)
+
+
 class Reconstruction(NamedTuple):
     """What an attack returns for one victim, best restart by the attacker's own loss first.
 

@@ -53,6 +53,8 @@ def score(
             "restart": int(losses[batch].argmin()),
             "diverged_restarts": int((~alive[batch]).sum()),
         }
+        if "truth_losses" in found:
+            row["loss_at_truth"] = plain(found["truth_losses"])[batch]
     values = [{key: row[key] for key in row if key in metrics.BEST} for row in rows]
     iterations = batches * spec.pictures_per_update * spec.restarts * found["steps"]
     block = {

@@ -291,8 +291,23 @@ class Session:
             if time.monotonic() - self.saved_at > self.execution.save_seconds:
                 self.save()
             began = time.monotonic()
-        self.finished[name] = self.running.arrays()
+        self.finished[name] = self.running.arrays() | self._at_truth(group, attack, stacked, latest, launch)
         self.running = None
+
+    def _at_truth(self, group, attack, stacked, states, launch):
+        """What the objective is at the true pictures, [updates, points]; nothing where guesses have another form.
+
+        So they have where labels are guessed too, and where a guess has a place among local steps.
+        """
+        spec = self.groups[group][0]
+        attacked = self.attacked[spec.defenses[0]][0]
+        truth = pictures(attacked)
+        truth = truth.reshape(-1, spec.pictures_per_update, *truth.shape[1:])[list(launch.updates)]
+        other = spec.local is not None or states.candidate.label_logits is not None
+        if other or states.candidate.images.shape[3:] != truth.shape[1:]:
+            return {}
+        losses = attacks.losses_at(attack, stacked, states, attacked[0].space.normalize(truth))
+        return {"truth_losses": losses[: launch.count, :, 0]}
 
     def _note(self, group, name, progress):
         spec = self.groups[group][0]
@@ -336,6 +351,8 @@ class Session:
             return None
         kept = ("images", "labels", "losses", "alive", "spread")
         joined = {key: np.concatenate([part[key][:, column] for part, column in parts]) for key in kept}
+        if all("truth_losses" in part for part, _ in parts):  # not before the end of a launch
+            joined["truth_losses"] = np.concatenate([part["truth_losses"][:, column] for part, column in parts])
         return joined | {
             "compile_seconds": sum(float(part["compile_seconds"]) for part, _ in parts),
             "run_seconds": sum(float(part["run_seconds"]) / int(part["points"]) for part, _ in parts),

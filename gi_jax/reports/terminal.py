@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gi_jax.experiments.spec import Run
+from gi_jax.reports.short import MEANING, fell_short
 
 COLUMNS = (
     ("psnr", "PSNR, dB", "{:.1f}"),
@@ -41,6 +42,11 @@ def print_runs(console: Console, runs: list[dict]) -> None:
         rate = run["timing"]["image_iterations_per_second"]
         table.add_row(*cells, str(len(run["images"])), f"{rate:.0f}")
     console.print(table)
+    short = {Run(run["defense"], run["labels"]["from"]).title: fell_short(run["images"]) for run in runs}
+    short = {title: found for title, found in short.items() if found is not None and found.count}
+    if short:
+        words = "; ".join(f"{title} {found}" for title, found in short.items())
+        console.print(f"attacks that fell short ({MEANING}): {words}", highlight=False)
     if restarted:
         words = "; ".join(f"{Run(run['defense'], run['labels']['from']).title} {_confidence(run)}" for run in runs)
         console.print(

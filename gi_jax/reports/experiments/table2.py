@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 from gi_jax import defenses
 from gi_jax.experiments import published
+from gi_jax.reports import short
 from gi_jax.reports.experiments import deviations, leakage
 from gi_jax.reports.experiments.found import Found, first, select, values
 from gi_jax.reports.experiments.names import defense_name
@@ -238,6 +239,8 @@ def _figure(cells, batch_size):
 
 def _own(cells):
     rows, least = [], leakage.least_leaked(cells)
+    fell_short = {column: _short(one) for column, one in cells.items()}
+    known = any(value != NONE for value in fell_short.values())
     for column, one in cells.items():
         block = leakage.strongest_block(one) or {}
         lpips, psnr, ssim = (block.get("summary", {}).get(metric) for metric in (leakage.LPIPS, "psnr", "ssim"))
@@ -249,6 +252,7 @@ def _own(cells):
                 *(leakage.shown(psnr, field) for field in ("mean", "best")),
                 *(leakage.shown(ssim, field) for field in ("mean", "best")),
                 leakage.count_cell(lpips or psnr),
+                *([fell_short[column]] if known else []),
             )
         )
     heads = (
@@ -257,17 +261,26 @@ def _own(cells):
         *(Column(name, "{:.1f}", "PSNR, dB") for name in ("average", "best")),
         *(Column(name, "{:.2f}", "SSIM") for name in ("average", "best")),
         Column("n", "{:.0f}", " "),
+        *([Column("fell short", group=" ")] if known else []),
     )
     caption = (
         "By this library's scoring: every reconstruction is matched to one original, no two to the same, decoded "
         "pictures to that of their index; LPIPS on values in [-1, 1]. Encoded pictures by the decoder of recovered "
         "encodings to which most leaks. Conclusions should rest on this table."
     )
+    if known:
+        caption += f" Fell short: attacks of which {short.MEANING}; they themselves do not know the truth."
     if least:
         caption += (
             f" Marked: the column under which least leaked, and those not told apart from it. {leakage.TOLD_APART}"
         )
     return Table(heads, tuple(rows), caption)
+
+
+def _short(found):
+    """Of the attacks of a column, before any decoding."""
+    counted = None if found is None or found.row is None else short.fell_short(found.row["result"].get("images", ()))
+    return NONE if counted is None else str(counted)
 
 
 def _decoders(cells):
