@@ -123,7 +123,8 @@ def published(
       tv, bn_prior, learning_rate, steps: of the attack.
 
     Returns:
-      `gradient`: the client's, by path, in JAX's layout; `losses`: before every step; `found`: the last guess.
+      `gradient`: the client's, by path, in JAX's layout; `losses`: before every step, and after the last;
+      `found`: the last guess.
     """
     models, _ = _package()
     torch_loop.settings()
@@ -156,10 +157,12 @@ def published(
     attack.configure_optimizers()
     batch = attack.transfer_batch_to_device(None, attack.device)
     losses = [float(attack.training_step(batch).detach()) for _ in range(steps)]
+    found = attack.best_guess.detach().clone()
+    losses.append(float(attack.training_step(batch).detach()))  # that of what was found
     return {
         "gradient": {name: _in_jax(gradient[id(place)].numpy()) for name, place in places.items()},
         "losses": losses,
-        "found": attack.best_guess.detach().permute(0, 2, 3, 1).numpy(),
+        "found": found.permute(0, 2, 3, 1).numpy(),
     }
 
 

@@ -6,9 +6,10 @@ Adam at rate 0.1, divided by ten after 3/8, 5/8 and 7/8 of the steps. GradAttack
 attack; only its trainer, and its box (that of another normalization), are left out. ResNet-18 is at initialization and
 the pictures are photographs, unless `--weights` and `--data` name others.
 
-`gradient` is the norm of the difference of the clients' gradients over that of ours; `loss at start` is the whole
-objective there. As the steps are those of signs, rounding parts the two ways within tens of steps: what is to agree at
-the end is how far they come, not where they are. A ratio is our last loss over theirs, below 1 where we come further.
+Both are judged by their last guess. `gradient` is the norm of the difference of the clients' gradients over that of
+ours; `loss at start` is the whole objective there. As the steps are those of signs, rounding parts the two ways within
+tens of steps: what is to agree at the end is how far they come, not where they are. A ratio is our last loss over
+theirs, below 1 where we come further.
 """
 
 import argparse
@@ -92,13 +93,13 @@ def measure(
 
 
 def _attacked(attack, problem, states):
-    """As `peer_gradattack.published`: the gradient, the losses at the start and at the end, what is found."""
+    """As `peer_gradattack.published`: the gradient, the losses at the start and at the end, and the last guess."""
     states, first = next(attacks.advance(attack, problem, states, chunk=1))
     *_, (states, last) = attacks.advance(attack, problem, states, chunk=int(attack.num_steps))
-    (points,) = attacks.reconstructions(problem, states)
+    found = problem.space.denormalize(states.candidate.images[0, 0, 0])
     observed = named(jax.tree.map(lambda leaf: leaf[0], problem.observed))
     losses = [float(progress.loss.squeeze()) for progress in (first, last)]
-    return {"gradient": observed, "losses": losses, "found": points[0].images}
+    return {"gradient": observed, "losses": losses, "found": found}
 
 
 def _difference(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> float:

@@ -349,8 +349,9 @@ def test_what_cannot_be_written_is_told_before_anything_is_measured(harness, mon
         assert said.count("\n") == 1 and " ".join(options) in said and "expected a place to write to" in said
 
 
-def test_a_stopped_comparison_keeps_the_turns_it_had(harness, monkeypatch, tmp_path):
-    versus = importlib.import_module("versus_peers")
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_stopped_comparison_keeps_the_turns_it_had(harness, monkeypatch, tmp_path, rounds):
+    versus, waited = importlib.import_module("versus_peers"), []
 
     class Ours:
         def __init__(self, problems, numbers, steps):
@@ -360,13 +361,14 @@ def test_a_stopped_comparison_keeps_the_turns_it_had(harness, monkeypatch, tmp_p
             return self.found
 
     class Theirs:
-        beside, compile_seconds = SimpleNamespace(close=lambda: None, wait=lambda: None), None
+        beside, compile_seconds = SimpleNamespace(close=lambda: None, wait=lambda: waited.append(0)), None
 
         def __init__(self, peer, ours, steps):
             self.found, self.turns = {}, 0
 
         def __call__(self):
-            if self.turns == 2:
+            assert waited
+            if self.turns == rounds:
                 raise KeyboardInterrupt
             self.found[self.turns] = np.full((1, 32, 32, 3), 0.5, "f4")
             self.turns += 1
@@ -382,6 +384,9 @@ def test_a_stopped_comparison_keeps_the_turns_it_had(harness, monkeypatch, tmp_p
     with pytest.raises(KeyboardInterrupt):  # after its rows, and before anything else
         versus.measure_case(report, versus.Case(1, 3, 5, 3), {"peer": versus.Peer("torch", "", "torch_loop", {})})
     rows = json.loads((tmp_path / "now.json").read_text())["figures"]
+    if rounds == 0:  # of the first one what there was before
+        assert [(row["loop"], row["ratio"]["n"]) for row in rows] == [(versus.OURS, 1), (versus.ALONE, 1)]
+        return
     assert [(row["loop"], row["ratio"]["n"]) for row in rows] == [(versus.OURS, 2), (versus.ALONE, 2), ("peer", 2)]
     assert [row.get("victims") for row in rows] == [2, None, 2]
     assert len(report.ratios["b1x3_vs_peer"].values) == 2

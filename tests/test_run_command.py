@@ -317,7 +317,7 @@ def with_table3(ran, folder, *scales):
     store = Store(folder)
     for scale in scales:
         (one,) = catalogue.placed("table3", scale)
-        store.append(row | {"cell": one.cell.id})
+        store.append(row | {"cell": one.cell.id, "spec": row["spec"] | {"num_batches": one.cell.spec.num_batches}})
     return store
 
 
@@ -336,8 +336,12 @@ def test_what_ran_with_fewer_batches_is_reported_with_fewer(ran, tmp_path, capsy
     assert cli.main(["report", "table3", "--scale", "paper:batches=10", "--store", "store"]) == 0
     assert "1 of 1 cell at scale paper:batches=10" in capsys.readouterr().out
     assert "Scale paper:batches=10" in (tmp_path / "gi-jax-report" / "table3.md").read_text()
-    assert cli.main(["report", "table3", "--scale", "paper", "--store", "store"]) == 2
-    assert str(store.path) not in capsys.readouterr().out
+    for command in (["report", "table3"], ["report"]):
+        assert cli.main([*command, "--store", "store"]) == 0
+        assert "table3: 1 of 1 cell at scale" in capsys.readouterr().out
+    for scale, words in (("paper", f"{store.path.name} holds nothing"), ("paper:x", "expected paper, or fewer")):
+        assert cli.main(["report", "table3", "--scale", scale, "--store", "store"]) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("names", [["table3"], []])

@@ -32,8 +32,9 @@ def add_parser(commands) -> None:
     add("--store", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
     add(
         "--scale",
-        metavar="smoke|small|paper",
-        help="as in gi-jax run (default: that of which most was run, the largest of several)",
+        metavar="smoke|small|paper[:batches=N]",
+        help="as in gi-jax run (default: that of which most was run, the largest of several; with fewer batches only "
+        "where nothing ran with all)",
     )
     add("--out", type=Path, default=Path("gi-jax-report"), metavar="DIR", help="default: gi-jax-report")
     add("--no-pictures", dest="pictures", action="store_false", help="leave out pictures of data not to be passed on")
@@ -55,10 +56,16 @@ def run(options) -> int:
     if not len(store):
         raise InputError(f"{store.path} holds no rows: expected a store of gi-jax run, see --store")
     scales = [options.scale] if options.scale else list(reversed(SCALES))  # of equal shares the largest scale
-    chosen = {}
-    for name in expand(options.names or ["all"]):
-        chosen[name] = max((count(name, scale, store) for scale in scales), key=lambda one: one.share)
-        if not chosen[name].ran and options.names and "all" not in options.names:
+    names = expand(options.names or ["all"])
+
+    def most_run(scales):
+        return {name: max((count(name, scale, store) for scale in scales), key=lambda one: one.share) for name in names}
+
+    chosen = most_run(scales)
+    if not options.scale and not any(one.ran for one in chosen.values()):
+        chosen = most_run(_fewer(store))
+    for name, one in chosen.items():
+        if not one.ran and options.names and "all" not in options.names:
             raise _nothing([name], options.scale, store)
     if not any(one.ran for one in chosen.values()):
         raise _nothing(list(chosen), options.scale, store)
@@ -79,6 +86,15 @@ def run(options) -> int:
             words = f"{counted(older, 'row')} of an older revision of gi_jax; gi-jax run {name} computes anew"
             console.print(words, highlight=False)
     return 0
+
+
+def _fewer(store) -> list[str]:
+    """The scales with as few private batches as an attack of the store has, the largest first."""
+    from gi_jax.experiments.catalogue import SCALES
+
+    counts = {(row.get("spec") or {}).get("num_batches") for row in store if row.get("kind") == "attack"}
+    counts = sorted((count for count in counts if isinstance(count, int)), reverse=True)
+    return [f"{scale}:batches={count}" for scale in reversed(SCALES) for count in counts or [1]]
 
 
 def _nothing(names, scale, store) -> InputError:

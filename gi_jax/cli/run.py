@@ -21,8 +21,8 @@ examples:
       the first four cells that are missing
   gi-jax run table2 --scale paper --match '*batch size 1, none' --match '*batch size 1, prune:p=0.99' --out store
       two columns at batch size 1
-  gi-jax run table2 --scale paper:batches=10 --match '*batch size 1, intra_instahide:k=4' --out store
-      the first 10 pictures instead of 50, a fifth of the time; gi-jax report wants the same --scale
+  gi-jax run table2 --scale paper:batches=10 --match '*batch size 1, prune:p=0.99' --out store
+      the first 10 private batches instead of 50, a fifth of the time
   gi-jax run table2 --scale paper --shard 2/8 --out /shared/store
       every eighth job; several machines may share a store
   gi-jax run table2 --scale paper --engine ray --address auto --gpus 1 --out /shared/store
@@ -46,8 +46,9 @@ def add_parser(commands) -> None:
     add(
         "--scale",
         default="smoke",
-        metavar="smoke|small|paper",
-        help="how large (default: smoke); paper:batches=10 attacks the first 10 private batches of a cell at most",
+        metavar="smoke|small|paper[:batches=N]",
+        help="how large (default: smoke), with the first N private batches of every attack at most; encoded pictures "
+        "are mixed with fewer then",
     )
     add("--out", type=Path, default=Path("gi-jax-store"), metavar="STORE", help="default: gi-jax-store")
     add("--data-dir", metavar="P", help="a copy of cifar10: folder or tar archive, in any of its usual forms")

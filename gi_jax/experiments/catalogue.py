@@ -1,6 +1,7 @@
 """The named experiments: each a function of a scale that lists its cells, with their places in tables and figures."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -132,12 +133,13 @@ SCALES = {
 }
 """By name."""
 
-FEWER = "batches"
-"""What can be less than a scale says: `paper:batches=10` attacks the first ten private batches of each cell at most."""
+_FEWER = re.compile(r"batches=([1-9][0-9]{0,5})")
 
 
 def scale_named(text: str) -> Scale:
-    """A scale by its name, `paper`, or by that and the private batches of a cell at most, `paper:batches=10`.
+    """A scale by its name, `paper`, or by that and the private batches of an attack at most, `paper:batches=10`.
+
+    Under encodings the private pictures are mixed with each other, so there are fewer to mix then.
 
     Raises:
       InputError: for an unknown name, and for what is not a number of batches.
@@ -146,10 +148,10 @@ def scale_named(text: str) -> Scale:
     scale = SCALES[checks.one_of("scale", name, SCALES)]
     if not colon:
         return scale
-    what, _, number = rest.partition("=")
-    if what != FEWER or not (number.isdecimal() and int(number)):
-        raise checks.InputError(f"scale {text!r}: expected {name}, or fewer private batches, such as {name}:{FEWER}=10")
-    most = int(number)
+    found = _FEWER.fullmatch(rest)
+    if found is None:
+        raise checks.InputError(f"scale {text!r}: expected {name}, or fewer private batches, such as {name}:batches=10")
+    most = int(found[1])
     batches = tuple((size, min(count, most), columns) for size, count, columns in scale.batches)
     *weights, pictures = scale.grid
     return dataclasses.replace(scale, batches=batches, grid=(*weights, min(pictures, most)))
@@ -311,7 +313,8 @@ def _spread(values, count):
 
 def _table1(scale):
     """Each attack first with what its paper grants it, then with less or more."""
-    common = dict(attacker="adaptive", tv=None, bn_prior=None, learning_rate=None, num_batches=2)
+    num_batches = min(2, scale.batches[0][1])
+    common = dict(attacker="adaptive", tv=None, bn_prior=None, learning_rate=None, num_batches=num_batches)
     plain = dict(model="lenet", client_bn="running", bn=None)  # no BatchNorm, as where these were published
     for attack, labels in (("dlg", "optimize"), ("dlg", "known"), ("idlg", "auto")):
         spec = published_attack(scale, **common, **plain, attack=attack, labels=labels)

@@ -12,7 +12,7 @@ from gi_jax.models.conv import convolve_patches
 def small_as_patches() -> AbstractContextManager:
     """Has layers of flax convolve pictures that are smaller than their 3x3 kernel as patches and a matmul, meanwhile.
 
-    XLA's own convolution of 2x2 pixels takes a CPU forty to a hundred times as long: most of LPIPS (VGG) at 32x32.
+    XLA's own convolution of 2x2 pixels takes a CPU forty to a hundred times as long: most of LPIPS at 32x32.
     """
     return nn.intercept_methods(_convolve)
 
@@ -22,7 +22,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(nn.Conv) 
 
 
 def _is_plain(layer):
-    """A 3x3 convolution with a bias that pads by one; what else can be set is as it comes."""
+    """A 3x3 convolution with a bias that pads by one, of which nothing else is set."""
     if not isinstance(layer, nn.Conv) or layer.kernel_size != (3, 3) or layer.padding not in (1, (1, 1)):
         return False
     values = {name: getattr(layer, name) for name in _DEFAULTS}
