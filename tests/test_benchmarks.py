@@ -20,6 +20,8 @@ import pytest
 from problems import toy_problem, toy_victim
 
 from gi_jax import attacks, checks, models
+from gi_jax.experiments.spec import AttackSpec
+from gi_jax.experiments.victims import make_problems, make_victims
 from gi_jax.threat import RUNNING, stack
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -713,6 +715,48 @@ def test_peers_that_are_missing_are_a_line_each(harness, without_torch):
     report = harness.Report()
     assert versus.installed(report, quick=True) == {}
     assert len(report.notes) == len(versus.PEERS) and all("pip install" in note for note in report.notes)
+
+
+def test_the_published_code_is_held_against_ours_guess_by_guess(harness, monkeypatch):
+    published = importlib.import_module("published_code")
+    report = harness.Report()
+    monkeypatch.setattr(published.harness, "has", lambda package: False)
+    with pytest.raises(checks.InputError, match="gradattack is not installed"):
+        published.measure(report, quick=True)
+    told = []
+
+    class Beside:
+        def __init__(self, module):
+            pass
+
+        def __call__(self, name, *, params, images, labels, start, mean, std, **settings):
+            told.append((images, labels, settings))
+            assert start.shape == images.shape and not np.array_equal(start, images)
+            gradient = {path: 0.5 * leaf for path, leaf in observed[len(told) - 1].items()}
+            return {"gradient": gradient, "losses": [9.0, 2.0], "found": images}
+
+        def close(self):
+            told.append("closed")
+
+    spec = AttackSpec(steps=2, num_batches=2)
+    victims = make_victims(spec).batches
+    observed = [
+        published.named(jax.tree.map(lambda leaf: leaf[0], stack([problem]).observed))
+        for problem in make_problems(spec, victims, "none")
+    ]
+    monkeypatch.setattr(published.harness, "has", lambda package: True)
+    monkeypatch.setattr(published, "Beside", Beside)
+    monkeypatch.setattr(published, "published_attack", lambda *_, **changes: spec)
+    monkeypatch.setattr(published.metrics, "nets_for", lambda shape: ())
+    published.measure(report, quick=False)
+    assert told[-1] == "closed" and [int(labels[0]) for _, labels, _ in told[:-1]] == [
+        int(victim.labels.argmax()) for victim in victims
+    ]
+    theirs, ours = report.figures[::2], report.figures[1::2]
+    assert [row["side"] for row in report.figures] == ["GradAttack", "gi_jax"] * 2
+    assert theirs[0]["gradient"] == pytest.approx(0.5) and ours[0]["gradient"] == 0
+    assert theirs[0]["psnr"] > 90 > ours[0]["psnr"]  # theirs is the truth here
+    assert report.ratios["last_loss"].values == pytest.approx([row["last loss"] / 2.0 for row in ours])
 
 
 @pytest.mark.parametrize("steps", [8, 11, 199])
