@@ -80,6 +80,15 @@ def test_the_objective_at_the_truth_stands_beside_that_where_an_attack_ended(tmp
         np.testing.assert_allclose(*values, rtol=1e-4)
 
 
+def test_updates_between_two_launches_have_no_objective_at_the_truth_yet(tmp_path):
+    execution = Execution(chunk=5, lanes=1)
+    part = run_attack(SMALL, tmp_path, execution, on_report=stop_after(7))  # in the second of six launches
+    rows = part.result["runs"][0]["images"]
+    assert len(rows) == 2 and not any("loss_at_truth" in row for row in rows)
+    resumed = run_attack(SMALL, tmp_path, execution, resume=True)
+    assert all("loss_at_truth" in row for run in resumed.result["runs"] for row in run["images"])
+
+
 @pytest.mark.parametrize(
     "settings",
     [

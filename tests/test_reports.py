@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
 
 from gi_jax import cli
 from gi_jax.checks import InputError
@@ -48,6 +49,7 @@ from gi_jax.reports.page import (
 )
 from gi_jax.reports.raster import png_of
 from gi_jax.reports.short import fell_short
+from gi_jax.reports.terminal import print_runs
 from gi_jax.words import counted
 
 EMPTY_ELEMENTS = {"meta", "img", "br"}
@@ -289,6 +291,17 @@ def test_attacks_that_fell_short_are_counted_by_updates():
     ]
     assert str(fell_short(rows)) == "1 of 2"
     assert fell_short(rows[4:]) is None and fell_short([]) is None
+
+
+@pytest.mark.parametrize("truth, said", [(0.5, True), (1.0, False), (None, False)])
+def test_a_terminal_names_the_runs_that_fell_short(truth, said):
+    console = Console(width=200, record=True)
+    summary = {"psnr": {"mean": 20.0, "best": 30.0, "failed": 0}}
+    images = [{"batch": 0, "loss": 1.0} | ({} if truth is None else {"loss_at_truth": truth})]
+    run = {"defense": "none", "labels": {"from": "known"}, "summary": summary, "images": images}
+    print_runs(console, [run | {"timing": {"image_iterations_per_second": 9.0}}])
+    assert ("fell short" in (text := console.export_text())) == said
+    assert not said or "none 1 of 1" in text
 
 
 def test_table2_says_how_many_attacks_fell_short():
