@@ -94,7 +94,8 @@ def _fewer(store) -> list[str]:
 
     counts = {(row.get("spec") or {}).get("num_batches") for row in store if row.get("kind") == "attack"}
     counts = sorted((count for count in counts if isinstance(count, int)), reverse=True)
-    return [f"{scale}:batches={count}" for scale in reversed(SCALES) for count in counts or [1]]
+    counts = counts or [1]  # of a store without attacks: where nothing ran, that is what the caller learns
+    return [f"{scale}:batches={count}" for scale in reversed(SCALES) for count in counts]
 
 
 def _nothing(names, scale, store) -> InputError:
